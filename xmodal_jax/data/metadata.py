@@ -204,7 +204,7 @@ def parse_label_cell(text: str) -> int | None:
     return int(whole[1])
 
 
-def _group(value: Any) -> str:
+def parse_group(value: Any) -> str:
     """What stands in a field ``group``, an integer or a string; ValueError if it is neither."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"the group must be a whole number or a name, not {shorten(value)}")
@@ -262,7 +262,7 @@ def _record(line: Line, form: _Format) -> Record:
                 if not form.typed and (number := parse_label_cell(label)) is not None:
                     label, label_text = number, label
             elif field == "group":
-                group = _group(value)
+                group = parse_group(value)
             elif field != "file_name" and kind_of(field) == "text":
                 captions[field] = captions.get(field, []) + parse_captions(value)
             else:

@@ -25,7 +25,7 @@ import numpy as np
 from xmodal_jax.core.text_files import distinct_fields, parse_json, shorten
 from xmodal_jax.data import media
 from xmodal_jax.data.columns import COMMON_NAMES, TEXT_FIELDS, common_field
-from xmodal_jax.data.metadata import hash_name, parse_captions, parse_label, parse_label_cell
+from xmodal_jax.data.metadata import hash_name, parse_captions, parse_group, parse_label, parse_label_cell
 from xmodal_jax.types import kind_of
 
 TEXT_SUFFIXES = ("txt", *TEXT_FIELDS)
@@ -42,6 +42,10 @@ _META_NAME = re.compile(r"__[^/]*__($|/)")
 """Members that describe the shard, such as ``__index__/0``."""
 
 
+IN_WORDS = ("label", "group", "json")
+"""Roles, besides the text modalities, of members that are read for the index."""
+
+
 class Ambiguous(ValueError):
     """Two members of a sample, or two JSON fields, could be the same thing."""
 
@@ -53,6 +57,8 @@ class Facts(NamedTuple):
     """By text modality."""
     label: str | int | None = None
     """The name or the index of the class; None: they say none."""
+    group: str | None = None
+    """What is equal for samples that show the same picture; None: they do not say."""
     guessed: Mapping[str, str] = {}
     """What was found by a common name (`columns.COMMON_NAMES`) in the JSON member: ``{"text": "json.sentence"}``."""
     unread: tuple[str, ...] = ()
@@ -64,7 +70,8 @@ class FieldRoles:
 
     The role of a field is a modality (by its last part, as ``png`` in ``left.png``), ``label`` or ``json``. ``columns``
     says otherwise: ``{"image_2": "right.png"}`` names a field, ``{"text": "json.alt"}`` a field of the JSON member. No
-    other field then has this role. ::
+    other field then has this role. Only ``columns`` can say which field is the ``group``, equal for samples that show
+    the same picture. ::
 
         FieldRoles({}).role_of("jpg")  # "image"
 
@@ -75,10 +82,11 @@ class FieldRoles:
     def __init__(self, columns: Mapping[str, str]):
         self.columns = dict(columns)
         for name, field in columns.items():
-            if name in ("file_name", "group"):
+            in_words = name in ("file_name", "label", "group") or kind_of(name) == "text"
+            if name == "file_name" or (field.startswith("json.") and not in_words):
                 raise ValueError(
-                    f"--columns {name}={field}: the names for tar shards are label and modalities, as in "
-                    "image_2=right.png."
+                    f"--columns {name}={field}: in tar shards files are members, as in image_2=right.png; a JSON field "
+                    "can be a text, the label or the group."
                 )
         named = {
             name: field.partition(".")[2] for name, field in columns.items() if field.startswith("json.")
@@ -103,13 +111,13 @@ class FieldRoles:
         return None if role in self.columns else role
 
     def facts(self, members: Mapping[str, tuple[str, bytes]], skip: Collection[str] = ()) -> Facts:
-        """What members of the roles ``label`` and ``json`` and of text modalities say: ``members`` by role, each with
-        its field and content. A JSON member says what no other member does, and nothing about ``skip``.
+        """What members of the roles `IN_WORDS` and of text modalities say: ``members`` by role, each with its field and
+        content. A JSON member says what no other member does, and nothing about ``skip``.
 
         Raises:
           ValueError: one cannot be used; the message is the reason.
         """
-        captions, label, in_json = {}, None, Facts({})
+        captions, values, in_json = {}, {}, Facts({})
         for role, (field, content) in members.items():
             # `surrogateescape` marks a byte that is not UTF-8, which `parse_captions` describes.
             text = content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
@@ -117,13 +125,14 @@ class FieldRoles:
                 if role == "json":
                     in_json = self._json_facts(text, {*members, *skip})
                 elif role == "label":
-                    label = _parse_class(field, text.strip())
+                    values["label"] = _parse_class(field, text.strip())
+                elif role == "group":
+                    values["group"] = parse_group(text)
                 else:
                     captions[role] = parse_captions(text)
             except ValueError as error:
                 raise type(error)(f"the {field}: {error}") from error
-        label = in_json.label if label is None else label
-        return in_json._replace(captions=in_json.captions | captions, label=label)
+        return in_json._replace(captions=in_json.captions | captions, **values)
 
     def _json_facts(self, text: str, skip: Collection[str]) -> Facts:
         """What a JSON member says: in fields that metadata have, and in those that ``columns`` names."""
@@ -139,17 +148,20 @@ class FieldRoles:
             if not paths[name] and (guess := _guess(name, fields)) is not None:
                 paths[name], guessed[name] = [guess], f"json.{guess}"
         captions: dict[str, list[str]] = {}
-        label, read = None, set()
+        values, read = {}, set()
         for name, path in ((name, path) for name, of_name in paths.items() for path in of_name):
             value = _json_value(fields, path)
             read.add(path if path in fields else path.partition(".")[0])
             if value is None or name in skip:
                 continue
             if name == "label":
-                label = parse_label(value)
+                values["label"] = parse_label(value)
+            elif name == "group":
+                values["group"] = parse_group(value)
             else:
                 captions[name] = captions.get(name, []) + parse_captions(value)
-        return Facts(captions, label, guessed, tuple(name for name in fields if name not in read))
+        unread = tuple(name for name in fields if name not in read)
+        return Facts(captions, guessed=guessed, unread=unread, **values)
 
 
 def _parse_class(field: str, text: str) -> str | int:
@@ -204,7 +216,10 @@ class ShardIndex(NamedTuple):
     key_ends: np.ndarray
     """Where each key ends in ``keys``: int64 ``[S]``."""
     hashes: np.ndarray
-    """The last digit of each key's SHA-1 (in decimal), and its first 64 bits: uint64 ``[S, 2]``. See `choose_test`."""
+    """The last digit (in decimal) of the SHA-1 of each key, or of the group if there is one, and its first 64 bits:
+    uint64 ``[S, 2]``. See `choose_test`."""
+    groups: np.ndarray
+    """A hash of the group, above 0; 0: there is none. uint64 ``[S]``."""
     roles: tuple[str, ...]
     """The roles that members have (see `FieldRoles`), R of them."""
     offsets: np.ndarray
@@ -369,7 +384,7 @@ class _Sample:
                 ambiguous=True,
             )
         self.fields[role], self.places[role] = field, (member.offset, member.size)
-        if role in ("label", "json") or kind_of(role) == "text":
+        if role in IN_WORDS or kind_of(role) == "text":
             if member.size > MAX_TEXT_BYTES:
                 return self.refuse(f"the {field} has more than {MAX_TEXT_BYTES:,} bytes")
             file.seek(member.offset)
@@ -398,7 +413,7 @@ class _Builder:
     def __init__(self, roles: FieldRoles):
         self._roles = roles
         self._numbers, self._key_ends, self._hashes = array("i"), array("q"), array("Q")
-        self._keys = bytearray()
+        self._keys, self._groups = bytearray(), array("Q")
         self._places: dict[str, array] = {}  # by role: number in the arrays, offset and size of each member
         self._counts: dict[str, array] = {}  # by text modality: number in the arrays and number of captions
         self._label_numbers, self._label_names = array("q"), array("i")
@@ -457,11 +472,12 @@ class _Builder:
         self._numbers.append(sample.number)
         self._keys += sample.key.encode("utf-8", "surrogateescape")
         self._key_ends.append(len(self._keys))
-        sha1 = hash_name(sample.key)
+        self._groups.append(0 if facts.group is None else 1 + (hash_name(facts.group) >> 97))
+        sha1 = hash_name(sample.key if facts.group is None else facts.group)
         self._hashes.extend((sha1 % 10, sha1 >> 96))
         for role, place in sample.places.items():
-            if role == "label":
-                continue  # its content stands below
+            if role in ("label", "group"):
+                continue  # what they say stands below
             self._places.setdefault(role, array("q")).extend((row, *place))
         for modality, captions in facts.captions.items():
             self._counts.setdefault(modality, array("q")).extend((row, len(captions)))
@@ -493,6 +509,7 @@ class _Builder:
             keys=np.frombuffer(bytes(self._keys), np.uint8),
             key_ends=np.array(self._key_ends, np.int64),
             hashes=np.array(self._hashes, np.uint64).reshape(-1, 2),
+            groups=np.array(self._groups, np.uint64),
             roles=tuple(self._places),
             offsets=offsets,
             sizes=sizes,
@@ -518,6 +535,7 @@ def _without(index: ShardIndex, bad: np.ndarray) -> ShardIndex:
         keys=np.frombuffer(b"".join(keys), np.uint8),
         key_ends=np.cumsum([len(key) for key in keys], dtype=np.int64),
         hashes=index.hashes[~bad],
+        groups=index.groups[~bad],
         offsets=index.offsets[:, ~bad],
         sizes=index.sizes[:, ~bad],
         caption_counts=index.caption_counts[:, ~bad],

@@ -385,8 +385,26 @@ def test_columns(tmp_path):
     ]
     with pytest.raises(ValueError, match=r"no sample has the field json\.nothing .--columns.; found .*image"):
         open_tar(path, columns=columns | {"label": "json.nothing"})
-    with pytest.raises(ValueError, match="file_name=x: the names for tar shards are label and modalities"):
-        open_tar(path, columns={"file_name": "x"})
+    for name, field in (("file_name", "x"), ("image", "json.url")):
+        with pytest.raises(ValueError, match=f"{name}={field}: in tar shards files are members"):
+            open_tar(path, columns={name: field})
+
+
+def test_samples_of_one_group_show_one_picture_and_are_in_one_split(tmp_path):
+    groups = [None if i == 5 else i % 30 for i in range(90)]
+    members = [
+        (f"{i}.{f}", c)
+        for i, g in enumerate(groups)
+        for f, c in (("txt", str(i)), ("json", json.dumps({"image_id": g})))
+    ]
+    path = write_tar(tmp_path / "a.tar", members)
+    source = open_tar(path, columns={"group": "json.image_id"})
+    numbers = source.groups()
+    for i, j in ((0, 30), (0, 1), (5, 35), (35, 65), (4, 5)):
+        assert (numbers[i] == numbers[j]) == (groups[i] == groups[j] is not None)
+    in_test = choose_test([str(i) if g is None else str(g) for i, g in enumerate(groups)], path)
+    test = open_tar(path, "test", columns={"group": "json.image_id"})
+    assert captions(test) == [str(i) for i in np.flatnonzero(in_test)] and 0 < len(test) < 90
 
 
 def test_a_member_of_its_own_comes_before_json(tmp_path):

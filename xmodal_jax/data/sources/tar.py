@@ -285,6 +285,13 @@ class TarTable(Table):
         labels = self._read_labels(in_split, bad_examples)
         in_split &= labels > -2
         self._samples = np.flatnonzero(in_split)
+        groups = np.concatenate([index.groups for index in self._indexes])[in_split]
+        if groups.any():
+            _, numbers = np.unique(groups, return_inverse=True)
+            self.pictures = np.where(groups == 0, -1, numbers).astype(np.int32)
+            bad_examples.remark(
+                f"{self.data_set}: samples with the same group are taken to show the same picture"
+            )
         self.labels = labels[in_split] if (labels >= 0).any() else None
         files = [role for role in self._offsets if role != "json" and kind_of(role) != "text"]
         self.has_file = {role: self._offsets[role][in_split] >= 0 for role in files}
@@ -327,6 +334,8 @@ class TarTable(Table):
         present = {name for index in indexes for name in (*index.roles, *index.texts)}
         if any(index.names or (index.label_numbers != NO_NUMBER).any() for index in indexes):
             present.add("label")
+        if any(index.groups.any() for index in indexes):
+            present.add("group")
         absent = [field for name, field in self._roles.columns.items() if name not in present]
         if absent and any(len(index.numbers) for index in indexes):
             names = sorted(
@@ -451,7 +460,7 @@ class TarTable(Table):
         """A row from the members of a sample by role."""
         members = {role: (role, data) for role, data in content.items() if role not in files}
         try:
-            captions = self._roles.facts(members, skip=("label",)).captions
+            captions = self._roles.facts(members, skip=("label", "group")).captions
         except ValueError as error:  # it was usable when the index was made
             return str(error)
         return Row(

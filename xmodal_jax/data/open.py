@@ -92,7 +92,7 @@ class DataOptions:
     test_split: Advanced[str | None] = None
     """Test data: the NAME of a split, or a SHARE (0.1) or COUNT of the training examples, which are held out. None: the
     test splits that the data set has; or else its validation split, or a tenth of the training examples."""
-    data_dir: str | None = None
+    data_dir: Advanced[str | None] = None
     """Folder of the data sets that TensorFlow Datasets has prepared (tfds:NAME). None: the environment variable
     TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     prompt: Advanced[str | None] = None

@@ -27,9 +27,8 @@ class DataConfig:
     help_group: ClassVar[str] = "data"
 
     data: str = "shapes"
-    """Data set: ``shapes`` (embedded), ``tfds:NAME``, ``folder:PATH``, ``tar:SHARDS``, ``parquet:PATH``,
-    ``arrow:PATH``, ``hub:NAME``, ``npz:PATH``, ``spoken:FILE``, or ``poly:SPEC`` (image modalities made from another
-    data set with images and labels)."""
+    """Data set: ``shapes`` (embedded), ``folder:PATH``, ``tar:SHARDS``, ``parquet:PATH``, ``arrow:PATH``, ``hub:NAME``,
+    ``npz:PATH``, ``tfds:NAME``, ``spoken:FILE`` or ``poly:SPEC``; docs/data.md describes each."""
     input: DataFlags = DataOptions()
     """Options of the data set: number of examples, modalities, sizes of images, length of audio. Their flags have no
     prefix (``--train-size``)."""

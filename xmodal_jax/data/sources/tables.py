@@ -226,8 +226,8 @@ class TableSource(Source):
     def _caption_by_class(self, modalities: tuple[str, ...] | None) -> None:
         """Decides whether captions are made of class names: where text is asked for and no row has a caption."""
         has_captions = any(counts.any() for counts in self._caption_counts.values())
-        asked = modalities is None or "text" in modalities
-        self._prompted = bool(self.class_names) and asked and not has_captions
+        wants_text = modalities is None or "text" in modalities
+        self._prompted = bool(self.class_names) and wants_text and not has_captions
         if self._prompted:
             self._caption_counts = {"text": (self._table.labels >= 0).astype(np.int32)}
 

@@ -1,8 +1,13 @@
 """Parquet files, Arrow folders and data sets of the hub: the same examples as a folder of files, at any size."""
 
+import io
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -160,6 +165,34 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
         file.load(("text",), 0)
 
 
+def test_processes_that_need_a_copy_at_once_make_one(tmp_path, monkeypatch, cache):
+    path = write_rows(tmp_path / "a.parquet", text=[f"text {k}" for k in range(3000)])
+    written, write = [], arrow_files._write_copy
+
+    def write_slowly(*arguments):
+        written.append(arguments)
+        time.sleep(0.05)
+        write(*arguments)
+
+    monkeypatch.setattr(arrow_files, "_write_copy", write_slowly)
+
+    def read(_):  # each with a lock of its own, as processes have
+        return arrow_files.ParquetFile(path).load(("text",), 0).get(np.array([2999, 0]))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read, range(4))) == [[b"text 2999", b"text 0"]] * 4
+    assert len(written) == 1 and not [*cache.rglob("*.partial")]
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    shutil.rmtree(cache)
+    monkeypatch.setattr(pa.ipc, "new_file", fail)
+    with pytest.raises(OSError, match="cannot be written: No space left on device. XMODAL_CACHE chooses"):
+        read(0)
+    assert not [*cache.rglob("*.partial")] and not [*cache.rglob("*.arrow")]
+
+
 def test_the_head_of_a_row_group_is_read_without_a_copy(tmp_path, on_disk, monkeypatch, cache):
     monkeypatch.setattr(arrow_files, "HEAD_BYTES", 60_000)
     monkeypatch.setattr(arrow_files, "HEAD_ROWS", 70)
@@ -300,11 +333,9 @@ def write_rows(path, **columns):
     return path
 
 
-def png(seed):
-    import io
-
+def png(seed, size=13):
     stream = io.BytesIO()
-    Image.fromarray(picture(seed)).save(stream, "PNG")
+    Image.fromarray(picture(seed, size)).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -522,3 +553,39 @@ def test_a_full_disk_is_an_error(tmp_path, on_disk, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
     with pytest.raises(ValueError, match="would be copied to .* XMODAL_CACHE"):
         open_parquet(path, "all")
+
+
+MEASURE = """
+import resource, sys, time
+import numpy as np
+from xmodal_jax.data.open import DataOptions, open_source
+import PIL.Image, pyarrow.parquet
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, start = peak(), time.process_time()
+source = open_source("parquet:" + sys.argv[1], "train", DataOptions(progress=False))
+seconds = time.process_time() - start
+for _ in range(20):
+    source.batch(np.random.default_rng(0).integers(0, len(source), 256))
+print(len(source), seconds, peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group_rows", [5000, 1_000_000])
+def test_a_million_rows(tmp_path, group_rows):
+    """They are opened in seconds, and batches drawn from all of them take less than a GB of memory."""
+    pngs = [png(k, 48) for k in range(200)]
+    schema = pa.schema({"image": FILE, "caption": pa.string(), "label": pa.int64()})
+    numbers = np.arange(1_000_000)
+    images = [{"bytes": pngs[k % 200], "path": f"{k}.png"} for k in range(5000)]
+    with pq.ParquetWriter(tmp_path / "a.parquet", schema, use_dictionary=False) as writer:
+        columns = [
+            pa.chunked_array([pa.array(images, FILE)] * 200),
+            pa.array([f"picture {k} of many" for k in numbers]),
+            pa.array(numbers % 7),
+        ]
+        writer.write_table(pa.table(columns, schema=schema), row_group_size=group_rows)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "a.parquet")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    examples, seconds, megabytes = map(float, result.stdout.split())
+    assert examples > 890_000 and seconds < 5 and megabytes < 1000

@@ -10,6 +10,7 @@ import abc
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -98,7 +99,17 @@ class _Values:
         """The value of a row, None if it is null. ``file``: descriptor of the mapped file."""
         if self.valid is not None and not self.valid[row]:
             return None
-        start, stop = int(self._values[row]), int(self._values[row + 1])
+        return self._read(int(self._values[row]), int(self._values[row + 1]), file)
+
+    def get_all(self, start: int, stop: int, file: int | None) -> list[bytes | None]:
+        """The values of the rows from ``start`` to ``stop``, which are read together."""
+        ends = self._values[start : stop + 1].tolist()
+        data = self._read(ends[0], ends[-1], file)
+        valid = itertools.repeat(True) if self.valid is None else self.valid[start:stop]
+        parts = ((a - ends[0], b - ends[0]) for a, b in itertools.pairwise(ends))
+        return [data[a:b] if is_valid else None for (a, b), is_valid in zip(parts, valid, strict=False)]
+
+    def _read(self, start: int, stop: int, file: int | None) -> bytes:
         if self._position is None:
             return bytes(self._data[start:stop])
         return os.pread(file, stop - start, self._position + start)
@@ -117,7 +128,7 @@ class _Lists:
         """The strings of a row, None if it has no list."""
         if self.valid is not None and not self.valid[row]:
             return None
-        return [self._values.get(i, file) for i in range(self.offsets[row], self.offsets[row + 1])]
+        return self._values.get_all(int(self.offsets[row]), int(self.offsets[row + 1]), file)
 
 
 def _simplify(array: pa.Array) -> pa.Array:
@@ -259,9 +270,9 @@ class ArrowFile(abc.ABC):
     def null_count(self, column: ColumnPath, chunk: int) -> int | None:
         """The number of rows of a chunk that are null, if that is known without reading the column."""
 
-    def uncopied(self, column: ColumnPath, chunk: int) -> int:
-        """Bytes of a column of a chunk, about, that will be copied to the cache."""
-        return 0
+    def needs_copy(self, column: ColumnPath, chunk: int) -> bool:
+        """Whether a column of a chunk has to be copied before single values can be read from disk."""
+        return False
 
     @abc.abstractmethod
     def load(self, column: ColumnPath, chunk: int) -> Block:
@@ -355,10 +366,8 @@ class ParquetFile(ArrowFile):
         name = hashlib.sha256("\0".join(column).encode()).hexdigest()[:16]
         return _cache_of(self.path) / self._stat / f"{name}-{groups[0]}-{groups[-1]}.arrow"
 
-    def uncopied(self, column: ColumnPath, chunk: int) -> int:
-        if self._cached(column, chunk).is_file():
-            return 0
-        return sum(c.total_uncompressed_size for c in self._column_chunks(column, self._groups[chunk]))
+    def needs_copy(self, column: ColumnPath, chunk: int) -> bool:
+        return not self._cached(column, chunk).is_file()
 
     def load(self, column: ColumnPath, chunk: int) -> Block:
         path = self._cached(column, chunk)
@@ -518,13 +527,26 @@ class Files:
             :count
         ]
 
+    def _size(self, path: ColumnPath) -> int:
+        """Bytes of a column, about; 0: it is never copied. Parquet states the size in which values that are repeated
+        are written once, so that the first rows tell as well."""
+        stated = sum(file.nbytes(path) for file in self.files)
+        number = next((n for n, (file, chunk) in enumerate(self.chunks) if file.chunk_rows[chunk]), None)
+        if not stated or number is None:
+            return stated
+        file, chunk = self.chunks[number]
+        parts = file.scan(path, chunk, 64)
+        first = _simplify(next(parts))
+        parts.close()
+        return max(stated, first.nbytes * int(self.starts[-1]) // len(first))
+
     def columns(self, paths: Sequence[ColumnPath]) -> dict[ColumnPath, Column]:
         """The columns ``paths``; the smallest are read into memory when they are needed, as many as fit."""
-        sizes = {path: sum(file.nbytes(path) for file in self.files) for path in paths}
+        sizes = {path: self._size(path) for path in paths}
         columns, total = {}, 0
         for path in sorted(sizes, key=sizes.__getitem__):
             total += sizes[path]
-            columns[path] = Column(self, path, 0 < sizes[path] and total <= MEMORY_LIMIT)
+            columns[path] = Column(self, path, sizes[path], 0 < sizes[path] and total <= MEMORY_LIMIT)
         return columns
 
 
@@ -534,12 +556,14 @@ class Column:
     Args:
       files: the files.
       path: its name.
+      nbytes: its size, about; 0: it is read from where it is.
       in_memory: whether to keep it in memory, if there is enough.
     """
 
-    def __init__(self, files: Files, path: ColumnPath, in_memory: bool):
+    def __init__(self, files: Files, path: ColumnPath, nbytes: int, in_memory: bool):
         self.path, self.in_memory, self._files = path, in_memory, files
-        self.is_copied = not in_memory and any(file.nbytes(path) for file in files.files)
+        self._row_bytes = nbytes / max(1, int(files.starts[-1]))
+        self.is_copied = not in_memory and nbytes > 0
         """Whether its chunks are copied to the cache."""
         self._blocks: list[Block | None] = [None] * len(files.chunks)
         self._heads: dict[int, Block] = {}
@@ -572,7 +596,7 @@ class Column:
         file, chunk = self._files.chunks[number]
         if last >= HEAD_ROWS or self._head_bytes >= HEAD_BYTES or self._blocks[number] is not None:
             return None
-        if self.in_memory or not file.uncopied(self.path, chunk):
+        if self.in_memory or not file.needs_copy(self.path, chunk):
             return None
         if number not in self._heads or last >= len(self._heads[number]):
             arrays, rows = [], 0
@@ -642,7 +666,8 @@ class Column:
         """Bytes of ``chunks``, about, that will be copied to the cache."""
         numbers = range(len(self._blocks)) if chunks is None else chunks
         parts = [self._files.chunks[number] for number in numbers]
-        return 0 if self.in_memory else sum(file.uncopied(self.path, chunk) for file, chunk in parts)
+        missing = [file.chunk_rows[c] for file, c in parts if file.needs_copy(self.path, c)]
+        return 0 if self.in_memory else int(sum(missing) * self._row_bytes)
 
 
 def read_type(schema: pa.Schema, column: ColumnPath, path: Path) -> pa.DataType:

@@ -95,7 +95,8 @@ def assert_same(source, expected):
                     np.testing.assert_array_equal(batch["present"][m], value[m], err_msg=m)
             else:
                 np.testing.assert_array_equal(batch[name], value, err_msg=name)
-        np.testing.assert_array_equal(source.caption_batch(indices)["caption"], other["caption"])
+        for name, value in source.caption_batch(indices).items():
+            np.testing.assert_array_equal(value, other[name])
 
 
 def open_parquet(path, split="train", **options):
@@ -115,9 +116,11 @@ def test_the_same_examples_as_a_folder(tmp_path, memory_limit, group_rows):
         table = table_of(tmp_path / "folder" / split, lines)
         pq.write_table(table, tmp_path / "tables" / f"{split}.parquet", row_group_size=group_rows)
     for split in ("train", "test"):
-        source = open_parquet(tmp_path / "tables", split, memory_limit=memory_limit)
-        assert source.in_memory == (memory_limit > 1)
-        assert_same(source, open_folder(tmp_path / "folder", split))
+        for modalities in (None, ("text", "audio"), ("image",)):
+            options = {"memory_limit": memory_limit, "modalities": modalities}
+            source = open_parquet(tmp_path / "tables", split, **options)
+            assert source.in_memory == (memory_limit > 1)
+            assert_same(source, open_folder(tmp_path / "folder", split, modalities=modalities))
     assert not (tmp_path / "cache").exists()
 
 

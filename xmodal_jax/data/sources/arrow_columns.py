@@ -218,11 +218,13 @@ def _fields_by_type(
     return found
 
 
-def _place(schema: _Schema, fields: Mapping[str, Sequence[str]], path: Path) -> TableColumns:
+def _place(
+    schema: _Schema, fields: Mapping[str, Sequence[str]], modalities: Collection[str] | None, path: Path
+) -> TableColumns:
     """The columns that ``fields`` says what they hold.
 
     Raises:
-      ValueError: the type of a column does not fit.
+      ValueError: the type of a column does not fit, and ``modalities`` ask for it (None: for all).
     """
     files: dict[str, FileColumn] = {}
     texts: dict[str, list[ColumnPath]] = defaultdict(list)
@@ -240,7 +242,7 @@ def _place(schema: _Schema, fields: Mapping[str, Sequence[str]], path: Path) -> 
                 texts[field].append(place)
             elif role in ("label", "group") and is_key:
                 single[role] = place
-            else:
+            elif modalities is None or field in (*modalities, "label", "group"):
                 expected = {
                     "text": "strings, or lists of strings",
                     "label": "whole numbers or strings",
@@ -248,7 +250,7 @@ def _place(schema: _Schema, fields: Mapping[str, Sequence[str]], path: Path) -> 
                 }.get(role, "files: bytes, structs of bytes and path, or names of files")
                 raise ValueError(
                     f"{path}: the column {column}, which is to be the {field}, is {kind}; expected {expected}. Choose "
-                    "others by --columns NAME=COLUMN."
+                    "another by --columns NAME=COLUMN, or leave it out by --modalities."
                 )
     label = single.get("label")
     return TableColumns(files, dict(texts), label, schema.class_names(label), single.get("group"))
@@ -284,13 +286,8 @@ def choose_columns(
     roles = assign_columns(data_set, [*schema.types], contents, chosen=columns, modalities=modalities)
     by_type = _fields_by_type(schema, roles.fields, data_set)
     fields = roles.fields | by_type
-    if modalities is not None:
-        fields = {
-            column: [f for f in of_column if f in (*modalities, "file_name", "label", "group")]
-            for column, of_column in fields.items()
-        }
-    chosen = _place(schema, fields, files[0].path)
-    if not chosen.files and not chosen.texts and (modalities is None or chosen.label is None):
+    chosen = _place(schema, fields, modalities, files[0].path)
+    if not chosen.files and not chosen.texts:
         raise ValueError(
             f"{data_set}: no column with images, audio, video or captions is known by its name or type; found "
             f"{schema.list_types()}. Say which they are: --columns image=COLUMN text=COLUMN label=COLUMN."

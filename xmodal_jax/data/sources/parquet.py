@@ -185,7 +185,7 @@ class ArrowTable(Table):
         modalities: Collection[str] | None = None,
     ):
         self.data_set, self._allow_outside = data_set, allow_outside
-        self._folder = Path(data_set)
+        self._folder, self._modalities = Path(data_set), modalities
         by_split = _open_files(paths, open_file)
         chosen = _choose_splits(split, [*by_split], data_set)
         divided = chosen != ["all"]
@@ -230,16 +230,23 @@ class ArrowTable(Table):
         """Which rows of the split are not null in a column, bool ``[R]``."""
         return np.zeros(len(self._rows), bool) if path is None else self._columns[path].valid(self._chunks)
 
+    def _is_asked(self, modality: str) -> bool:
+        return self._modalities is None or modality in self._modalities
+
+    def _has_file(self, modality: str) -> np.ndarray:
+        """Which rows of the split have a file of a modality, bool ``[R]``."""
+        column = self._chosen.files[modality]
+        has = self._valid(column.content)
+        return has if has.all() else has | self._valid(column.path)
+
     def _count_contents(self, bad_examples: BadExamples) -> None:
         """Sets which rows have which files and how many captions, and which show the same picture."""
-        embedded = {m: self._valid(column.content) for m, column in self._chosen.files.items()}
-        self.has_file = {}
-        for modality, column in self._chosen.files.items():
-            has = embedded[modality]
-            self.has_file[modality] = has if has.all() else has | self._valid(column.path)
+        files, texts = self._chosen.files, self._chosen.texts
+        self.has_file = {m: self._has_file(m) for m in files if self._is_asked(m)}
         self.caption_counts = {
-            m: np.sum([self._columns[path].counts(self._chunks) for path in paths], axis=0, dtype=np.int32)
-            for m, paths in self._chosen.texts.items()
+            m: np.sum([self._columns[path].counts(self._chunks) for path in texts[m]], axis=0, dtype=np.int32)
+            for m in texts
+            if self._is_asked(m)
         }
         if self._chosen.group is not None:
             self.pictures = self._encoded(self._chosen.group)[1][self._rows]
@@ -249,13 +256,13 @@ class ArrowTable(Table):
         modality = next(
             (m for kind in ("image", "video", "audio") for m in self.has_file if kind_of(m) == kind), None
         )
-        path = None if modality is None else self._chosen.files[modality].path
+        path = None if modality is None else files[modality].path
         if path is None:
             return
-        numbers = self._encoded(path)[1][self._rows]
-        if not embedded[modality].all():
-            self.pictures = np.where(embedded[modality], -1, numbers)
-        repeated = np.maximum(np.bincount(numbers[embedded[modality] & (numbers >= 0)]) - 1, 0).sum()
+        numbers, embedded = self._encoded(path)[1][self._rows], self._valid(files[modality].content)
+        if not embedded.all():
+            self.pictures = np.where(embedded, -1, numbers)
+        repeated = np.maximum(np.bincount(numbers[embedded & (numbers >= 0)]) - 1, 0).sum()
         if repeated:
             bad_examples.remark(
                 f"{self.name}: {repeated} rows have {'.'.join(path)} as an earlier row has: if such rows show the same "
@@ -270,8 +277,14 @@ class ArrowTable(Table):
 
     def _find_empty(self, bad_examples: BadExamples) -> np.ndarray:
         """Which rows have a file or a caption, bool ``[R]``; the others are bad examples."""
-        has = [*self.has_file.values(), *(counts > 0 for counts in self.caption_counts.values())]
-        usable = np.any(has, axis=0)
+        usable = np.zeros(len(self._rows), bool)
+        # Columns of modalities that are not asked for are read only if a row has no others.
+        for modality in sorted(self._chosen.files, key=self._is_asked, reverse=True):
+            if not usable.all():
+                usable |= self.has_file[modality] if self._is_asked(modality) else self._has_file(modality)
+        for path in itertools.chain(*self._chosen.texts.values()):
+            if not usable.all():
+                usable |= self._valid(path)
         for row in np.flatnonzero(~usable).tolist():
             bad_examples.add(*self.location(row), "the row has no file and no caption")
         return usable
@@ -430,8 +443,8 @@ class ArrowTable(Table):
         Raises:
           ValueError: the disk is too full for it.
         """
-        paths = {path for of_modality in self._chosen.texts.values() for path in of_modality}
-        for column in self._chosen.files.values():
+        paths = {path for m in self.caption_counts for path in self._chosen.texts[m]}
+        for column in (self._chosen.files[m] for m in self.has_file):
             if column.content is not None:
                 paths.add(column.content)
             if column.path is not None and (column.content is None or self.pictures is not None):

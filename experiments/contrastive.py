@@ -1,8 +1,9 @@
-"""A shared embedding space over text, images, speech and video.
+"""A shared embedding space over text, images, speech, video and measured quantities.
 
     python experiments/contrastive.py
     python experiments/contrastive.py --modalities text image audio video
     python experiments/contrastive.py --data folder:PATH --modalities text image
+    python experiments/contrastive.py --data npz:PATH --modalities text vector
     python experiments/contrastive.py --image-encoder hf:FOLDER --text-encoder hf:FOLDER --image-size 224
     python experiments/contrastive.py --data tfds:fashion_mnist --data-dir PATH --modalities text image
 
@@ -16,7 +17,7 @@ import dataclasses
 import numpy as np
 
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.splits import fit_tokenizer, open_splits
+from xmodal_jax.data.splits import fit_transforms, open_splits
 from xmodal_jax.evaluation import embeddings as evaluate
 from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
@@ -27,7 +28,6 @@ from xmodal_jax.train.config import DataFlags, StartConfig
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.transfer.features import frozen_features
-from xmodal_jax.types import kind_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,25 +55,22 @@ class Config(StartConfig):
 def main(config: Config) -> None:
     config, run, timer, bad_examples, pretrained = start(config)
 
-    # Data: training, held-out validation and test splits; the tokenizer is trained on the captions.
+    # Data: training, held-out validation and test splits; tokenizer and standard units are fitted to the training data.
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
-        tokenize = None
-        if "text" in map(kind_of, splits.train.modalities):
-            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-            run.write_later(lambda: tokenize.tokenizer.save(run.path / "tokenizer"))
+        prepare = fit_transforms(splits.train, bad_examples, config.text_options)
+        run.write_later(lambda: prepare.save(run.path))
         features = None
         if config.cache_features:
-            features = frozen_features(pretrained, config.model, tokenize or dict)
-        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=features)
-    modalities, tokenizer = tuple(splits.train.modalities), tokenize.tokenizer if tokenize else None
+            features = frozen_features(pretrained, config.model, prepare)
+        loader = make_loader(config, splits.train, prepare, bad_examples=bad_examples, once=features)
+    modalities = tuple(splits.train.modalities)
 
     # The method, and what is measured while it trains.
-    vocab_size = tokenizer.vocab_size if tokenizer else 0
-    method = make_contrastive(config.model, modalities, vocab_size=vocab_size)
-    method = pretrained.attach(method, tokenizer)
+    method = make_contrastive(config.model, modalities, vocab_size=prepare.vocab_size)
+    method = pretrained.attach(method, prepare.tokenizer)
     optimizer = pretrained.set_learning_rates(config.optimizer, method)
-    embed = evaluate.Embedder(method, tokenize, batch_size=min(250, config.gallery))
+    embed = evaluate.Embedder(method, prepare, batch_size=min(250, config.gallery))
     validation = evaluate.Gallery(splits.validation, config.gallery)
 
     def validate(params):
@@ -82,10 +79,9 @@ def main(config: Config) -> None:
         recalls = [value for name, value in scores.items() if name.endswith("recall@1")]
         return {**scores, "validation/recall@1": np.mean(recalls)}
 
-    texts = {"max_length": tokenize.max_length, "tokenizer": tokenizer.files()} if tokenize else {}
     result = fit(
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/recall@1",
-        metadata={"modalities": modalities, **texts},
+        metadata={"modalities": modalities, **prepare.metadata},
     )  # fmt: skip
 
     # Test: retrieval between all pairs, zero-shot classification, a linear probe and the gap between modalities.
@@ -108,7 +104,7 @@ def main(config: Config) -> None:
     title, details = "A shared embedding space", subtitle(config, result, ", ".join(modalities))
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         panels.add_scores(report, metrics, galleries)
-        panels.add_embeddings(report, run.read_metrics(), galleries["test"], embeddings)
+        panels.add_embeddings(report, run.read_metrics(), galleries["test"], embeddings, prepare.standardise)
         if confusion is not None:
             labels = panels.class_labels(splits.train, confusion)
             report.add_figure("Zero-shot confusion matrix", figures.confusion_matrix(confusion, labels))

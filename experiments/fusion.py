@@ -17,7 +17,7 @@ from typing import Literal
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.shapes.questions import QUESTION_KINDS
-from xmodal_jax.data.splits import fit_tokenizer
+from xmodal_jax.data.splits import fit_transforms
 from xmodal_jax.data.tasks import Commands, Questions, open_task, read_target_classes
 from xmodal_jax.evaluation import classification as evaluate
 from xmodal_jax.experiment import make_loader, start, subtitle, write_report
@@ -68,17 +68,15 @@ def main(config: Config) -> None:
     with timer("data"):
         splits = open_task(config.data, config.input, bad_examples, TASKS[config.task])
         modalities, class_names = tuple(splits.train.modalities), read_target_classes(splits.train)
-        tokenize = None
-        if "text" in modalities:
-            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
+        prepare = fit_transforms(splits.train, bad_examples, config.text_options)
+        run.write_later(lambda: prepare.save(run.path))
         to_frames = precompute_spectrograms(config.model.features) if "audio" in modalities else None
-        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
+        loader = make_loader(config, splits.train, prepare, bad_examples=bad_examples, once=to_frames)
         labelled = lambda split: evaluate.LabelledSplit(split, class_names, ("kind", QUESTION_KINDS))
         tests, validation = {k: labelled(v) for k, v in splits.tests.items()}, labelled(splits.validation)
 
     # The method: encoders, fusion, classes.
-    model, tokenizer = config.model, tokenize.tokenizer if tokenize else None
-    vocab_size = tokenizer.vocab_size if tokenizer else 0
+    model, tokenizer, vocab_size = config.model, prepare.tokenizer, prepare.vocab_size
     classes = {target: len(names) for target, names in class_names.items()}
 
     def make(chosen):
@@ -87,12 +85,11 @@ def main(config: Config) -> None:
         return method, pretrained.set_learning_rates(config.optimizer, method)
 
     method, optimizer = make(modalities)
-    classify = evaluate.Classifier(method, modalities, tokenize)
+    classify = evaluate.Classifier(method, modalities, prepare)
     validate = lambda params: validation.scores(classify(params, validation.source), prefix="validation/")
-    files = tokenizer.files() if tokenizer else None
     result = fit(
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/accuracy",
-        metadata={"modalities": modalities, "classes": class_names, "tokenizer": files},
+        metadata={"modalities": modalities, "classes": class_names, "tokenizer": None, **prepare.metadata},
     )  # fmt: skip
     unimodal_modalities = modalities[:1] if config.smoke else modalities
     unimodal = evaluate.fit_unimodal(make, unimodal_modalities, loader, config, run, timer)

@@ -250,72 +250,41 @@ assert value.shape == ()
     "kind of data": Toy(
         {},
         {
-            "types.py": [('"video")', '"touch", ')],
-            "models/vae/modalities.py": [
+            "types.py": [
                 (
-                    "@dataclasses.dataclass(frozen=True)\nclass ModalityConfigs:",
-                    '''class TouchFeatures(nn.Module):
-    """``[B, D] -> [B, hidden]``."""
-
-    hidden: int
-
-    @nn.compact
-    def __call__(self, inputs, mask, keys):
-        return nn.relu(nn.Dense(self.hidden, name="hidden")(inputs))
-
-
-@dataclasses.dataclass(frozen=True)
-class TouchConfig(ModalityConfig):
-    """Forces on several fingers."""
-
-    kind: ClassVar[str] = "touch"
-    decoders: ClassVar[Any] = LabelDecoders
-    judge_encoder: ClassVar[None] = None
-
-    decoder: LabelDecoders = MLPDecoderConfig(width=64, depth=1)
-    """Decoder of forces."""
-    weight: float = 1.0
-    """Weight of the log-likelihood in the loss."""
-
-    def size(self, name, batch, *, vocab_size, classes):
-        return Size((), batch[name].shape[1])
-
-    def preprocess(self, name, x, mask, keys):
-        return (x, None), (x, None)
-
-    def features(self, size, hidden):
-        return TouchFeatures(hidden)
-
-    def log_likelihood(self, outputs, x, mask):
-        return -0.5 * jnp.square(outputs - x).sum(axis=-1)
-
-    def generate(self, decode, latents, size, key):
-        return decode(None)
-
-    def as_fields(self, generated, end_id, pad_id):
-        return {"": generated}
-
-    def show(self, x, mask, vocabulary):
-        return str(x)
-
-
-''',
-                ),
-                (
-                    "    label: LabelConfig",
-                    '    touch: TouchConfig = TouchConfig()\n    """Forces."""\n',
-                ),
+                    '    "series": Kind(',
+                    '    "touch": Kind(2, "f", "forces [N,D]", (2,), mask_axes=(2,), measured=True),\n',
+                )
+            ],
+            "nets/encoders.py": [
+                ('    "series": SeriesEncoder,', '    "touch": VectorEncoder,\n'),
+                ('    "series": SeriesTransformerConfig(),', '    "touch": VectorMLPConfig(width=24),\n'),
             ],
         },
         """
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.standardise import fit_standardisation
+from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
+from xmodal_jax.models.fusion import FusionConfig, make_fusion
 from xmodal_jax.models.vae.modalities import sizes_of
 from xmodal_jax.models.vae.multimodal import make_multimodal_vae
 from xmodal_jax.models.vae.multimodal_models import MoPoEConfig
-config, batch = MoPoEConfig(latent=4), {"image": BATCH["image"], "touch": jnp.ones((4, 5)), "index": BATCH["index"]}
-method = make_multimodal_vae(config, sizes_of(batch, ("image", "touch"), config)).method
-params = jax.eval_shape(method.init, KEY, batch)
-value, _ = jax.eval_shape(method.loss, params, {**batch, "step": BATCH["index"]}, KEY)
-assert value.shape == ()
+from xmodal_jax.report.alignment import content
+forces = np.arange(20.0).reshape(4, 5)
+standardise = fit_standardisation(ArraySource({"touch": forces}))
+batch = standardise({**BATCH, "touch": forces})
+assert abs(batch["touch"].mean()) < 1e-6 and abs(batch["touch"].std() - 1.0) < 1e-6
+assert content({"touch": forces}, "touch", 0, standardise=standardise).dtype == np.uint8
+config = MoPoEConfig(latent=4)
+methods = [
+    make_contrastive(ContrastiveConfig(), ("text", "touch"), vocab_size=9),
+    make_fusion(FusionConfig(), ("text", "touch"), {"label": 3}, vocab_size=9),
+    make_multimodal_vae(config, sizes_of(batch, ("text", "touch"), config, vocab_size=9)).method,
+]
+for method in methods:
+    params = jax.eval_shape(method.init, KEY, batch)
+    value, _ = jax.eval_shape(method.loss, params, {**batch, "step": BATCH["index"]}, KEY)
+    assert value.shape == ()
 """,
     ),
     "GAN objective": Toy(

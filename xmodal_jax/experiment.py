@@ -28,7 +28,6 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.splits import choose_batch_size, prepare_source
-from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.report.page import Report
 from xmodal_jax.train import config as run_config
 from xmodal_jax.train.config import RunConfig
@@ -100,7 +99,7 @@ def _resolve_pretrained(config: RunConfig) -> tuple[RunConfig, Any]:
 def make_loader(
     config: RunConfig,
     source: Source,
-    tokenize: TokenizeTransform | None = None,
+    tokenize: Callable[[RawBatch], RawBatch] | None = None,
     *,
     bad_examples: BadExamples,
     once: Callable[[RawBatch], RawBatch] | None = None,
@@ -111,7 +110,8 @@ def make_loader(
     Args:
       config: batch size and seed of the order.
       source: the training split.
-      tokenize: adds the tokens of the captions; None: there are no captions.
+      tokenize: a transform of raw batches that is fitted to the data, such as one that adds the tokens of captions
+        (`data.splits.FittedTransforms`); None: there is none.
       bad_examples: notes that there are fewer examples than the batch size, which is then reduced (see
         `choose_batch_size`).
       once: a transform of raw batches, such as spectrograms of audio. It is computed once where the split fits into

@@ -28,10 +28,15 @@ field             dtype      shape               meaning
 ``text``          int32      ``[B, L]``          token ids, 0 is padding
 ``audio``         int16 or   ``[B, T]``          waveform; int16 is PCM and is divided by 32768 on the
                   float32                        device, float32 lies in [-1, 1]
+``vector``        float32    ``[B, D]``          measured quantities, standardised by feature: sensors, columns of a
+                                                 table, embeddings; 0 where a value is missing
+``series``        float32    ``[B, T, C]``       quantities measured T times, standardised by channel; 0 where a value
+                                                 is missing
 ``KIND_NAME``     as KIND    as KIND             one more modality of a kind: ``image_3``, ``image_sketch``; see
                                                  `kind_of`
-``<m>_mask``      bool       ``[B, L]`` or       mask of modality ``m`` (text, audio): False where it is padding
-                             ``[B, T]``
+``<m>_mask``      bool       ``[B, L]``,         mask of modality ``m``: False where a text, a recording or a series is
+                             ``[B, T]`` or       padding, or a value of a vector is missing; of a series where single
+                             ``[B, D]``          values are missing it is ``[B, T, C]``
 ``label``         int32      ``[B]``             class, -1 where unknown
 ``group``         int32      ``[B]``             equal for examples that show the same picture (the captions of one
                                                  image), which are no negatives of each other; -1 where unknown. Only
@@ -50,12 +55,48 @@ Some methods take several examples that share inputs, such as Q questions about 
 second axis, ``[B, Q, ...]``; where there are fewer than Q, the label is -1 and the mask False.
 """
 
-MODALITIES = ("text", "image", "audio", "video")
-"""The kinds of modalities. A modality is named by its kind alone, or ``KIND_NAME``."""
+
+class Kind(NamedTuple):
+    """What a kind of modality is in a batch, and which of the general ways of handling data apply to it.
+
+    This entry is all that data sets, presence, splits and reports need to know about a kind. The encoders of each kind
+    are in `nets.encoders.ENCODERS`, what it is in an autoencoder in `models.vae.modalities.ModalityConfigs`; of a kind
+    that is ``measured`` both have defaults.
+    """
+
+    axes: int
+    """Number of axes of its field in a batch, with that of the examples: 4 for images ``[B, H, W, C]``."""
+    dtypes: str
+    """The types of arrays that a data set may hold, as letters of NumPy's ``dtype.kind``: "f" for floating point."""
+    array: str
+    """Type and shape of these arrays in words, for messages."""
+    array_axes: tuple[int, ...]
+    """The numbers of axes that these arrays may have, such as 3 and 4 for images with and without an axis of
+    channels."""
+    mask_axes: tuple[int, ...] = ()
+    """The numbers of axes that its mask may have; empty: it has no mask."""
+    measured: bool = False
+    """Whether it holds measured quantities: real numbers in any unit, along the last axis. They are standardised by
+    feature, with the statistics of the training data, and single values may be missing (NaN)."""
+    shown_as: Literal["text", "picture", "sound", "bars", "lines"] = "bars"
+    """How reports show an example: the largest deviations as bars, or the values over time as lines, for example."""
+
+
+KINDS: dict[str, Kind] = {
+    "text": Kind(2, "iu", "int32 token ids [N,L], 0 for padding", (2,), mask_axes=(2,), shown_as="text"),
+    "image": Kind(4, "u", "uint8 [N,H,W] or [N,H,W,C]", (3, 4), shown_as="picture"),
+    "audio": Kind(2, "if", "int16 or float32 in [-1, 1], [N,T]", (2,), mask_axes=(2,), shown_as="sound"),
+    "video": Kind(5, "u", "uint8 [N,F,H,W] or [N,F,H,W,C]", (4, 5), shown_as="picture"),
+    "vector": Kind(2, "fiub", "numbers [N,D]", (2,), mask_axes=(2,), measured=True, shown_as="bars"),
+    "series": Kind(3, "fiub", "numbers [N,T,C]", (3,), mask_axes=(2, 3), measured=True, shown_as="lines"),
+}
+"""The kinds of modalities by name: the table that a new kind gets an entry in."""
+MODALITIES = tuple(KINDS)
+"""The names of the kinds of modalities. A modality is named by its kind alone, or ``KIND_NAME``."""
 
 
 def kind_of(modality: str) -> str:
-    """The kind of a modality, one of `MODALITIES` or ``label``: its name up to the first underscore.
+    """The kind of a modality, a key of `KINDS` or ``label``: its name up to the first underscore.
 
     ``image``, ``image_3`` and ``image_sketch`` are images.
 
@@ -69,6 +110,12 @@ def kind_of(modality: str) -> str:
             f"{', '.join(MODALITIES)} or label"
         )
     return kind
+
+
+def is_measured(modality: str) -> bool:
+    """Whether a modality holds measured quantities, which are standardised: `Kind.measured` of its kind."""
+    kind = kind_of(modality)
+    return kind in KINDS and KINDS[kind].measured
 
 
 class Tokens(NamedTuple):

@@ -70,3 +70,36 @@ def test_labels():
     found = likelihoods.label_log_likelihood(jnp.asarray(logits), jnp.asarray(labels))
     want = scipy.special.log_softmax(np.float64(logits), axis=-1)[:, np.arange(B), labels]
     np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", likelihoods.MEASURED_LIKELIHOODS)
+@pytest.mark.parametrize("degrees", [1.5, 4.0, 60.0])
+def test_measured_quantities_have_the_density_of_scipy(kind, degrees):
+    """Each feature with its scale, also far from the mean; values that are missing do not count, even if they are
+    NaN."""
+    mean, scale = RNG.normal(size=(ROWS, B, 3, 4)), np.exp(RNG.normal(size=4))
+    x, mask = 3 * RNG.standard_cauchy(size=(B, 3, 4)), RNG.random((B, 3, 4)) < 0.7
+    x = np.float32(np.where(mask, x, np.nan))
+    log_scale = np.broadcast_to(np.log(scale), mean.shape)
+    arrays = [jnp.asarray(a, jnp.float32) for a in (mean, log_scale, x)]
+    found = likelihoods.measured_log_likelihood(kind, *arrays, jnp.asarray(mask), degrees=degrees)
+    known = scipy.stats.norm(mean, scale) if kind == "normal" else scipy.stats.t(degrees, mean, scale)
+    terms = np.where(mask, known.logpdf(np.where(mask, x, 0.0)), 0.0)
+    np.testing.assert_allclose(found, terms.sum(axis=(2, 3)), rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", likelihoods.MEASURED_LIKELIHOODS)
+def test_a_missing_value_has_exactly_no_gradient(kind):
+    mask = RNG.random((B, 6)) < 0.5
+    x = jnp.asarray(np.where(mask, RNG.normal(size=mask.shape), np.nan), jnp.float32)
+    mean, log_scale = jnp.zeros((1, B, 6)), jnp.zeros((1, B, 6))
+    summed = lambda *args: likelihoods.measured_log_likelihood(kind, *args, jnp.asarray(mask)).sum()
+    for gradient in jax.grad(summed, argnums=(0, 1, 2))(mean, log_scale, x):
+        gradient = np.asarray(gradient).reshape(mask.shape)
+        assert not gradient[~mask].any() and gradient[mask].all()
+
+
+def test_another_measured_likelihood_is_an_error():
+    zeros = jnp.zeros((1, 2, 3))
+    with pytest.raises(ValueError, match="likelihood must be one of .* got 'laplace'"):
+        likelihoods.measured_log_likelihood("laplace", zeros, zeros, zeros[0], zeros[0] == 0)

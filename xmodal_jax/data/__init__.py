@@ -24,8 +24,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "held_out": "open_parts",
         "splits": (
             "Splits open_splits fit_tokenizer prepare_source make_tokenizer make_text_cleaner "
-            "choose_batch_size choose_text_length read_captions"
+            "choose_batch_size choose_text_length read_captions FittedTransforms fit_transforms"
         ),
+        "standardise": "FeatureStatistics StandardiseTransform fit_standardisation load_standardisation "
+        "standardisation_from_json",
         "tasks": "open_task read_target_classes",
         "text": (
             "Tokenizer TokenizeTransform train_tokenizer load_tokenizer load_hf_tokenizer "

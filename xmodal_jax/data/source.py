@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.types import KINDS
+
 RawBatch = dict[str, Any]
 """A batch as NumPy arrays, before tokenization.
 
@@ -46,7 +48,8 @@ class Source(abc.ABC):
     """
 
     modalities: tuple[str, ...]
-    """The modalities in the batches: text, image, audio, video, or further ones of a kind (``KIND_NAME``: image_2)."""
+    """The modalities in the batches: text, image, audio, video, vector, series, or further ones of a kind
+    (``KIND_NAME``: image_2)."""
     class_names: tuple[str, ...] | None = None
     """The name of each value of ``label``."""
     class_prompts: list[list[str]] | None = None
@@ -59,6 +62,8 @@ class Source(abc.ABC):
     """The names of the data set's test splits. Empty: it has none, so that a part of another one becomes it."""
     validation_split: str | None = None
     """The name of its validation split; None: it has none, so that a part of the training split becomes it."""
+    feature_names: Mapping[str, tuple[str, ...]] | None = None
+    """The name of each feature of a modality of measured quantities, such as the columns of ``vector``."""
     arrays: dict[str, Any] | None = None
     """All fields of all examples, where the whole source lies in memory."""
 
@@ -75,6 +80,14 @@ class Source(abc.ABC):
         The default reads the examples; a source that can read captions alone overrides it.
         """
         return {k: v for k, v in self.batch(indices).items() if k.partition("_")[0] == "caption"}
+
+    def measured_batch(self, indices: np.ndarray) -> RawBatch:
+        """The fields of measured quantities of the examples ``indices`` (``vector``, ``series_NAME``), their masks, and
+        ``present``, those that the batches have.
+
+        The default reads the examples; a source that can read numbers alone overrides it.
+        """
+        return {k: v for k, v in self.batch(indices).items() if k == "present" or is_measured_field(k)}
 
     def image_sizes(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
         """Width and height in pixels of the stored images of the examples ``indices`` (None: all), before they were
@@ -170,6 +183,10 @@ class SourceView(Source):
         return self.source.speaker_names
 
     @property
+    def feature_names(self) -> Mapping[str, tuple[str, ...]] | None:
+        return self.source.feature_names
+
+    @property
     def test_splits(self) -> tuple[str, ...]:
         return self.source.test_splits
 
@@ -197,6 +214,12 @@ class SourceView(Source):
 
     def captions(self, indices: np.ndarray | None = None, phrasing: int = 0) -> np.ndarray | None:
         return self.source.captions(self.source_indices(indices), phrasing)
+
+
+def is_measured_field(field: str) -> bool:
+    """Whether a field of a batch holds measured quantities or their mask: ``vector``, ``series_ecg_mask``."""
+    kind = KINDS.get(field.partition("_")[0])
+    return kind is not None and kind.measured
 
 
 def first_of_group(source: Source) -> np.ndarray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.held_out import open_parts
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.standardise import StandardiseTransform, fit_standardisation
 from xmodal_jax.data.text import (
     Tokenizer,
     TokenizeTransform,
@@ -23,6 +25,7 @@ from xmodal_jax.data.text import (
 )
 from xmodal_jax.data.views import TransformedSource, one_per_picture, read_into_memory
 from xmodal_jax.pretrained.files import find_folder
+from xmodal_jax.types import kind_of
 
 DEFAULT_VOCAB_SIZE = {"word": 10_000, "wordpiece": 4_000, "bpe": 4_000}
 """The kinds of tokenizers that are trained, each with the default size of its vocabulary."""
@@ -211,17 +214,84 @@ def fit_tokenizer(
     return TokenizeTransform(fitted, length, clean=clean, bad_examples=bad_examples), captions
 
 
+class FittedTransforms(NamedTuple):
+    """What is fitted to the training data and applied to all batches: tokenization of captions, and standardisation of
+    measured quantities. It is itself a transform of batches."""
+
+    tokenize: TokenizeTransform | None = None
+    """None: there are no captions."""
+    standardise: StandardiseTransform | None = None
+    """None: there are no measured quantities."""
+
+    def __call__(self, batch: RawBatch) -> RawBatch:
+        """The batch with token ids of its captions, and its measured quantities in standard units."""
+        for transform in self:
+            batch = batch if transform is None else transform(batch)
+        return batch
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the captions; None: there are none."""
+        return None if self.tokenize is None else self.tokenize.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids; 0 without captions."""
+        return 0 if self.tokenize is None else self.tokenize.tokenizer.vocab_size
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that other data can be prepared in the same way: ``tokenizer`` (its files) and
+        ``max_length``, and ``standardisation``, those that there are."""
+        metadata: dict[str, Any] = {}
+        if self.tokenize is not None:
+            metadata = {"max_length": self.tokenize.max_length, "tokenizer": self.tokenize.tokenizer.files()}
+        if self.standardise is not None:
+            metadata["standardisation"] = self.standardise.to_json()
+        return metadata
+
+    def save(self, folder: str | Path) -> None:
+        """Writes what there is into a folder that exists: the tokenizer to ``tokenizer/``, the statistics to
+        ``standardisation.json``."""
+        if self.tokenizer is not None:
+            self.tokenizer.save(Path(folder) / "tokenizer")
+        if self.standardise is not None:
+            self.standardise.save(folder)
+
+
+def fit_transforms(
+    train: Source, bad_examples: BadExamples, text_options: Mapping[str, Any]
+) -> FittedTransforms:
+    """The transforms that training data with captions or measured quantities need.
+
+    ::
+
+        prepare = fit_transforms(splits.train, bad_examples, config.text_options)
+        loader = Loader(splits.train, batch_size=64, seed=0, transform=prepare)
+
+    Args:
+      train: training examples.
+      bad_examples: notes captions that are cut, and features that are constant.
+      text_options: the keyword arguments of `fit_tokenizer`.
+    """
+    tokenize = None
+    if "text" in map(kind_of, train.modalities):
+        tokenize, _ = fit_tokenizer(train, bad_examples, **text_options)
+    return FittedTransforms(tokenize, fit_standardisation(train, bad_examples))
+
+
 def prepare_source(
     source: Source,
-    tokenize: TokenizeTransform | None,
+    tokenize: Callable[[RawBatch], RawBatch] | None,
     *,
     limit: int,
     once: Callable[[RawBatch], RawBatch] | None = None,
-) -> tuple[Source, TokenizeTransform | None]:
+) -> tuple[Source, Callable[[RawBatch], RawBatch] | None]:
     """``(source, transform)`` for a `Loader`.
 
-    If the source takes at most ``limit`` bytes, it is read into memory and tokenized, and the transform is None.
-    Otherwise it is returned unchanged, with ``tokenize`` as the transform.
+    If the source takes at most ``limit`` bytes, it is read into memory and transformed by ``tokenize`` (a
+    `TokenizeTransform`, `FittedTransforms` or another transform), and the transform is None. Otherwise it is returned
+    unchanged, with ``tokenize`` as the transform.
 
     ``once``: a preprocessing step that a model would otherwise apply to every batch (such as
     `models.towers.precompute_spectrograms`). It is applied once to a source in memory, and left to the model otherwise.

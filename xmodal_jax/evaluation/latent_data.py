@@ -9,7 +9,8 @@ import numpy as np
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.pipeline import Transform
 from xmodal_jax.data.source import Source
-from xmodal_jax.data.splits import fit_tokenizer, open_splits, prepare_source
+from xmodal_jax.data.splits import fit_transforms, open_splits, prepare_source
+from xmodal_jax.data.standardise import StandardiseTransform
 from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.data.views import keep_labelled, one_per_picture
 from xmodal_jax.models.speech import log_mel_transform
@@ -34,6 +35,8 @@ class LatentData(NamedTuple):
     factors: np.ndarray
     """``[N, F]``: the known factors of the test examples, see `known_factors`."""
     tokenize: TokenizeTransform | None
+    standardise: StandardiseTransform | None = None
+    """Of measured quantities; None: there are none."""
 
     @property
     def vocab_size(self) -> int:
@@ -47,6 +50,7 @@ class LatentData(NamedTuple):
             "tokenizer": self.tokenize.tokenizer.files() if self.tokenize else None,
             "length": self.tokenize.max_length if self.tokenize else None,
             "classes": self.classes,
+            **({"standardisation": self.standardise.to_json()} if self.standardise else {}),
         }
 
     @property
@@ -66,7 +70,8 @@ def open_latent(
     """The data of an experiment: the examples whose class is known, which the judges (classifiers that evaluate
     generated data) need. Of a picture with several captions, validation and test have one example.
 
-    A tokenizer is fitted to the training texts; the log-mel frames of speech are computed once.
+    A tokenizer is fitted to the training texts, and standard units to measured quantities; the log-mel frames of speech
+    are computed once.
 
     Args:
       config: of the run.
@@ -88,14 +93,12 @@ def open_latent(
             "real data, and what latents know of the class, are not measured."
         )
     validation, test = one_per_picture(validation), one_per_picture(test)
-    tokenize, log_mel = None, None
-    if "text" in train.modalities:
-        tokenize = fit_tokenizer(train, bad_examples, **config.text_options)[0]
+    fitted, log_mel = fit_transforms(train, bad_examples, config.text_options), None
     if "audio" in train.modalities:
         log_mel = log_mel_transform(modalities.audio.spectrogram, modalities.audio.floor)
     # ``prepare(split)``: the prepared examples, and the transform of raw batches that remains to be applied to them.
     # Data up to `RESIDENT_LIMIT` bytes are transformed once and kept in memory; then no transform remains.
-    prepare = lambda split: prepare_source(split, tokenize, limit=RESIDENT_LIMIT, once=log_mel)
+    prepare = lambda split: prepare_source(split, fitted, limit=RESIDENT_LIMIT, once=log_mel)
     source, transform = prepare(train)
     return LatentData(
         modalities=tuple(train.modalities),
@@ -106,7 +109,8 @@ def open_latent(
         validation=prepare(validation)[0],
         test=prepare(test)[0],
         factors=known_factors(test),
-        tokenize=tokenize,
+        tokenize=fitted.tokenize,
+        standardise=fitted.standardise,
     )
 
 

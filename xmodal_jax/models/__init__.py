@@ -23,6 +23,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "BeamSearchConfig GreedySearchConfig SamplingConfig CTCBestPathConfig Captioner make_seq2seq make_captioner "
         "make_text_generator make_feature_extractor start_decoding",
         "speech": "SpeechConfig AlignedSpeech SynthesizedSpeech make_speech make_synthesizer",
-        "towers": "AudioFeatures make_encoder make_tower",
+        "towers": "AudioFeatures Augmentation make_encoder make_tower",
     },
 )

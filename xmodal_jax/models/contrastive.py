@@ -22,8 +22,10 @@ from xmodal_jax.losses.pairs import Ids
 from xmodal_jax.models.towers import (
     AudioFeatures,
     Augmentation,
+    Encoders,
     Projection,
     Tower,
+    check_encoders,
     encoder_of,
     features_field,
     first_example,
@@ -32,7 +34,15 @@ from xmodal_jax.models.towers import (
     presence_masks,
     tower_head,
 )
-from xmodal_jax.nets.encoders import DEFAULTS, AudioEncoder, ImageEncoder, TextEncoder, VideoEncoder
+from xmodal_jax.nets.encoders import (
+    DEFAULTS,
+    AudioEncoder,
+    ImageEncoder,
+    SeriesEncoder,
+    TextEncoder,
+    VectorEncoder,
+    VideoEncoder,
+)
 from xmodal_jax.types import MODALITIES, Batch, EncoderSlot, ExampleKeys, Key, Method, Params, kind_of
 
 MAX_SCALE = 100.0
@@ -248,6 +258,11 @@ class ContrastiveConfig:
     """Video encoder: a transformer over blocks of frames and pixels (tubelet), a convolutional network on each frame
     and a transformer over the frames (frames), or a convolutional network that gets all frames at once, as its input
     channels (stacked)."""
+    vector: VectorEncoder = DEFAULTS["vector"]
+    """Encoder of vectors of measured quantities: dense layers (mlp), or a transformer whose tokens are the features
+    (transformer)."""
+    series: SeriesEncoder = DEFAULTS["series"]
+    """Encoder of series of measured quantities."""
     features: AudioFeatures = AudioFeatures()
     """Input of the audio encoder: spectrogram or waveform."""
     augment: Augmentation = Augmentation()
@@ -281,7 +296,13 @@ class ContrastiveConfig:
         return pairs
 
 
-def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, vocab_size: int) -> Method:
+def make_contrastive(
+    config: ContrastiveConfig,
+    modalities: tuple[str, ...],
+    *,
+    vocab_size: int,
+    encoders: Encoders | None = None,
+) -> Method:
     """Contrastive learning of a shared space over ``modalities``.
 
     ``predict(params, batch)`` gives the normalised embedding ``[B, embed_dim]`` of each modality in the batch. The loss
@@ -299,12 +320,15 @@ def make_contrastive(config: ContrastiveConfig, modalities: tuple[str, ...], *, 
       config: towers and objective; modalities of one kind have towers of the same configuration.
       modalities: at least two names.
       vocab_size: tokens of the tokenizer.
+      encoders: encoders of your own by the name of a modality or of a kind, such as ``{"vector": MyModule()}`` (see
+        `models.towers.Encoders`); the others are those of ``config``.
 
     Raises:
-      ValueError: there is no pair to align.
+      ValueError: there is no pair to align, or ``encoders`` name no modality.
     """
-    network = _Network(config, modalities, vocab_size, config.pairs(modalities))
-    heads = {m: tower_head(encoder_of(config, m), config.head) for m in modalities}
+    check_encoders(encoders, modalities)
+    network = _Network(config, modalities, vocab_size, config.pairs(modalities), encoders)
+    heads = {m: tower_head(encoder_of(config, m, encoders), config.head) for m in modalities}
     slots = tuple(
         EncoderSlot(name=kind_of(m), path=f"{m}/encoder", fields=(m,), head=head) for m, head in heads.items()
     )
@@ -320,12 +344,14 @@ class _Network:
     vocab_size: int
     pairs: list[tuple[str, str]]
     """The pairs of modalities that the loss aligns."""
+    encoders: Encoders | None = None
+    """Encoders of the user's own, by the name of a modality or of a kind; None: there are none."""
 
     def towers(self, batch: Batch) -> dict[str, Tower]:
         """The tower (encoder, pool and projection) of each modality that is in the batch."""
         sizes = dict(vocab_size=self.vocab_size, head=self.config.head, embed_dim=self.config.embed_dim)
         return {
-            m: make_tower(m, encoder_of(self.config, m), batch, **sizes)
+            m: make_tower(m, encoder_of(self.config, m, self.encoders), batch, **sizes)
             for m in self.modalities
             if m in batch
         }

@@ -21,7 +21,9 @@ from xmodal_jax.core.random import batch_keys, fold_in_name
 from xmodal_jax.models.towers import (
     AudioFeatures,
     Augmentation,
+    Encoders,
     axes_of,
+    check_encoders,
     encoder_of,
     first_example,
     make_encoder,
@@ -35,9 +37,13 @@ from xmodal_jax.nets.encoders import (
     AudioTransformerConfig,
     ConvNetConfig,
     ImageEncoder,
+    SeriesEncoder,
+    SeriesTransformerConfig,
     TextEncoder,
     TextTransformerConfig,
     TubeletViTConfig,
+    VectorEncoder,
+    VectorMLPConfig,
     VideoEncoder,
 )
 from xmodal_jax.nets.fusion import Fusion, FusionKind, GatedCrossAttentionConfig, repeat_rows
@@ -67,6 +73,11 @@ class FusionConfig:
     """Video encoder: a transformer over blocks of frames and pixels (tubelet), a convolutional network on each frame
     and a transformer over the frames (frames), or a convolutional network that gets all frames at once, as its input
     channels (stacked)."""
+    vector: VectorEncoder = VectorMLPConfig()
+    """Encoder of vectors of measured quantities: dense layers (mlp), or a transformer whose tokens are the features
+    (transformer), which fusion by attention can attend to one by one."""
+    series: SeriesEncoder = SeriesTransformerConfig(width=64)
+    """Encoder of series of measured quantities."""
     features: AudioFeatures = AudioFeatures()
     """Input of the audio encoder: spectrogram or waveform."""
     augment: Augmentation = Augmentation(image=AugmentConfig(translate=0))
@@ -174,8 +185,11 @@ class _Model:
     modalities: tuple[str, ...]
     classes: Mapping[str, int]
     vocab_size: int
+    own_encoders: Encoders | None = None
+    """Encoders of the user's own, by the name of a modality or of a kind; None: there are none."""
 
     def __post_init__(self):
+        check_encoders(self.own_encoders, self.modalities)
         if not self.modalities or not self.classes:
             raise ValueError(
                 f"needs at least one modality and one target, got {self.modalities} and {dict(self.classes)}"
@@ -192,7 +206,9 @@ class _Model:
     def encoders(self, batch: Batch) -> dict[str, nn.Module]:
         """The encoder of each modality that is in the batch."""
         return {
-            m: make_encoder(m, encoder_of(self.config, m), batch, vocab_size=self.vocab_size)
+            m: make_encoder(
+                m, encoder_of(self.config, m, self.own_encoders), batch, vocab_size=self.vocab_size
+            )
             for m in self.modalities
             if m in batch
         }
@@ -293,7 +309,12 @@ class _Model:
 
 
 def make_fusion(
-    config: FusionConfig, modalities: tuple[str, ...], classes: Mapping[str, int], *, vocab_size: int
+    config: FusionConfig,
+    modalities: tuple[str, ...],
+    classes: Mapping[str, int],
+    *,
+    vocab_size: int,
+    encoders: Encoders | None = None,
 ) -> Method:
     """The method of classification by several modalities.
 
@@ -311,13 +332,15 @@ def make_fusion(
       modalities: the inputs; the fusions "gated" and "film" update the tokens of the first one with the others.
       classes: number of classes of each target.
       vocab_size: of the text encoder.
+      encoders: encoders of your own by the name of a modality or of a kind, such as ``{"vector": MyModule()}`` (see
+        `models.towers.Encoders`); the others are those of ``config``.
 
     Returns:
       The method; ``predict(params, batch)`` gives a `ClassifierOutput` of ``B * Q`` examples (of ``B`` where the
       examples of a row share all inputs).
 
     Raises:
-      ValueError: no modality, or no target.
+      ValueError: no modality, or no target, or ``encoders`` name no modality.
 
     Example::
 
@@ -325,19 +348,24 @@ def make_fusion(
         params = method.init(jax.random.key(0), batch)
         method.predict(params, batch).logits["answer"]  # [B, 20]
     """
-    model = _Model(config, modalities, classes, vocab_size)
+    model = _Model(config, modalities, classes, vocab_size, encoders)
     slots = tuple(EncoderSlot(name=kind_of(m), path=m, fields=(m,)) for m in modalities)
     return Method(model.init, model.loss, model.predict, encoders=slots)
 
 
 def make_token_attention(
-    config: FusionConfig, modalities: tuple[str, ...], classes: Mapping[str, int], *, vocab_size: int
+    config: FusionConfig,
+    modalities: tuple[str, ...],
+    classes: Mapping[str, int],
+    *,
+    vocab_size: int,
+    encoders: Encoders | None = None,
 ) -> Callable[[Params, Batch], dict[str, Float[Array, "batch tokens"]]]:
     """``attention(params, batch)``: the attention that each token of each modality receives, summing to 1.
 
     Takes the arguments of `make_fusion`; see `nets.attention_maps.token_attention`.
     """
-    return _Model(config, modalities, classes, vocab_size).attention
+    return _Model(config, modalities, classes, vocab_size, encoders).attention
 
 
 def drop_modalities(

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.random import batch_index, fold_in_name
 from xmodal_jax.nets.encoders import (
+    DEFAULTS,
+    CustomEncoderConfig,
     EncoderConfig,
     PretrainedEncoderConfig,
     TextDecoderConfig,
@@ -28,14 +30,12 @@ from xmodal_jax.nets.encoders import (
 from xmodal_jax.preprocess import audio as audio_features
 from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.preprocess.image import augment as augment_image
+from xmodal_jax.preprocess.measured import MeasuredAugmentConfig, augment_measured
 from xmodal_jax.pretrained import gpt2, whisper
 from xmodal_jax.pretrained.encoder import EncoderOptions, Head
 from xmodal_jax.pretrained.files import open_checkpoint
 from xmodal_jax.pretrained.load import make_module, parse_config, read_complete_config
-from xmodal_jax.types import MODALITIES, Batch, ExampleKeys, Tokens, kind_of
-
-AXES = {"text": 2, "image": 4, "audio": 2, "video": 5}
-"""Number of axes that a batch has, by kind of modality; audio as waveforms."""
+from xmodal_jax.types import KINDS, MODALITIES, Batch, ExampleKeys, Tokens, kind_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Augmentation:
     """Number of time spans of a spectrogram that SpecAugment masks in training; 0: none."""
     frequency_masks: int = 0
     """Number of frequency bands of a spectrogram that SpecAugment masks in training; 0: none."""
+    measured: MeasuredAugmentConfig = MeasuredAugmentConfig()
+    """Augmentation of vectors and series: noise, and values that are hidden."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ def axes_of(modality: str, batch: Batch) -> int:
     examples that share an input (`models.fusion`) is not counted.
     """
     kind = kind_of(modality)
-    return AXES[kind] + (kind == "audio" and _holds_frames(modality, batch))  # True adds 1
+    return KINDS[kind].axes + (kind == "audio" and _holds_frames(modality, batch))  # True adds 1
 
 
 def _holds_frames(modality: str, batch: Batch) -> bool:
@@ -167,17 +169,20 @@ def preprocess_modality(
     """``(inputs, mask)`` of the batch's ``modality``, as its encoder takes them; a mask of None: nothing is padding.
 
     Images and video become floating-point pixels in [-1, 1]. Audio becomes a waveform or log-mel frames, by
-    ``features.kind``; frames of `precompute_spectrograms` are taken as they are. Inputs are augmented where both
-    ``augmentation`` and ``keys`` (one random key for each example) are given, as in training.
+    ``features.kind``; frames of `precompute_spectrograms` are taken as they are. Measured quantities are 0 where they
+    are missing. Inputs are augmented where both ``augmentation`` and ``keys`` (one random key for each example) are
+    given, as in training.
     """
     if augmentation is None or keys is None:
         augmentation = keys = None  # no augmentation
     else:
         keys = fold_in_name(keys, f"augment/{modality}")
-    return _PREPROCESS[kind_of(modality)](modality, batch, features, augmentation, keys)
+    kind = kind_of(modality)
+    preprocess = _preprocess_measured if KINDS[kind].measured else _PREPROCESS.get(kind, _take_as_is)
+    return preprocess(modality, batch, features, augmentation, keys)
 
 
-def _preprocess_text(modality, batch, features, augmentation, keys):
+def _take_as_is(modality, batch, features, augmentation, keys):
     return batch[modality], batch.get(f"{modality}_mask")
 
 
@@ -227,12 +232,37 @@ def _preprocess_audio(modality, batch, features, augmentation, keys):
     return x, mask
 
 
+def _preprocess_measured(modality, batch, features, augmentation, keys):
+    """``(values, mask)`` of measured quantities: 0 where they are missing, augmented if there are ``keys``."""
+    x, mask = measured_inputs(modality, batch)
+    if keys is not None and augmentation.measured != MeasuredAugmentConfig():
+        x, mask = augment_measured(x, mask, keys, augmentation.measured)
+    return x, encoder_mask(modality, mask)
+
+
+def measured_inputs(modality: str, batch: Batch) -> tuple[Array, Array]:
+    """``(values, mask)`` of a batch's measured quantities: float32, 0 where they are missing, and which are there, of
+    the same shape. A value that is missing has no gradient, even if it is NaN."""
+    x = jnp.asarray(batch[modality], jnp.float32)
+    mask = batch.get(f"{modality}_mask")
+    mask = jnp.ones(x.shape, bool) if mask is None else jnp.asarray(mask)
+    mask = jnp.broadcast_to(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x.shape)
+    return jnp.where(mask, x, 0.0), mask
+
+
+def encoder_mask(modality: str, mask: Bool[Array, "batch ..."]) -> Bool[Array, "batch ..."]:
+    """The mask that the encoder of a kind gets, from that of single values: the same, or where the kind's mask can be
+    shorter (a series' can be of steps), which of its elements have any value."""
+    axes = min(KINDS[kind_of(modality)].mask_axes)
+    return mask.any(axis=tuple(range(axes, mask.ndim))) if axes < mask.ndim else mask
+
+
 _PREPROCESS = {
-    "text": _preprocess_text,
     "image": _preprocess_image,
     "audio": _preprocess_audio,
     "video": _preprocess_video,
 }
+"""The preprocessing of the kinds that are not measured; those that are not listed are taken as they are."""
 
 
 def compute_log_mel(waveform, mask, features: AudioFeatures, **options):
@@ -396,15 +426,48 @@ def make_encoder(
             kind, config, shape=batch[modality].shape if modality in batch else (), head=head
         )
     sizes = {"vocab_size": vocab_size, "max_length": batch[modality].shape[1]} if kind == "text" else {}
+    if isinstance(config, CustomEncoderConfig):
+        if config.module is None:
+            raise ValueError(f"there is no module for the {kind} encoder: give {config.chosen_by}")
+        return config.build(**sizes)
     return build_encoder(kind, config, **sizes)
 
 
-def encoder_of(model: Any, modality: str) -> EncoderConfig:
-    """The encoder configuration of a modality: the field of the model's configuration named after the modality's kind.
+Encoders = Mapping[str, Any]
+"""Encoders of your own by the name of a modality or of a kind: Flax modules, pairs of functions ``(init, apply)`` (see
+`nets.custom`), or configurations of encoders."""
 
-    All modalities of a kind (``image`` and ``image_sketch``) share the configuration, each with parameters of its own.
+
+def encoder_of(model: Any, modality: str, encoders: Encoders | None = None) -> EncoderConfig:
+    """The encoder configuration of a modality.
+
+    It is the field of the model's configuration named after the modality's kind; a kind without such a field has the
+    default encoder. ``encoders`` come before both. All modalities of a kind (``image`` and ``image_sketch``) share the
+    configuration, each with parameters of its own.
     """
-    return getattr(model, kind_of(modality))
+    kind = kind_of(modality)
+    for name in (modality, kind):
+        if encoders and name in encoders:
+            return as_encoder_config(encoders[name])
+    if not hasattr(model, kind) and kind not in DEFAULTS:
+        raise ValueError(
+            f"there is no encoder of {modality!r}: give one, as encoders={{{kind!r}: MyModule()}}, or a default in "
+            "nets.encoders.DEFAULTS"
+        )
+    return getattr(model, kind) if hasattr(model, kind) else DEFAULTS[kind]
+
+
+def as_encoder_config(encoder: Any) -> EncoderConfig:
+    """An encoder of your own as a configuration; a configuration stays as it is."""
+    return encoder if isinstance(encoder, EncoderConfig) else CustomEncoderConfig(module=encoder)
+
+
+def check_encoders(encoders: Encoders | None, modalities: Collection[str]) -> None:
+    """Raises ValueError if ``encoders`` name something that is neither one of the ``modalities`` nor the kind of
+    one."""
+    names = {*modalities, *map(kind_of, modalities)}
+    if unknown := [name for name in encoders or () if name not in names]:
+        raise ValueError(f"encoders: there is no modality {unknown[0]!r}; there are {', '.join(modalities)}")
 
 
 def _check_vocabulary(architecture: str, vocab_size: int) -> None:

@@ -19,10 +19,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "audio": "AudioTransformer",
         "conv": "Conv ConvTranspose apply_mask",
         "cross_modal": "CrossModalOutput cross_modal_transform init_cross_modal",
+        "custom": "FunctionEncoder ModuleEncoder as_encoder",
         "decoders": "AutoregressiveDecoderConfig ConvDecoderConfig DecoderConfig FrameDecoderConfig MLPDecoderConfig "
         "ParallelDecoderConfig ResidualDecoderConfig Size",
         "dropout": "Dropout DropPath fold_in_layer",
-        "encoders": "AudioTransformerConfig ConvNetConfig DCGANEncoderConfig FrameTransformerConfig MLPEncoderConfig "
+        "encoders": "AudioTransformerConfig ConvNetConfig CustomEncoderConfig DCGANEncoderConfig "
+        "FeatureTransformerConfig "
+        "FrameTransformerConfig MLPEncoderConfig SeriesTransformerConfig VectorMLPConfig "
         "PretrainedEncoderConfig ResNet18Config ResNet34Config ResNet50Config ResidualEncoderConfig "
         "StackedFramesConfig TextDecoderConfig TextTransformerConfig TubeletViTConfig ViTConfig build_decoder "
         "build_encoder build_pool",
@@ -32,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "gan": "Critic DCGANGenerator DCGANGeneratorConfig MLPGenerator MLPGeneratorConfig ObjectGeneratorConfig "
         "ResidualGenerator ResidualGeneratorConfig",
         "image": "ConvNet FlatMLP PlainConvNet ResNet ViT cut_patches",
+        "measured": "FeatureTransformer SeriesTransformer VectorMLP",
         "norm": "GroupNorm",
         "objects": "ObjectGenerator SlotAttention",
         "pooling": "Pool max_pool",

@@ -140,6 +140,28 @@ class FrameDecoder(nn.Module):
         return x[:, :frames]
 
 
+class WithScale(nn.Module):
+    """A decoder of measured quantities with a learned scale for each feature (the last axis): ``[N, *shape, 2]``, the
+    mean of each value and the logarithm of its scale.
+
+    The scale ``least_scale + exp(s)`` starts near 1, the standard deviation of standardised data; ``s`` is a parameter
+    of each feature, the same for all latents.
+    """
+
+    decoder: nn.Module
+    least_scale: float = 0.01
+
+    @nn.compact
+    def __call__(
+        self, z: Float[Array, "rows latent"], tokens=None, *, keys: ExampleKeys | None = None
+    ) -> Float[Array, "rows *shape 2"]:
+        """Means and log-scales of the values for the latents ``z``; the decoder gets ``tokens`` and ``keys``."""
+        mean = self.decoder(z, tokens, keys=keys)
+        raw = self.param("log_scale", nn.initializers.zeros_init(), mean.shape[-1:])
+        log_scale = jnp.log(self.least_scale + jnp.exp(raw))
+        return jnp.stack([mean, jnp.broadcast_to(log_scale, mean.shape)], axis=-1)
+
+
 class _PositionTokens(TransformerEncoder):
     """A transformer over ``length`` copies of a vector, which differ by their position embeddings alone."""
 
@@ -343,5 +365,7 @@ TextDecoders = ParallelDecoderConfig | AutoregressiveDecoderConfig
 """Decoders of texts."""
 AudioDecoders = FrameDecoderConfig | MLPDecoderConfig
 """Decoders of log-mel frames."""
+MeasuredDecoders = MLPDecoderConfig | FrameDecoderConfig
+"""Decoders of series of measured quantities; vectors have the first one only."""
 LabelDecoders = MLPDecoderConfig
 """Decoders of classes."""

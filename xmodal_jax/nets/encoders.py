@@ -16,7 +16,9 @@ from xmodal_jax.core import parts
 from xmodal_jax.core.checks import check_rates, check_sizes
 from xmodal_jax.core.parts import FilledIn
 from xmodal_jax.nets.audio import AudioTransformer
+from xmodal_jax.nets.custom import as_encoder, import_object
 from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT
+from xmodal_jax.nets.measured import FeatureTransformer, SeriesTransformer, VectorMLP
 from xmodal_jax.nets.pooling import Pool
 from xmodal_jax.nets.text import TextDecoder, TextTransformer
 from xmodal_jax.nets.transformer import TransformerStyle
@@ -251,6 +253,40 @@ class FrameTransformerConfig(TransformerEncoderConfig):
         return FrameTransformer(image, positions=self.positions, **self.transformer_options())
 
 
+@dataclasses.dataclass(frozen=True)
+class FeatureTransformerConfig(TransformerEncoderConfig):
+    """A transformer whose tokens are the features of a vector; missing values are masked tokens."""
+
+    name: ClassVar[str] = "transformer"
+
+    def build(self) -> FeatureTransformer:
+        return FeatureTransformer(**self.transformer_options())
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesTransformerConfig(TransformerEncoderConfig):
+    """Convolutions over the steps of a series, then a transformer; its positions are sines and cosines."""
+
+    name: ClassVar[str] = "transformer"
+
+    downsample: int = 4
+    """Number of steps of a series that become one token, a power of 2."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.downsample & (self.downsample - 1):
+            raise ValueError(
+                f"SeriesTransformerConfig.downsample must be a power of 2, got {self.downsample}"
+            )
+
+    def build(self) -> SeriesTransformer:
+        return SeriesTransformer(downsample=self.downsample, **self.transformer_options())
+
+    @property
+    def frames_per_token(self) -> int:
+        return self.downsample
+
+
 # Networks of convolutions and dense layers
 
 
@@ -333,6 +369,29 @@ class MLPEncoderConfig(PlainEncoderConfig):
 
     def build(self) -> FlatMLP:
         return FlatMLP(depth=self.depth, **self.plain_options())
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorMLPConfig(PlainEncoderConfig):
+    """Dense layers on all features of a vector at once, which gives one token."""
+
+    name: ClassVar[str] = "mlp"
+
+    depth: int = 2
+    """Number of dense layers."""
+    norm: Literal["layer", "none"] = "layer"
+    """Normalization before each layer but the first: layer norm, or none."""
+    indicators: bool = False
+    """Whether the network also gets which values are there (1) and which are missing (0). The values themselves are 0
+    where they are missing, the mean of their feature."""
+
+    def build(self) -> VectorMLP:
+        return VectorMLP(
+            depth=self.depth,
+            norm=self.norm == "layer",
+            indicators=self.indicators,
+            **self.plain_options(),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -444,6 +503,39 @@ class PretrainedEncoderConfig(EncoderConfig):
         return cls(**options, pool=getattr(config, "pool", None) or "own")
 
 
+@dataclasses.dataclass(frozen=True)
+class CustomEncoderConfig(EncoderConfig):
+    """An encoder of your own: a Flax module, or a pair of pure functions (see `nets.custom`)."""
+
+    name: ClassVar[str] = "module"
+    chosen_by: ClassVar[str] = "--image-encoder module:PACKAGE.MODULE:NAME (or another modality's flag)"
+    """The flags that choose this part (see `core.parts`): its name alone, without a module, is not enough."""
+
+    module: FilledIn[Any] = None
+    """The module or the pair of functions ``(init, apply)``; or, as ``PACKAGE.MODULE:NAME``, where to import a module,
+    its class or such a pair from."""
+    width: FilledIn[int | None] = None
+    """The module decides it."""
+    pool: Literal["mean", "attention"] | None = None
+    """How the tokens become one vector: by their mean, or by attention of a learned query. None: by their mean."""
+    heads: int = 4
+    """Number of attention heads of the pool "attention"; must divide the width."""
+
+    @property
+    def pool_heads(self) -> int:
+        return self.heads
+
+    def build(self, **shape_info: int) -> nn.Module:
+        """The encoder; a class of modules is built with those of ``shape_info`` that it has fields for."""
+        module = import_object(self.module) if isinstance(self.module, str) else self.module
+        return as_encoder(module, **shape_info)
+
+    @classmethod
+    def in_place_of(cls, config: ModuleConfig) -> CustomEncoderConfig:
+        """A configuration without a module yet that replaces ``config``."""
+        return config if isinstance(config, cls) else cls()
+
+
 ImageBackbone = (
     ConvNetConfig
     | DCGANEncoderConfig
@@ -454,16 +546,26 @@ ImageBackbone = (
     | ViTConfig
 )
 """The image encoders that start from random parameters."""
-TextEncoder = TextTransformerConfig | PretrainedEncoderConfig
-ImageEncoder = ImageBackbone | PretrainedEncoderConfig
-AudioEncoder = AudioTransformerConfig | PretrainedEncoderConfig
-VideoEncoder = TubeletViTConfig | FrameTransformerConfig | StackedFramesConfig | PretrainedEncoderConfig
+TextEncoder = TextTransformerConfig | PretrainedEncoderConfig | CustomEncoderConfig
+ImageEncoder = ImageBackbone | PretrainedEncoderConfig | CustomEncoderConfig
+AudioEncoder = AudioTransformerConfig | PretrainedEncoderConfig | CustomEncoderConfig
+VideoEncoder = (
+    TubeletViTConfig
+    | FrameTransformerConfig
+    | StackedFramesConfig
+    | PretrainedEncoderConfig
+    | CustomEncoderConfig
+)
+VectorEncoder = VectorMLPConfig | FeatureTransformerConfig | CustomEncoderConfig
+SeriesEncoder = SeriesTransformerConfig | CustomEncoderConfig
 
 ENCODERS: Mapping[str, Any] = {
     "text": TextEncoder,
     "image": ImageEncoder,
     "audio": AudioEncoder,
     "video": VideoEncoder,
+    "vector": VectorEncoder,
+    "series": SeriesEncoder,
 }
 """The union of the encoders of each modality."""
 
@@ -472,16 +574,14 @@ DEFAULTS: Mapping[str, EncoderConfig] = {
     "image": ConvNetConfig(norm="none"),  # without group norm, to save time on a CPU
     "audio": AudioTransformerConfig(downsample=16),
     "video": TubeletViTConfig(),
+    "vector": VectorMLPConfig(),
+    "series": SeriesTransformerConfig(),
 }
 """An encoder of each modality that is sized for two CPU cores."""
 
-SHAPE_INFO: Mapping[str, tuple[str, ...]] = {
-    "text": ("vocab_size", "max_length"),
-    "image": (),
-    "audio": (),
-    "video": (),
-}
-"""The sizes of the data that `build_encoder` needs; all others are read from the inputs at initialisation."""
+SHAPE_INFO: Mapping[str, tuple[str, ...]] = {"text": ("vocab_size", "max_length")}
+"""The sizes of the data that `build_encoder` needs, where it needs any; all others are read from the inputs at
+initialisation."""
 
 
 def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_info: int) -> nn.Module:
@@ -502,15 +602,17 @@ def build_encoder(modality: str, config: EncoderConfig | None = None, **shape_in
     if modality not in ENCODERS:
         raise ValueError(f"modality must be one of {sorted(ENCODERS)}, got {modality!r}")
     config = DEFAULTS[modality] if config is None else config
+    if isinstance(config, CustomEncoderConfig):
+        return config.build(**shape_info)
     table = parts.parts_of(ENCODERS[modality])  # {name: class} of the modality's encoders
     if type(config) not in table.values():
         raise ValueError(f"{modality} encoders are {sorted(table)}, got {config!r}")
     if isinstance(config, PretrainedEncoderConfig):
         # ``chosen_by``: the options of the command line that choose a pretrained encoder.
         raise ValueError(f"a pretrained encoder is built from its checkpoint: {config.chosen_by}")
-    if set(shape_info) != set(SHAPE_INFO[modality]):
+    if set(shape_info) != set(SHAPE_INFO.get(modality, ())):
         raise ValueError(
-            f"build_encoder({modality!r}) needs shape information {SHAPE_INFO[modality]}, "
+            f"build_encoder({modality!r}) needs shape information {SHAPE_INFO.get(modality, ())}, "
             f"got {sorted(shape_info)}"
         )
     return config.build(**shape_info)

@@ -23,18 +23,22 @@ from xmodal_jax.preprocess.image import (
     standardize,
     to_float,
 )
+from xmodal_jax.preprocess.measured import MeasuredAugmentConfig, augment_measured, jitter
 from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_waveform, mel_to_power
 
 __all__ = [
     "AdaConfig",
+    "MeasuredAugmentConfig",
     "AugmentConfig",
     "ada_augment",
     "ada_update",
     "augment",
+    "augment_measured",
     "color_jitter",
     "diff_augment",
     "griffin_lim",
     "hann",
+    "jitter",
     "istft",
     "log_mel",
     "log_mel_to_waveform",

@@ -3,6 +3,7 @@
 from xmodal_jax.probability.distributions import (
     Laplace,
     Normal,
+    StudentT,
     bernoulli_log_prob,
     categorical_log_prob,
     detach,
@@ -23,6 +24,7 @@ from xmodal_jax.probability.kernels import (
 from xmodal_jax.probability.likelihoods import (
     dense_log_likelihood,
     label_log_likelihood,
+    measured_log_likelihood,
     token_log_likelihood,
 )
 from xmodal_jax.probability.posteriors import (
@@ -38,6 +40,7 @@ from xmodal_jax.probability.posteriors import (
 __all__ = [
     "Laplace",
     "Normal",
+    "StudentT",
     "all_subsets",
     "bernoulli_log_prob",
     "categorical_log_prob",
@@ -52,6 +55,7 @@ __all__ = [
     "mask_experts",
     "masked_log_mean_exp",
     "masked_product",
+    "measured_log_likelihood",
     "mixture_log_prob",
     "polynomial",
     "product_of_experts",

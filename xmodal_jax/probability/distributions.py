@@ -52,6 +52,29 @@ class Laplace(NamedTuple):
         return self.mean + jnp.exp(self.log_scale) * noise
 
 
+class StudentT(NamedTuple):
+    """Student's t distribution with mean (for more than one degree of freedom), scale ``exp(log_scale)`` and the number
+    of degrees of freedom, independent in each element. Its tails are heavier than those of a normal distribution, so
+    that outliers cost less."""
+
+    mean: Float[Array, "..."]
+    log_scale: Float[Array, "..."]
+    degrees: Float[Array, "..."] | float
+
+    def log_prob(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """``log G((n + 1) / 2) - log G(n / 2) - log(n pi) / 2 - log s - (n + 1) / 2 log(1 + ((x - mean) / s)^2 / n)``
+        for each element, with n degrees of freedom, ``s = exp(log_scale)`` and the gamma function G."""
+        n, deviation = jnp.asarray(self.degrees), (x - self.mean) * jnp.exp(-self.log_scale)
+        log_gamma = jax.scipy.special.gammaln
+        return (
+            log_gamma(0.5 * (n + 1.0))
+            - log_gamma(0.5 * n)
+            - 0.5 * jnp.log(n * math.pi)
+            - self.log_scale
+            - 0.5 * (n + 1.0) * jnp.log1p(jnp.square(deviation) / n)
+        )
+
+
 Posterior = Normal | Laplace
 FAMILIES: dict[str, Any] = {"normal": Normal, "laplace": Laplace}
 """The families that a posterior can have, by name."""

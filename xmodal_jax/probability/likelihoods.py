@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from xmodal_jax.probability.distributions import (
     Laplace,
     Normal,
+    StudentT,
     bernoulli_log_prob,
     categorical_log_prob,
 )
@@ -76,6 +77,45 @@ def dense_log_likelihood(
     x = jnp.broadcast_to(x[None], outputs.shape)
     terms = DENSITIES[likelihood].log_prob(outputs, x, scale)  # one for each element of x
     return terms.reshape(*terms.shape[:2], -1).sum(axis=-1)
+
+
+def measured_log_likelihood(
+    likelihood: str,
+    mean: Float[Array, "samples batch *shape"],
+    log_scale: Float[Array, "samples batch *shape"],
+    x: Float[Array, "batch *shape"],
+    mask: Bool[Array, "batch *shape"],
+    *,
+    degrees: float = 4.0,
+) -> Float[Array, "samples batch"]:
+    """``log p(x | z)`` of measured quantities for several latent samples of each example, in nats: the sum over the
+    values that are there.
+
+    A value that is missing (``mask`` False) has exactly no influence.
+
+    Args:
+      likelihood: one of `MEASURED_LIKELIHOODS`.
+      mean, log_scale: of each value, for each latent sample.
+      x, mask: the values, and which of them are there.
+      degrees: degrees of freedom of "student_t".
+
+    Raises:
+      ValueError: if there is no such likelihood.
+    """
+    if likelihood not in MEASURED_LIKELIHOODS:
+        raise ValueError(f"likelihood must be one of {MEASURED_LIKELIHOODS}, got {likelihood!r}")
+    # A missing value may be NaN: it is replaced before any arithmetic.
+    x = jnp.broadcast_to(jnp.where(mask, x, 0.0)[None], mean.shape)
+    if likelihood == "normal":
+        terms = Normal(mean, log_scale).log_prob(x)
+    else:
+        terms = StudentT(mean, log_scale, degrees).log_prob(x)
+    terms = jnp.where(mask[None], terms, 0.0)
+    return terms.reshape(*terms.shape[:2], -1).sum(axis=-1)
+
+
+MEASURED_LIKELIHOODS = ("normal", "student_t")
+"""The likelihoods of `measured_log_likelihood`."""
 
 
 def token_log_likelihood(

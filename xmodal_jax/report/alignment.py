@@ -10,12 +10,15 @@ import numpy as np
 from xmodal_jax.data.shapes.drawing import PALETTE
 from xmodal_jax.data.shapes.scenes import COLOURS
 from xmodal_jax.data.source import Source
+from xmodal_jax.data.standardise import StandardiseTransform
 from xmodal_jax.evaluation.embeddings import Gallery, directions, items_of_pair, ordered
 from xmodal_jax.metrics.latent import modality_gap
 from xmodal_jax.metrics.retrieval import ranks
 from xmodal_jax.report import figures
+from xmodal_jax.report.measured import show_measured
 from xmodal_jax.report.page import Audio, Hit, Item, Report
 from xmodal_jax.train.run import format_value
+from xmodal_jax.types import KINDS, is_measured, kind_of
 
 QUERIES = 8
 """Queries shown for each direction of retrieval."""
@@ -26,16 +29,24 @@ MATRIX_EXAMPLES = 40
 
 
 def content(
-    batch: dict[str, Any], modality: str, index: int, sample_rate: int = 16_000
+    batch: dict[str, Any],
+    modality: str,
+    index: int,
+    sample_rate: int = 16_000,
+    standardise: StandardiseTransform | None = None,
 ) -> str | np.ndarray | Audio:
     """One modality of the example at ``index`` of a raw batch, as a `Report` shows it: text, audio or pixels.
 
-    ``sample_rate``: of audio, in Hz.
+    ``sample_rate``: of audio, in Hz. ``standardise``: of measured quantities, which are shown in standard deviations;
+    None: relative to the largest value of the example.
     """
-    if modality.startswith("text"):
+    shown_as = KINDS[kind_of(modality)].shown_as
+    if is_measured(modality):
+        return show_measured(batch, modality, index, standardise)
+    if shown_as == "text":
         # The text as a string is in the field "caption" ("caption_left" of the modality "text_left").
         return str(batch[modality.replace("text", "caption", 1)][index])
-    if modality.startswith("audio"):
+    if shown_as == "sound":
         mask = batch.get(f"{modality}_mask")
         length = batch[modality].shape[1] if mask is None else int(mask[index].sum())  # without padding
         return Audio(np.asarray(batch[modality][index][:length]), sample_rate)
@@ -52,6 +63,7 @@ def add_galleries(
     items: Mapping[str, np.ndarray] | None = None,
     sample_rate: int = 16_000,
     query_count: int = QUERIES,
+    standardise: StandardiseTransform | None = None,
 ) -> None:
     """Queries with their nearest results, for each direction: half of them random, half those with the worst ranks.
 
@@ -63,9 +75,11 @@ def add_galleries(
       present, items: which examples have a modality, and which of them count; see `evaluation.retrieval_scores`.
       sample_rate: of audio, Hz.
       query_count: number of queries for each direction.
+      standardise: of measured quantities, see `content`.
     """
     count = len(next(iter(embeddings.values())))
     ids = np.arange(count) if ids is None else ids
+    show = lambda modality, index: content(batch, modality, index, sample_rate, standardise)
     for query, target in directions(tuple(embeddings)):
         if target == "audio" and len(embeddings) > 2:
             continue  # a row of audio players adds little to the numbers
@@ -86,12 +100,12 @@ def add_galleries(
         for i in chosen:
             example = int(query_indices[i])
             caption = "" if query == "text" or "caption" not in batch else str(batch["caption"][example])
-            queries.append(Item(content(batch, query, example, sample_rate), caption))
+            queries.append(Item(show(query, example), caption))
             nearest = np.argsort(-similarity[i], kind="stable")[:5]  # positions within ``candidate_indices``
             results.append(
                 [
                     Hit(
-                        content(batch, target, int(candidate_indices[k]), sample_rate),
+                        show(target, int(candidate_indices[k])),
                         correct=bool(ids[candidate_indices[k]] == ids[example]),
                         similarity=float(similarity[i, k]),
                     )
@@ -196,7 +210,11 @@ def gap_scores(embeddings: dict[str, np.ndarray], prefix: str = "test/") -> dict
 
 
 def add_embeddings(
-    report: Report, records: list[dict], gallery: Gallery, embeddings: dict[str, np.ndarray]
+    report: Report,
+    records: list[dict],
+    gallery: Gallery,
+    embeddings: dict[str, np.ndarray],
+    standardise: StandardiseTransform | None = None,
 ) -> None:
     """All sections on a shared embedding space.
 
@@ -205,6 +223,7 @@ def add_embeddings(
       records: of ``metrics.jsonl``, for the training curves.
       gallery: the examples.
       embeddings: of these examples, by modality.
+      standardise: of measured quantities; None: there are none.
     """
     names = sorted({name for record in records for name in record})
     # The curves of the recall for each direction, such as validation/image_to_text/recall@1, without their mean.
@@ -223,7 +242,7 @@ def add_embeddings(
     report.add_figure("Training curves", figures.curves(records, panels, smoothing=0.8))
     # Which results are correct, and which examples and items count.
     gallery_options = dict(ids=gallery.ids, present=gallery.present, items=gallery.items)
-    add_galleries(report, gallery.examples, embeddings, **gallery_options)
+    add_galleries(report, gallery.examples, embeddings, standardise=standardise, **gallery_options)
     one_each = {
         name: x[gallery.representatives] for name, x in embeddings.items()
     }  # one example of each picture

@@ -19,7 +19,7 @@ from xmodal_jax.models.towers import compute_log_mel, encoder_of, prefix_tokens
 from xmodal_jax.report import figures
 from xmodal_jax.report.classification_figures import AttentionExample, accuracy_bars, attention
 from xmodal_jax.report.page import Report
-from xmodal_jax.types import kind_of
+from xmodal_jax.types import KINDS, kind_of
 
 EXAMPLES = 6
 """Examples in each figure of attention maps."""
@@ -131,7 +131,9 @@ def add_attention(
     if not weights:
         report.add_text("Attention maps", f"The fusion {model.fusion.name!r} has no attention.")
         return
-    inputs = _Inputs(raw, _spectrograms(batch, model) if "audio" in weights else None, model, tokenizer)
+    inputs = _Inputs(
+        batch, raw, _spectrograms(batch, model) if "audio" in weights else None, model, tokenizer
+    )
     # k: position in the batch; index: position in the split.
     examples = [
         AttentionExample(
@@ -161,9 +163,12 @@ def _title(raw, k, index, split, predicted, class_names, is_correct) -> str:
 
 
 class _Inputs(NamedTuple):
-    """A raw batch and its spectrograms for the attention figures, with the model configuration and tokenizer."""
+    """A batch and its spectrograms for the attention figures, with the model configuration and tokenizer."""
 
+    batch: Mapping[str, Any]
+    """As the model gets it."""
     raw: Mapping[str, Any]
+    """As the data set has it."""
     spectrograms: list[np.ndarray] | None
     model: FusionConfig
     tokenizer: Tokenizer | None
@@ -207,6 +212,11 @@ def _video_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
     return video, _grid(inputs.without_leading(modality, weights), steps)
 
 
+def _measured_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
+    """Example k's measured quantities in standard deviations, and the attention to their tokens."""
+    return np.asarray(inputs.batch[modality][k]), inputs.without_leading(modality, weights)
+
+
 def _grid(weights: np.ndarray, steps: int) -> np.ndarray:
     """The attention to the tokens as a square grid for each time step, ``[steps, side, side]``."""
     side = int(np.sqrt(len(weights) // steps))
@@ -219,4 +229,5 @@ PANEL_CONTENT: dict[str, Callable[[_Inputs, str, int, np.ndarray], tuple[Any, np
     "image": _image_panel,
     "video": _video_panel,
 }
+PANEL_CONTENT |= {kind: _measured_panel for kind, entry in KINDS.items() if entry.measured}
 """The content and the attention of a panel, for each kind of modality."""

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from xmodal_jax.report.figures import INK, MUTED, PALETTE, WIDTH, shorten
-from xmodal_jax.types import kind_of
+from xmodal_jax.types import KINDS, kind_of
 
 HEAT = "inferno"
 """Colour map of attention."""
@@ -26,7 +26,8 @@ class AttentionExample(NamedTuple):
     """Shown above the example."""
     panels: Mapping[str, tuple[Any, np.ndarray]]
     """By modality the content and its attention: an image ``[H, W, C]`` with ``[h, w]``, a list of tokens with ``[n]``,
-    a log-mel spectrogram ``[frames, mels]`` with ``[n]``, a video ``[F, H, W, C]`` with ``[t, h, w]``."""
+    a log-mel spectrogram ``[frames, mels]`` with ``[n]``, a video ``[F, H, W, C]`` with ``[t, h, w]``, measured
+    quantities ``[D]`` or ``[T, C]`` in standard deviations with ``[n]``."""
 
 
 def accuracy_bars(
@@ -146,6 +147,26 @@ def _draw_audio(ax: Axes, log_mel: np.ndarray, weights: np.ndarray) -> None:
     ax.set(xlim=(0, frames), ylim=(0, 1.7))
 
 
+def _draw_measured(ax: Axes, values: np.ndarray, weights: np.ndarray) -> None:
+    """A vector ``[D]`` as bars or a series ``[T, C]`` as lines, in standard deviations, and above it the weights of the
+    tokens as a step curve."""
+    count = len(values)
+    scaled = np.clip(values / 6.0, -0.5, 0.5) + 0.5  # from 3 standard deviations below the mean to 3 above it
+    if values.ndim == 1:
+        ax.bar(np.arange(count) + 0.5, scaled - 0.5, bottom=0.5, width=0.8, color=PALETTE[0])
+    else:
+        ax.plot(np.arange(count) + 0.5, scaled.reshape(count, -1), linewidth=1.0)
+    height = weights / max(float(weights.max()), 1e-12)
+    ax.stairs(
+        1.05 + 0.6 * height,
+        np.linspace(0, count, len(weights) + 1),
+        baseline=1.05,
+        fill=True,
+        color=PALETTE[1],
+    )
+    ax.set(xlim=(0, count), ylim=(0, 1.7))
+
+
 class PanelStyle(NamedTuple):
     """How a kind of modality is drawn."""
 
@@ -161,4 +182,5 @@ PANELS = {
     "audio": PanelStyle(3.2, _draw_audio),
     "video": PanelStyle(3.6, _draw_video),
 }
+PANELS |= {kind: PanelStyle(3.2, _draw_measured) for kind, entry in KINDS.items() if entry.measured}
 """The panel of each kind of modality, in the order of the figure's columns."""

@@ -13,14 +13,17 @@ from matplotlib.figure import Figure
 
 from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.source import Source
+from xmodal_jax.data.standardise import StandardiseTransform
 from xmodal_jax.evaluation.latent import LatentEvaluator, LatentResults, SourceLatents
 from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.metrics.coherence import coherence_matrix
 from xmodal_jax.models.vae.modalities import ModalityConfigs, Vocabulary, preprocess
 from xmodal_jax.report import figures
 from xmodal_jax.report.images import tile_images
+from xmodal_jax.report.measured import show_standard
 from xmodal_jax.report.page import Audio, Report, png
 from xmodal_jax.train.run import write_atomic
+from xmodal_jax.types import is_measured
 
 TRAVERSED_DIMENSIONS = 8
 """Dimensions that a traversal shows: those with the largest variance."""
@@ -54,16 +57,26 @@ def add_metric_tables(
 
 
 class ExampleRenderer:
-    """Examples of a batch as cells of a table: images, texts, spectrograms, sounds and names of classes."""
+    """Examples of a batch as cells of a table: images, texts, spectrograms, sounds, measured quantities and names of
+    classes."""
 
-    def __init__(self, configs: ModalityConfigs, vocabulary: Vocabulary):
-        self.configs, self.vocabulary = configs, vocabulary
+    def __init__(
+        self,
+        configs: ModalityConfigs,
+        vocabulary: Vocabulary,
+        standardise: StandardiseTransform | None = None,
+    ):
+        """``standardise``: the transform that the batches have passed, for names and units of measured quantities."""
+        self.configs, self.vocabulary, self.standardise = configs, vocabulary, standardise
         self._waveforms: dict[str, Any] = {}
         """Pairs of a compiled function from spectrograms to waveforms and the sample rate in Hz, by modality."""
 
     def cell(self, name: str, batch: Mapping[str, Any], index: int) -> str | np.ndarray:
         """The modality ``name`` of the example at ``index`` of a batch, as a text or a uint8 image ``[H, W, 3]``."""
         mask = batch.get(f"{name}_mask")
+        if is_measured(name):
+            values, known = np.asarray(batch[name][index]), None if mask is None else np.asarray(mask[index])
+            return show_standard(name, values, known, self.standardise)
         picture = self.configs.for_modality(name).show(
             np.asarray(batch[name][index]), None if mask is None else np.asarray(mask[index]), self.vocabulary
         )
@@ -316,7 +329,7 @@ def add_latent(
     ``params``: of the model in ``evaluator``. ``results``: its evaluation. ``folder``: where images are also written.
     """
     decode_text = data.tokenize.tokenizer.decode if data.tokenize else None
-    renderer = ExampleRenderer(evaluator.configs, Vocabulary(decode_text, data.class_names))
+    renderer = ExampleRenderer(evaluator.configs, Vocabulary(decode_text, data.class_names), data.standardise)
     add_translations(report, evaluator, params, data.test, renderer, folder, count=count)
     if len(evaluator.modalities) > 1:
         report.add_figure("Coherence", coherence_figure(evaluator, results.classes, results.labels))

@@ -226,7 +226,7 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
         one line on stderr.
     """
     words = list(sys.argv[1:] if args is None else args)
-    flags = {flag for word in words if (flag := _flag_in(word)) is not None}
+    flags = _values_by_flag(words)
     wants_all = ALL_FLAG in words
     wants_help = wants_all or any(flag in words for flag in HELP_FLAGS)
     if wants_help:
@@ -242,7 +242,7 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
         raise SystemExit(0)
     config = _parse_with_tyro(config_class, description, ["--help"] if wants_help else words, default)
     _check_values(config)
-    if flags == {"--resume", "--run-dir"} and config.run_dir is not None:
+    if flags.keys() == {"--resume", "--run-dir"} and config.run_dir is not None:
         _refuse_to_resume_nothing(config.run_dir)
     return config
 
@@ -418,6 +418,17 @@ def _take(words: list[str], flag: str) -> tuple[str | None, list[str]]:
 def _flag_in(word: str) -> str | None:
     """The flag in a word of the command line: ``--a-b`` for ``--a_b`` and for ``--a_b=3``; None for a value."""
     return word.partition("=")[0].replace("_", "-") if word.startswith("--") else None
+
+
+def _values_by_flag(words: Sequence[str]) -> dict[str, str]:
+    """The first value of each flag among the words of a command line (of a repeated flag, of the last one); "" for a
+    flag without a value."""
+    values = {}
+    for word, next_word in zip(words, [*words[1:], "--"], strict=True):
+        if (flag := _flag_in(word)) is not None:
+            _, equals, after = word.partition("=")
+            values[flag] = after if equals else "" if next_word.startswith("--") else next_word
+    return values
 
 
 def _replace_unchecked(config: Any, changes: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
@@ -13,9 +13,11 @@ from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import DEFAULT_VOCAB_SIZE
 from xmodal_jax.models.lora import LoRA
-from xmodal_jax.nets.encoders import PretrainedEncoderConfig, max_text_tokens
+from xmodal_jax.nets.encoders import CustomEncoderConfig, PretrainedEncoderConfig, max_text_tokens
 from xmodal_jax.types import MODALITIES
 
+MODULE_PREFIX = "module:"
+"""What the value of ``--image-encoder`` begins with if it names an encoder of the user's own."""
 DataFlags = Annotated[DataOptions, tyro.conf.arg(name="")]
 """The type of a configuration's field ``input``, whose options have flags without that prefix: ``--train-size``."""
 
@@ -145,8 +147,9 @@ class PretrainedConfig(RunConfig):
 
     image_encoder: str | None = None
     """``hf:PATH``: a pretrained image encoder, from a folder (config.json and safetensors) or the hub
-    (``hf:OWNER/MODEL``). Its position embeddings are interpolated to the image size of the data (--image-size). None:
-    no pretrained encoder."""
+    (``hf:OWNER/MODEL``). Its position embeddings are interpolated to the image size of the data (--image-size). Or
+    ``module:PACKAGE.MODULE:NAME``: an encoder of your own, a Flax module (docs/modality.md). None: neither; the same
+    holds for the other modalities."""
     text_encoder: str | None = None
     """``hf:PATH``: a pretrained text encoder, used with its own tokenizer, from a folder or the hub
     (``hf:OWNER/MODEL``). None: no pretrained encoder."""
@@ -157,24 +160,49 @@ class PretrainedConfig(RunConfig):
     """``hf:PATH``: a pretrained video encoder, from a folder or the hub (``hf:OWNER/MODEL``). None: no pretrained
     encoder."""
 
+    vector_encoder: Advanced[str | None] = None
+    """``module:PACKAGE.MODULE:NAME``: an encoder of your own of vectors, a Flax module (docs/modality.md). None: the
+    one that --model.vector chooses."""
+    series_encoder: Advanced[str | None] = None
+    """``module:PACKAGE.MODULE:NAME``: an encoder of your own of series, a Flax module (docs/modality.md). None: the one
+    that --model.series chooses."""
+
+    @property
+    def _chosen_encoders(self) -> dict[str, str]:
+        """The values of the flags ``--<modality>-encoder`` that are set, by modality."""
+        encoders = {modality: getattr(self, f"{modality}_encoder", None) for modality in MODALITIES}
+        return {modality: encoder for modality, encoder in encoders.items() if encoder is not None}
+
     @property
     def pretrained(self) -> dict[str, str]:
         """The flags of pretrained encoders that are set, such as ``{"image": "hf:PATH"}``, by modality (a pretrained
         text decoder as "decoder")."""
-        encoders = {modality: getattr(self, f"{modality}_encoder") for modality in MODALITIES}
-        return {modality: encoder for modality, encoder in encoders.items() if encoder is not None}
+        return {m: value for m, value in self._chosen_encoders.items() if not value.startswith(MODULE_PREFIX)}
+
+    @property
+    def own_encoders(self) -> dict[str, str]:
+        """The encoders of the user's own that flags name, such as ``{"image": "my_package.nets:Net"}``, by modality."""
+        chosen = self._chosen_encoders.items()
+        return {
+            m: value.removeprefix(MODULE_PREFIX) for m, value in chosen if value.startswith(MODULE_PREFIX)
+        }
 
     @classmethod
-    def implied_parts(cls, flags: Collection[str]) -> dict[str, str]:
-        """Names of the parts that the given ``flags`` choose, by path.
+    def implied_parts(cls, flags: Mapping[str, str]) -> dict[str, str]:
+        """Names of the parts that the given ``flags`` choose by their values, by path.
 
-        With ``--image-encoder`` the encoder of images is the part for pretrained encoders, so that
-        ``--model.image.dropout`` is an option of that part. Experiments have the encoder at one of two paths,
-        ``model.image`` or ``model.image.encoder``.
+        With ``--image-encoder`` the encoder of images is the part for pretrained encoders (or for encoders of one's
+        own), so that ``--model.image.dropout`` is an option of that part. Experiments have the encoder at one of two
+        paths, ``model.image`` or ``model.image.encoder``.
         """
-        modalities = [modality for modality in MODALITIES if f"--{modality}-encoder" in flags]
-        paths = [f"model.{modality}{suffix}" for modality in modalities for suffix in ("", ".encoder")]
-        return dict.fromkeys(paths, PretrainedEncoderConfig.name)
+        implied = {}
+        for modality in MODALITIES:
+            value = flags.get(f"--{modality}-encoder")
+            if value is not None:
+                part = CustomEncoderConfig if value.startswith(MODULE_PREFIX) else PretrainedEncoderConfig
+                paths = [f"model.{modality}{suffix}" for suffix in ("", ".encoder")]
+                implied |= dict.fromkeys(paths, part.name)
+        return implied
 
     @property
     def _text_model(self) -> str | None:

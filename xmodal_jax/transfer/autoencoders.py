@@ -22,8 +22,13 @@ from xmodal_jax.pretrained.files import open_checkpoint
 from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.config import PretrainedConfig
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.transfer.pretrained import as_pretrained, find_folders, with_image_settings
-from xmodal_jax.types import GAN, Batch, Method, Params
+from xmodal_jax.transfer.pretrained import (
+    as_pretrained,
+    find_folders,
+    with_image_settings,
+    with_own_encoders,
+)
+from xmodal_jax.types import GAN, MODALITIES, Batch, Method, Params
 
 Config = TypeVar("Config", bound="LatentConfig")
 Trained = TypeVar("Trained", Method, GAN)
@@ -118,7 +123,10 @@ def use_pretrained_encoders(config: Config) -> tuple[Config, AutoencoderEncoders
       FileNotFoundError: there is no such checkpoint.
       ValueError: a flag is not ``hf:`` and a folder or a hub's name, or its modality is not in `ENCODER_MODALITIES`.
     """
-    checkpoints, configs, model = find_folders(config, ENCODER_MODALITIES), {}, config.model
+    checkpoints, configs = find_folders(config, ENCODER_MODALITIES), {}
+    fields = {field.name for field in dataclasses.fields(config.model)}
+    config = with_own_encoders(config, {m: f"{m}.encoder" for m in MODALITIES if m in fields})
+    model = config.model
     for kind, checkpoint in checkpoints.items():
         modality_config = getattr(model, kind)  # of all modalities of this kind: encoder, decoder and so on
         configs[kind] = as_pretrained(modality_config.encoder, read_pretrained_config(kind, checkpoint))

@@ -22,7 +22,7 @@ from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.config import PretrainedConfig
 from xmodal_jax.train.run import from_json
-from xmodal_jax.transfer.pretrained import as_pretrained, find_folders
+from xmodal_jax.transfer.pretrained import as_pretrained, find_folders, with_own_encoders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,6 +218,7 @@ def load_text_encoder(
         encoder of another modality than text and images.
     """
     folder = find_folders(config, ("text", "image")).get("text")
+    config = with_own_encoders(config, {})  # refuses them: these networks are frozen
     config = _without_unused_features(config)
     if config.read_with is not None and folder is not None:
         raise ValueError(

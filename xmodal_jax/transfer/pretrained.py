@@ -33,8 +33,10 @@ from xmodal_jax.models.towers import (
     pretrained_audio_features,
     read_pretrained_config,
 )
+from xmodal_jax.nets.custom import import_object
 from xmodal_jax.nets.encoders import (
     ENCODERS,
+    CustomEncoderConfig,
     ModuleConfig,
     PretrainedEncoderConfig,
     TextDecoderConfig,
@@ -228,6 +230,7 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
     run = NO_RUN if getattr(config, "init_from", None) is None else load_trained_run(config.init_from)
     fields = encoder_fields(config.model)
     folders = find_folders(config, fields)
+    config = with_own_encoders(config, fields)
     options = _training_options(config)
     if not folders and run is NO_RUN:
         if options["lora"].rank or options["layer_decay"] != 1.0:
@@ -252,6 +255,24 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
         from_checkpoint = configs["audio"] if "audio" in folders else None
         model = _with_audio_features(config, model, pretrained=from_checkpoint, run=run)
     return dataclasses.replace(config, model=model), PretrainedEncoders(folders, configs, run, **options)
+
+
+def with_own_encoders(config: Config, fields: Mapping[str, str]) -> Config:
+    """The configuration whose model has the encoders that the flags name by ``module:PACKAGE.MODULE:NAME``.
+
+    ``fields``: the path of each encoder within the model's configuration, by modality (see `encoder_fields`).
+
+    Raises:
+      ValueError: the model has no encoder of the modality, or there is no such module.
+    """
+    model = config.model
+    for name, spec in config.own_encoders.items():
+        if name not in fields:
+            raise ValueError(f"this experiment takes no encoder of {name}: leave --{_flag(name)} out")
+        import_object(spec)
+        encoder = CustomEncoderConfig.in_place_of(get_field(model, fields[name]))
+        model = replace_field(model, fields[name], dataclasses.replace(encoder, module=spec))
+    return config if model is config.model else dataclasses.replace(config, model=model)
 
 
 def pretrained_remarks(config: Any, flag: str = "-") -> list[str]:
@@ -384,8 +405,8 @@ def find_folders(config: PretrainedConfig, allowed: Collection[str] | None = Non
             raise ValueError(f"this experiment takes no encoder of {name}: leave --{_flag(name)} out")
         if encoder.partition(":")[0] != "hf" or not encoder[3:]:
             raise ValueError(
-                f"--{_flag(name)} is hf: and a folder or a hub's name, such as hf:google-bert/bert-base-uncased; "
-                f"got {encoder!r}"
+                f"--{_flag(name)} is hf: and a folder or a hub's name, such as hf:google-bert/bert-base-uncased, or "
+                f"module:PACKAGE.MODULE:NAME; got {encoder!r}"
             )
         folders[name] = find_folder(encoder[3:])
     return folders

@@ -17,17 +17,17 @@ from xmodal_jax.core.text_files import normalise, parse_json, read_text, surroga
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import require_file
 from xmodal_jax.data.metadata import MIN_CLASS_LIMIT, choose_test
-from xmodal_jax.data.source import RawBatch, Source, first_of_group
-from xmodal_jax.types import MODALITIES, kind_of
+from xmodal_jax.data.source import RawBatch, Source, first_of_group, is_measured_field
+from xmodal_jax.types import KINDS, MODALITIES, is_measured, kind_of
 
 _FIELDS = {
-    "image": ("u", (3, 4), "uint8 [N,H,W] or [N,H,W,C]"),
-    "video": ("u", (4, 5), "uint8 [N,F,H,W] or [N,F,H,W,C]"),
-    "text": ("iu", (2,), "int32 token ids [N,L], 0 for padding"),
-    "text_mask": ("b", (2,), "bool [N,L]"),
+    **{name: (kind.dtypes, kind.array_axes, kind.array) for name, kind in KINDS.items()},
+    **{
+        f"{name}_mask": ("b", kind.mask_axes, "bool with the first axes of the values")
+        for name, kind in KINDS.items()
+        if kind.mask_axes
+    },
     "caption": ("UO", (1,), "strings [N] (a fixed-width unicode array, or captions.json)"),
-    "audio": ("if", (2,), "int16 or float32 in [-1, 1], [N,T]"),
-    "audio_mask": ("b", (2,), "bool [N,T]"),
     "label": ("iu", (1,), "int32 [N]"),
     "group": ("iuUO", (1,), "integers or strings [N], equal for examples that show the same picture"),
     **{f"{m}_present": ("b", (1,), "bool [N]") for m in MODALITIES},
@@ -125,6 +125,10 @@ class ArraySource(Source):
 
     def __len__(self) -> int:
         return self._length
+
+    def measured_batch(self, indices: np.ndarray) -> RawBatch:
+        fields = {k: v for k, v in self.arrays.items() if k == "present" or is_measured_field(k)}
+        return _map(lambda a: np.asarray(a[indices]), fields)
 
     @property
     def nbytes(self) -> int:
@@ -257,7 +261,8 @@ def _outside_unit(audio: np.ndarray) -> np.ndarray:
 
 def _find_bad_rows(arrays: dict[str, Any], class_names: Sequence[str] | None) -> dict[int, str]:
     """The examples with a value that cannot be used, each with the reason: a label that is the number of no class, a
-    token id that is none, audio beyond [-1, 1], a caption that cannot be written as UTF-8."""
+    token id that is none, audio beyond [-1, 1], a measured value that is infinite, a caption that cannot be written as
+    UTF-8."""
     reasons: dict[int, str] = {}
     for name, array in arrays.items():
         entry = "label" if name == "label" else (_parse(name) or ("", ""))[1]
@@ -272,6 +277,10 @@ def _find_bad_rows(arrays: dict[str, Any], class_names: Sequence[str] | None) ->
         elif entry == "audio" and array.dtype.kind == "f":
             for i in np.flatnonzero(_outside_unit(array)):
                 reasons[int(i)] = f"{name} has values that are not finite or beyond [-1, 1]"
+        elif entry in KINDS and KINDS[entry].measured:
+            infinite = np.isinf(array) if array.dtype.kind == "f" else np.zeros(len(array), bool)
+            for i in np.flatnonzero(infinite.reshape(len(array), -1).any(axis=1)):
+                reasons[int(i)] = f"{name} has a value that is infinite (NaN: the value is missing)"
         elif entry == "caption":
             for i, text in enumerate(array):
                 if damage := surrogate_in(text):
@@ -325,6 +334,9 @@ def _check(name: str, array: np.ndarray, path: Path) -> np.ndarray:
         return array[..., None]
     if entry == "audio":
         return _check_audio(name, array, path, expected)
+    if entry in KINDS and KINDS[entry].measured and array.dtype.kind in "fb":
+        # 16-bit floats would overflow in sums; 64 bits are kept until the values are standardised.
+        return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
     if entry == "caption":
         return array.astype(object)
     if entry == "group":
@@ -374,6 +386,26 @@ def _add_masks(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) 
         mask = arrays.setdefault(f"{name}_mask", valid)
         if arrays[name].shape != mask.shape:
             raise ValueError(f"{path}: '{name}_mask' is {mask.shape}, '{name}' is {arrays[name].shape}.")
+
+
+def _mask_missing(arrays: dict[str, Any], name: str, path: Path) -> np.ndarray:
+    """Writes the mask of a modality of measured quantities, where NaN values are missing too, and sets these to 0.
+    Returns which examples have any value, bool ``[N]``.
+
+    The mask of a series is ``[N, T]``, but ``[N, T, C]`` if it is stated so, or if a step has some of its values.
+    """
+    values, stated = arrays[name], arrays.get(f"{name}_mask")
+    mask = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+    if stated is not None:
+        if stated.shape != values.shape[: stated.ndim]:
+            raise ValueError(f"{path}: '{name}_mask' is {stated.shape}, '{name}' is {values.shape}.")
+        mask &= stated.reshape(*stated.shape, *(1,) * (values.ndim - stated.ndim))
+    whole_steps = min(KINDS[kind_of(name)].mask_axes) < values.ndim and bool((mask == mask[..., :1]).all())
+    arrays[name] = np.where(mask, values, np.zeros((), values.dtype))
+    arrays[f"{name}_mask"] = (
+        mask[..., 0] if whole_steps and (stated is None or stated.ndim < values.ndim) else mask
+    )
+    return mask.reshape(len(mask), -1).any(axis=1)
 
 
 def _select_modalities(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> dict[str, Any]:
@@ -464,9 +496,7 @@ def load_npz(
     arrays: dict[str, Any] = {k: _check(k, v, file) for k, v in fields.items()}
     available = modalities_of(arrays)
     if not available:
-        raise ValueError(
-            f"{file}: no field image, video, text, caption or audio (found: {', '.join(arrays)})."
-        )
+        raise ValueError(f"{file}: no field {', '.join(KINDS)} or caption (found: {', '.join(arrays)}).")
     lengths = {k: len(v) for k, v in arrays.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"{file}: the fields differ in length: {lengths}.")
@@ -477,6 +507,10 @@ def load_npz(
     present = _pop_presence(arrays, available, file)
     _note_others(arrays, file, bad_examples)
     _add_masks(arrays, available, file)
+    for name in filter(is_measured, available):
+        has_values = _mask_missing(arrays, name, file)
+        if not has_values.all():  # without a value there is no vector or series
+            present[name] = present.get(name, np.ones(len(has_values), bool)) & has_values
     if modalities is not None:
         arrays = _select_modalities(arrays, modalities, file)
         present = {m: v for m, v in present.items() if m in modalities}

@@ -19,8 +19,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "adapter": "as_multimodal",
         "inference": "LatentSamples hamiltonian_monte_carlo",
         "judges": "JudgeOutputs Judges make_judges",
-        "modalities": "AudioConfig ImageConfig LabelConfig ModalityConfig ModalityConfigs NetworkInputs TextConfig "
-        "as_batch preprocess sizes_of",
+        "modalities": "AudioConfig ImageConfig LabelConfig MeasuredConfig ModalityConfig ModalityConfigs NetworkInputs "
+        "SeriesConfig TextConfig VectorConfig as_batch preprocess sizes_of",
         "multimodal": "MultimodalVAE make_multimodal_vae",
         "multimodal_models": "CMVAEConfig CRMVAEConfig DMVAEConfig JMVAEConfig JNFConfig MHVAEConfig MMJSDConfig "
         "MMVAEConfig MMVAEPlusConfig MVAEConfig MVTCAEConfig MoPoEConfig MultimodalVAEConfig NexusConfig TELBOConfig",

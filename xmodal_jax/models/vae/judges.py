@@ -105,7 +105,7 @@ def make_judges(
     """
     groups, configs_by_kind = make_groups(sizes), {}
     for kind in {group.kind for group in groups}:
-        config: ModalityConfig = getattr(configs, kind)
+        config = configs.for_modality(kind)
         encoder = config.judge_encoder if encoders is None else encoders[kind]
         # Labels need no encoder: theirs is None.
         configs_by_kind[kind] = config if encoder is None else dataclasses.replace(config, encoder=encoder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,19 +22,31 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.core import parts
 from xmodal_jax.core.random import batch_index, fold_in_name
 from xmodal_jax.metrics.reconstruction import mse, ssim
-from xmodal_jax.models.towers import AudioFeatures, compute_log_mel, make_encoder
+from xmodal_jax.models.towers import (
+    AudioFeatures,
+    Encoders,
+    as_encoder_config,
+    check_encoders,
+    compute_log_mel,
+    encoder_mask,
+    make_encoder,
+    measured_inputs,
+)
 from xmodal_jax.nets.decoders import (
     AudioDecoders,
     FrameDecoderConfig,
     ImageDecoders,
     LabelDecoders,
+    MeasuredDecoders,
     MLPDecoderConfig,
     ParallelDecoderConfig,
     ResidualDecoderConfig,
     Size,
     TextDecoders,
+    WithScale,
 )
 from xmodal_jax.nets.encoders import (
+    DEFAULTS,
     AudioEncoder,
     AudioTransformerConfig,
     ConvNetConfig,
@@ -41,20 +54,28 @@ from xmodal_jax.nets.encoders import (
     EncoderConfig,
     ImageEncoder,
     PretrainedEncoderConfig,
+    SeriesEncoder,
+    SeriesTransformerConfig,
     TextEncoder,
     TextTransformerConfig,
+    VectorEncoder,
+    VectorMLPConfig,
     build_pool,
 )
 from xmodal_jax.nets.vae import EncoderFeatures, LabelFeatures, PretrainedFeatures
 from xmodal_jax.preprocess.image import AugmentConfig, augment, to_float
+from xmodal_jax.preprocess.measured import MeasuredAugmentConfig, augment_measured
 from xmodal_jax.preprocess.vocoder import log_mel_to_waveform
 from xmodal_jax.probability.likelihoods import (
     DENSITIES,
+    MEASURED_LIKELIHOODS,
     dense_log_likelihood,
     label_log_likelihood,
+    measured_log_likelihood,
     token_log_likelihood,
 )
-from xmodal_jax.types import Batch, ExampleKeys, Key, kind_of
+from xmodal_jax.types import KINDS as ALL_KINDS
+from xmodal_jax.types import Batch, ExampleKeys, Key, is_measured, kind_of
 
 NO_AUGMENT = AugmentConfig(translate=0)
 """The augmentation that leaves images unchanged."""
@@ -127,6 +148,10 @@ class ModalityConfig(abc.ABC):
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
         """The network ``module(inputs, mask, keys) -> [B, hidden]`` between data and posterior; ``name``: its name
         among the parameters; None: that of the attribute that it is assigned to."""
+
+    def build_decoder(self, size: Size) -> nn.Module:
+        """The decoder ``module(z [N, D], tokens, keys=keys)``, whose outputs `log_likelihood` and `generate` take."""
+        return self.decoder.build(size)
 
     @abc.abstractmethod
     def log_likelihood(self, outputs: Array, x: Array, mask: Array | None) -> Float[Array, "samples batch"]:
@@ -478,6 +503,126 @@ class LabelConfig(ModalityConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class MeasuredConfig(ModalityConfig):
+    """Measured quantities, standardised by feature, each value with a distribution whose scale is learned by feature.
+
+    A kind of `types.KINDS` that is measured and has no class of its own here is an instance of a subclass of this one
+    (`measured_config`): its encoder is the default one, its decoder dense layers.
+    """
+
+    decoders: ClassVar[Any] = MeasuredDecoders
+    judge_encoder: ClassVar[EncoderConfig | None] = None
+    real_valued: ClassVar[bool] = True
+
+    encoder: Any = None
+    """Encoder of the values."""
+    decoder: MeasuredDecoders = MLPDecoderConfig(width=64)
+    """Decoder of the means of the values."""
+    likelihood: str = "normal"
+    """Distribution of a value given the latent: "normal", or "student_t", whose heavier tails make outliers matter
+    less."""
+    degrees: float = 4.0
+    """Degrees of freedom of the distribution "student_t"; unused by "normal"."""
+    least_scale: float = 0.05
+    """Smallest scale of a value's distribution that can be learned, in standard deviations of its feature: the limit
+    of precision. Without one, a feature that can be predicted exactly would have an infinite likelihood."""
+    weight: float = 1.0
+    """Weight of the values' log-likelihood in the loss."""
+    augment: MeasuredAugmentConfig = MeasuredAugmentConfig()
+    """Random changes of the encoder's input in training. What is reconstructed stays unchanged."""
+
+    def __post_init__(self):
+        """Checks the likelihood and its options."""
+        super().__post_init__()
+        _check_likelihood(self, MEASURED_LIKELIHOODS)
+        for name in ("degrees", "least_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{self.kind}.{name} must be above 0, got {getattr(self, name)}")
+
+    def size(self, name, batch, *, vocab_size, classes) -> Size:
+        return Size(tuple(batch[name].shape[1:]))
+
+    def preprocess(self, name, x, mask, keys) -> tuple[Masked, Masked]:
+        """The encoder's input with the mask of its kind, and the decoder's target with the mask of single values."""
+        fields = {name: x} if mask is None else {name: x, f"{name}_mask": mask}
+        x, mask = measured_inputs(name, fields)
+        augmented = (x, mask)
+        if keys is not None and self.augment != MeasuredAugmentConfig():
+            augmented = augment_measured(x, mask, fold_in_name(keys, f"augment/{name}"), self.augment)
+        return (augmented[0], encoder_mask(name, augmented[1])), (x, mask)
+
+    def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
+        return _encoder_features(self.kind, self.encoder, size, hidden, name)
+
+    def build_decoder(self, size: Size) -> nn.Module:
+        return WithScale(self.decoder.build(size), self.least_scale)
+
+    def log_likelihood(self, outputs, x, mask) -> Float[Array, "samples batch"]:
+        mean, log_scale = outputs[..., 0], outputs[..., 1]
+        return measured_log_likelihood(self.likelihood, mean, log_scale, x, mask, degrees=self.degrees)
+
+    def generate(self, decode: Decode, latents, size: Size, key) -> Array:
+        return decode(tokens=None)[..., 0]
+
+    def as_fields(self, generated, end_id: int, pad_id: int) -> dict[str, Array]:
+        axes = min(ALL_KINDS[self.kind].mask_axes)
+        return {"": generated, "_mask": jnp.ones(generated.shape[:axes], bool)}
+
+    def reconstruction_metrics(self, generated, x, mask) -> dict[str, Array]:
+        """``mse`` ``[B]``: the mean squared error of the values that are there, in squared standard deviations."""
+        fields = {self.kind: x} if mask is None else {self.kind: x, f"{self.kind}_mask": mask}
+        x, mask = measured_inputs(self.kind, fields)
+        axes = tuple(range(1, x.ndim))
+        squares = jnp.where(mask, jnp.square(generated - x), 0.0).sum(axis=axes)
+        return {"mse": squares / jnp.maximum(mask.sum(axis=axes), 1)}
+
+    def show(self, x: np.ndarray, mask, vocabulary: Vocabulary) -> str:
+        return " ".join(f"{value:.3g}" for value in np.ravel(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorConfig(MeasuredConfig):
+    """Vectors of measured quantities."""
+
+    kind: ClassVar[str] = "vector"
+    decoders: ClassVar[Any] = MLPDecoderConfig
+    judge_encoder: ClassVar[EncoderConfig] = VectorMLPConfig(width=64)
+
+    encoder: VectorEncoder = VectorMLPConfig(width=64)
+    """Encoder of vectors."""
+    decoder: MLPDecoderConfig = MLPDecoderConfig(width=64)
+    """Decoder of the means of the values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesConfig(MeasuredConfig):
+    """Series of measured quantities; of padding and missing values neither the likelihood nor its gradient exists."""
+
+    kind: ClassVar[str] = "series"
+    judge_encoder: ClassVar[EncoderConfig] = SeriesTransformerConfig(width=64)
+
+    encoder: SeriesEncoder = SeriesTransformerConfig(width=64)
+    """Encoder of series."""
+    decoder: MeasuredDecoders = FrameDecoderConfig(width=64)
+    """Decoder of the means of the values: transposed convolutions over the steps (conv), or dense layers (mlp)."""
+
+
+@functools.cache
+def measured_config(kind: str) -> MeasuredConfig:
+    """The configuration of a kind of measured quantities that has no class here: default encoder, and dense layers as
+    its decoder.
+
+    Raises:
+      ValueError: the kind is not measured, or has no default encoder.
+    """
+    if not is_measured(kind):
+        raise ValueError(f"{kind!r}: a VAE takes {', '.join(KINDS)}, and measured quantities")
+    encoder = DEFAULTS.get(kind)
+    options = {"kind": kind, "judge_encoder": encoder, "__doc__": f"Measured quantities of the kind {kind}."}
+    return type(f"{kind.title()}Config", (MeasuredConfig,), options)(encoder=encoder)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModalityConfigs:
     """One `ModalityConfig` for each kind of data: the table of kinds."""
 
@@ -487,6 +632,10 @@ class ModalityConfigs:
     """Encoder, decoder and likelihood of texts."""
     audio: AudioConfig = AudioConfig()
     """Encoder, decoder and likelihood of speech."""
+    vector: VectorConfig = VectorConfig()
+    """Encoder, decoder and likelihood of vectors of measured quantities."""
+    series: SeriesConfig = SeriesConfig()
+    """Encoder, decoder and likelihood of series of measured quantities."""
     label: LabelConfig = LabelConfig()
     """Decoder and likelihood of the class, where it is a modality."""
 
@@ -497,9 +646,7 @@ class ModalityConfigs:
           ValueError: if VAEs do not take this kind of data.
         """
         kind = kind_of(modality)
-        if kind not in KINDS:
-            raise ValueError(f"{modality!r}: a VAE takes {', '.join(KINDS)}")
-        return getattr(self, kind)
+        return getattr(self, kind) if kind in KINDS else measured_config(kind)
 
 
 KINDS = tuple(field.name for field in dataclasses.fields(ModalityConfigs))
@@ -571,16 +718,25 @@ def as_batch(
 
 
 def used_configs(
-    configs: ModalityConfigs, sizes: Mapping[str, Size], *, rescale: bool = False
+    configs: ModalityConfigs,
+    sizes: Mapping[str, Size],
+    *,
+    rescale: bool = False,
+    encoders: Encoders | None = None,
 ) -> dict[str, ModalityConfig]:
     """The configurations of the kinds of data among the modalities in ``sizes``, by kind.
 
+    ``encoders``: encoders of your own by kind (see `models.towers.Encoders`), in place of those of ``configs``.
     ``rescale``: the log-likelihood weight of a kind is multiplied by ``D / d``, where d is the number of elements (such
     as pixels times channels) in an example of this kind, and D that of the largest modality.
     """
+    kinds = sorted({kind_of(name) for name in sizes})
+    check_encoders(encoders, kinds)
     configs_by_kind, largest = {}, max(size.elements for size in sizes.values())
-    for kind in sorted({kind_of(name) for name in sizes}):
-        config: ModalityConfig = getattr(configs, kind)
+    for kind in kinds:
+        config: ModalityConfig = configs.for_modality(kind)
+        if encoders and kind in encoders:
+            config = dataclasses.replace(config, encoder=as_encoder_config(encoders[kind]))
         if rescale:
             elements = max(size.elements for name, size in sizes.items() if kind_of(name) == kind)
             config = dataclasses.replace(config, weight=config.weight * largest / elements)

@@ -19,7 +19,7 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.random import batch_keys, example_keys
 from xmodal_jax.losses.elbo import importance_bound, kl_with_free_bits
 from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms, Weight
-from xmodal_jax.models.towers import first_example
+from xmodal_jax.models.towers import Encoders, first_example
 from xmodal_jax.models.vae.generation import decode_all
 from xmodal_jax.models.vae.inference import LatentSamples, with_exact_prior
 from xmodal_jax.models.vae.modalities import NetworkInputs, preprocess, used_configs
@@ -73,11 +73,16 @@ class MultimodalVAE(NamedTuple):
     ``log p(x_targets)`` in nats, from samples of ``q(z | x_observed)``; missing targets are left out."""
 
 
-def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) -> MultimodalVAE:
+def make_multimodal_vae(
+    config: MultimodalVAEConfig, sizes: Mapping[str, Size], *, encoders: Encoders | None = None
+) -> MultimodalVAE:
     """The model of ``config`` over the modalities in ``sizes`` (see `models.vae.modalities.sizes_of`).
 
+    ``encoders``: encoders of your own by kind of data, such as ``{"vector": MyModule()}`` (see
+    `models.towers.Encoders`); modalities of one kind and size have copies with parameters of their own.
+
     Raises:
-      ValueError: if there are fewer than two modalities.
+      ValueError: if there are fewer than two modalities, or ``encoders`` name a kind that none has.
     """
     if len(sizes) < 2:
         names = ", ".join(sizes) or "none"
@@ -85,7 +90,7 @@ def make_multimodal_vae(config: MultimodalVAEConfig, sizes: Mapping[str, Size]) 
             f"a multimodal VAE needs two modalities at least, got {names}: name them by --modalities"
         )
     # rescale: whether the weights of log-likelihoods make up for the modalities' numbers of elements.
-    used = used_configs(config, sizes, rescale=config.rescale)
+    used = used_configs(config, sizes, rescale=config.rescale, encoders=encoders)
     network = Network(config.network_config(), used, make_groups(sizes))
     model = _Model(config, network)
     method = Method(model.init, model.loss, model.predict, model.initial_stage)

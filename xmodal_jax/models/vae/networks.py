@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.models.vae.modalities import Masked, ModalityConfig, NetworkInputs
-from xmodal_jax.nets.decoders import DecoderConfig, Size
+from xmodal_jax.nets.decoders import Size
 from xmodal_jax.nets.flows import AutoregressiveFlow
 from xmodal_jax.nets.vae import MLP, Expert, Moments, to_log_scale
 from xmodal_jax.probability.distributions import FAMILIES, Normal, Posterior, kl, repeat_leading, sample
@@ -109,14 +109,15 @@ def stack_modalities(module: type, *methods: str) -> Any:
 class _Decoder(nn.Module):
     """Builds its decoder when it is called, within `stack_modalities`: each modality then has its own parameters."""
 
-    config: DecoderConfig
+    modality: ModalityConfig
+    """The configuration of the kind of data."""
     size: Size
 
     @nn.compact
     def __call__(self, z, tokens, keys):
         """The decoder's outputs for latents ``z [N, D]``; ``tokens [N, L]``: those that an autoregressive decoder
         continues, or None."""
-        return self.config.build(self.size)(z, tokens, keys=keys)
+        return self.modality.build_decoder(self.size)(z, tokens, keys=keys)
 
 
 class _Features(nn.Module):
@@ -196,7 +197,7 @@ class Network(nn.Module):
                 # A new module: if both shared one module, they would share its parameters.
                 features = modality.features(group.size, c.hidden)
                 trunks[group.name] = stack_modalities(_Features)(features)
-            decoders[group.name] = stack_modalities(_Decoder)(modality.decoder, group.size)
+            decoders[group.name] = stack_modalities(_Decoder)(modality, group.size)
         self.experts, self.trunks, self.decoders = experts, trunks, decoders
         self._setup_optional_parts()
         self._setup_priors()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core import collectives
-from xmodal_jax.core.parts import Basic, check_choices
+from xmodal_jax.core.parts import Advanced, Basic, check_choices
 from xmodal_jax.core.random import batch_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import alignment, contrastive
@@ -258,10 +258,10 @@ class ContrastiveConfig:
     """Video encoder: a transformer over blocks of frames and pixels (tubelet), a convolutional network on each frame
     and a transformer over the frames (frames), or a convolutional network that gets all frames at once, as its input
     channels (stacked)."""
-    vector: VectorEncoder = DEFAULTS["vector"]
+    vector: Advanced[VectorEncoder] = DEFAULTS["vector"]
     """Encoder of vectors of measured quantities: dense layers (mlp), or a transformer whose tokens are the features
     (transformer)."""
-    series: SeriesEncoder = DEFAULTS["series"]
+    series: Advanced[SeriesEncoder] = DEFAULTS["series"]
     """Encoder of series of measured quantities."""
     features: AudioFeatures = AudioFeatures()
     """Input of the audio encoder: spectrogram or waveform."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from jaxtyping import Key as KeyArray
 
 from xmodal_jax.core import collectives
+from xmodal_jax.core.parts import Advanced
 from xmodal_jax.core.random import batch_keys, fold_in_name
 from xmodal_jax.models.towers import (
     AudioFeatures,
@@ -73,10 +74,10 @@ class FusionConfig:
     """Video encoder: a transformer over blocks of frames and pixels (tubelet), a convolutional network on each frame
     and a transformer over the frames (frames), or a convolutional network that gets all frames at once, as its input
     channels (stacked)."""
-    vector: VectorEncoder = VectorMLPConfig()
+    vector: Advanced[VectorEncoder] = VectorMLPConfig()
     """Encoder of vectors of measured quantities: dense layers (mlp), or a transformer whose tokens are the features
     (transformer), which fusion by attention can attend to one by one."""
-    series: SeriesEncoder = SeriesTransformerConfig(width=64)
+    series: Advanced[SeriesEncoder] = SeriesTransformerConfig(width=64)
     """Encoder of series of measured quantities."""
     features: AudioFeatures = AudioFeatures()
     """Input of the audio encoder: spectrogram or waveform."""

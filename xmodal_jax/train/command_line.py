@@ -424,7 +424,7 @@ def _values_by_flag(words: Sequence[str]) -> dict[str, str]:
     """The first value of each flag among the words of a command line (of a repeated flag, of the last one); "" for a
     flag without a value."""
     values = {}
-    for word, next_word in zip(words, [*words[1:], "--"], strict=True):
+    for word, next_word in zip(words, [*words, "--"][1:], strict=True):
         if (flag := _flag_in(word)) is not None:
             _, equals, after = word.partition("=")
             values[flag] = after if equals else "" if next_word.startswith("--") else next_word

@@ -147,18 +147,15 @@ class PretrainedConfig(RunConfig):
 
     image_encoder: str | None = None
     """``hf:PATH``: a pretrained image encoder, from a folder (config.json and safetensors) or the hub
-    (``hf:OWNER/MODEL``). Its position embeddings are interpolated to the image size of the data (--image-size). Or
-    ``module:PACKAGE.MODULE:NAME``: an encoder of your own, a Flax module (docs/modality.md). None: neither; the same
-    holds for the other modalities."""
+    (``hf:OWNER/MODEL``). Its position embeddings are interpolated to --image-size. ``module:PACKAGE.MODULE:NAME``:
+    an encoder of your own (of any modality). None: neither."""
     text_encoder: str | None = None
-    """``hf:PATH``: a pretrained text encoder, used with its own tokenizer, from a folder or the hub
-    (``hf:OWNER/MODEL``). None: no pretrained encoder."""
+    """``hf:PATH``: a pretrained text encoder, used with its own tokenizer. For where from see --image-encoder. None: no
+    pretrained encoder."""
     audio_encoder: str | None = None
-    """``hf:PATH``: a pretrained speech encoder, from a folder or the hub (``hf:OWNER/MODEL``). None: no pretrained
-    encoder."""
+    """``hf:PATH``: a pretrained speech encoder. For where from see --image-encoder. None: no pretrained encoder."""
     video_encoder: str | None = None
-    """``hf:PATH``: a pretrained video encoder, from a folder or the hub (``hf:OWNER/MODEL``). None: no pretrained
-    encoder."""
+    """``hf:PATH``: a pretrained video encoder. For where from see --image-encoder. None: no pretrained encoder."""
 
     vector_encoder: Advanced[str | None] = None
     """``module:PACKAGE.MODULE:NAME``: an encoder of your own of vectors, a Flax module (docs/modality.md). None: the

@@ -74,8 +74,8 @@ class DataOptions:
     frames: Advanced[int] = 8
     """Number of frames that a video is reduced to, evenly spaced."""
     modalities: tuple[str, ...] | None = None
-    """Modalities to read: text, image, audio, video, vector, series, or KIND_NAME for further ones of a kind (such as image_2). None:
-    all that the data set has; for shapes text, image and audio."""
+    """Modalities to read: text, image, audio, video, vector, series, or KIND_NAME for further ones of a kind (such as
+    image_2). None: all that the data set has; for shapes text, image and audio."""
     on_bad_example: OnBadExample = "stop"
     """What to do with an example of files or arrays that cannot be used: ``stop`` the run, or ``skip`` it,
     count it and list it in the report."""

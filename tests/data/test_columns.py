@@ -77,7 +77,10 @@ def test_named_modalities_are_read_by_their_columns(tmp_path):
     [record], remarks = read(tmp_path, [row])
     assert record.files == {"image": "a.png", "image_2": "b.png", "audio_x": "c.wav"} and not record.captions
     [remark] = remarks
-    assert "not read: 'text_es', 'image_id' (--modalities ... text_es reads text_es)" in remark
+    assert (
+        "not read: 'text_es', 'image_id' (--columns NAME=COLUMN reads one, --modalities ... text_es a"
+        in remark
+    )
     [record], remarks = read(tmp_path, [row], modalities=("image", "text_es"))
     assert record.captions == {"text_es": ["una"]} and "not read: 'image_id' (--col" in remarks[0]
     [record], _ = read(tmp_path, [row], columns={"text_fr": "text_es"})

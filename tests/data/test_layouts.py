@@ -222,6 +222,13 @@ def test_columns_of_common_voice_can_be_chosen(tmp_path, column, expected):
     assert source.batch(np.array([1]))["caption"][0] == ("abc" if name == "text" else '"a" thing 1')
 
 
+@pytest.mark.parametrize("layout", ["coco", "flickr8k", "ljspeech", "librispeech", "class folders"])
+def test_columns_that_a_layout_does_not_have_are_refused(tmp_path, layout):
+    TREES[layout](tmp_path)
+    with pytest.raises(ValueError, match="has no columns that can be chosen: leave --columns"):
+        open_folder(tmp_path, columns={"text": "comment"})
+
+
 def test_joined_splits_are_said(tmp_path):
     TREES["librispeech"](tmp_path)
     bad_examples = BadExamples()
@@ -240,6 +247,12 @@ def test_a_folder_of_two_layouts_or_none_is_refused(tmp_path):
         ValueError, match="COCO captions .*captions_train2017.json.* and Karpathy's splits .*coco.json"
     ):
         open_folder(tmp_path)
+    rows = [{"file_name": f"train2017/{k:03}.png", "text": "mine"} for k in range(4)]
+    text(tmp_path / "metadata.jsonl", map(json.dumps, rows))
+    bad_examples = BadExamples()
+    source = open_folder(tmp_path, "all", bad_examples=bad_examples)
+    assert list(source.batch(np.arange(4))["caption"]) == ["mine"] * 4
+    assert "is read by its metadata, and not as COCO captions" in bad_examples.remarks[0]
     (tmp_path / "empty").mkdir()
     image(tmp_path / "empty" / "only" / "0.png", 1)
     with pytest.raises(FileNotFoundError) as caught:

@@ -112,10 +112,10 @@ class ColumnRoles(NamedTuple):
             )
         if self.unread:
             texts = [c for c in self.unread if names_modality(c) and kind_of(c) == "text"]
-            how = f" (--modalities ... {texts[0]} reads {texts[0]})" if texts else ""
-            how = how or " (--columns NAME=COLUMN reads one)"
+            how = "--columns NAME=COLUMN reads one"
+            how += f", --modalities ... {texts[0]} a text of its own" if texts else ""
             names = ", ".join(map(shorten, self.unread))
-            bad_examples.remark(f"{path}: columns that are not read: {names}{how}")
+            bad_examples.remark(f"{path}: columns that are not read: {names} ({how})")
 
 
 def assign_columns(

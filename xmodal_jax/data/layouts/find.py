@@ -30,11 +30,11 @@ def _read_table(path: Path, options: ReadOptions, bad_examples: BadExamples) -> 
 
 
 LAYOUTS = (
-    Layout("metadata", "metadata.jsonl or metadata.csv (also .tsv, .json)", find_tables),
+    Layout("metadata", "metadata.jsonl or metadata.csv (also .tsv, .json)", find_tables, has_columns=True),
     Layout("COCO captions", "annotations/captions_NAME.json", find_coco),
     Layout("Karpathy's splits", "dataset_NAME.json", find_karpathy),
     Layout("Flickr8k, Flickr30k", "NAME.token.txt, NAME.token, captions.txt or results.csv", find_flickr),
-    Layout("Common Voice", "train.tsv (or validated.tsv) and clips/", find_common_voice),
+    Layout("Common Voice", "train.tsv (or validated.tsv) and clips/", find_common_voice, has_columns=True),
     Layout("LJSpeech", "metadata.csv with | between cells, and wavs/", find_ljspeech),
     Layout("LibriSpeech", "SUBSET/SPEAKER/CHAPTER/NAME.trans.txt", find_librispeech),
 )
@@ -43,8 +43,11 @@ CLASS_FOLDERS = Layout("class folders", "CLASS/FILE or train/CLASS/FILE, two cla
 """The layout of folders without annotations."""
 
 
-def find_layout(root: Path) -> tuple[Layout, dict[str, SplitFiles]]:
+def find_layout(root: Path, bad_examples: BadExamples) -> tuple[Layout, dict[str, SplitFiles]]:
     """The layout of a folder, and its splits by name, ``all`` alone for a data set without splits.
+
+    Metadata come before other layouts, because they were written for this purpose; ``bad_examples`` then remarks what
+    is not read.
 
     Raises:
       FileNotFoundError: the folder has none of the layouts.
@@ -53,14 +56,6 @@ def find_layout(root: Path) -> tuple[Layout, dict[str, SplitFiles]]:
     fits = [(layout, splits) for layout in LAYOUTS if (splits := layout.find(root))]
     if not fits and (splits := CLASS_FOLDERS.find(root)):
         fits = [(CLASS_FOLDERS, splits)]
-    if len(fits) > 1:
-        described = " and ".join(
-            f"{layout.name} ({', '.join(sorted({str(s.path) for s in splits.values()}))})"
-            for layout, splits in fits
-        )
-        raise ValueError(
-            f"{root} has the layouts of two data sets, {described}: move the files of one of them away."
-        )
     if not fits:
         others = "; ".join(f"{layout.name}: {layout.files}" for layout in (*LAYOUTS[1:], CLASS_FOLDERS))
         raise FileNotFoundError(
@@ -68,4 +63,15 @@ def find_layout(root: Path) -> tuple[Layout, dict[str, SplitFiles]]:
             'per example, such as {"file_name": "0001.png", "text": "a red circle", "label": "circle"}. Nor does it '
             f"have another layout that is known ({others})."
         )
-    return fits[0]
+    if len(fits) == 1:
+        return fits[0]
+    names = [
+        f"{layout.name} ({', '.join(sorted({str(s.path) for s in splits.values()}))})"
+        for layout, splits in fits
+    ]
+    if fits[0][0] is LAYOUTS[0]:
+        bad_examples.remark(f"{root} is read by its metadata, and not as {' or '.join(names[1:])}")
+        return fits[0]
+    raise ValueError(
+        f"{root} has the layouts of two data sets, {' and '.join(names)}: move the files of one of them away."
+    )

@@ -61,6 +61,8 @@ class Layout(NamedTuple):
     find: Callable[[Path], dict[str, SplitFiles]]
     """``find(root)``: the splits of the data set in the folder ``root`` by name, ``all`` alone for a data set without
     splits; empty: the folder does not have this layout."""
+    has_columns: bool = False
+    """Whether its annotations have columns that ``--columns`` can name."""
 
 
 def first_folder(candidates: Sequence[Path]) -> Path:

@@ -46,7 +46,9 @@ def _list_split(root: Path, split: str, bad_examples: BadExamples, options: Read
     """
     if not root.is_dir():
         raise FileNotFoundError(f"folder:{root}: there is no such folder.")
-    layout, splits = find_layout(root)
+    layout, splits = find_layout(root, bad_examples)
+    if options.columns and not layout.has_columns:
+        raise ValueError(f"{root} ({layout.name}) has no columns that can be chosen: leave --columns.")
     if [*splits] == ["all"]:
         return _list_part(root, splits["all"], split, bad_examples, options)
     chosen = find_splits(split, splits)

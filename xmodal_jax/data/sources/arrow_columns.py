@@ -15,14 +15,8 @@ from xmodal_jax.core.text_files import parse_json, shorten
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.columns import FILE_MODALITIES, assign_columns
 from xmodal_jax.data.media import modality_of_file
-from xmodal_jax.data.sources.arrow_files import (
-    ArrowFile,
-    ColumnPath,
-    is_bytes,
-    is_list,
-    is_text,
-    read_type,
-)
+from xmodal_jax.data.sources.arrow_files import ArrowFile, ColumnPath, read_type
+from xmodal_jax.data.sources.arrow_values import is_bytes, is_list, is_text
 from xmodal_jax.types import kind_of
 
 SAMPLED_ROWS = 16
@@ -168,8 +162,8 @@ class _Schema:
         if _holds_captions(kind):
             return {"text"}
         if files:
-            found = {modality_of_content(content) for content in self._first_values(files.content)} - {None}
-            return found or {modality_of_file(name) for name in self._first_values(files.path)} - {None}
+            kinds = {modality_of_content(content) for content in self._first_values(files.content)} - {None}
+            return kinds or {modality_of_file(name) for name in self._first_values(files.path)} - {None}
         return {"number"} if _is_number(kind) else set()
 
     def class_names(self, column: ColumnPath | None) -> tuple[str, ...] | None:
@@ -204,7 +198,7 @@ def _fields_by_type(
                 candidates[kind].append(column)
         if schema.tag(column) == "ClassLabel":
             candidates["label"].append(column)
-    found: dict[str, tuple[str, ...]] = {}
+    fields_of: dict[str, tuple[str, ...]] = {}
     for field, columns in candidates.items():
         if field in names or (field == "label" and len(columns) > 1):
             continue
@@ -214,8 +208,8 @@ def _fields_by_type(
                 f"{data_set}: the columns {', '.join(columns)} can each be the {field}: choose by --columns "
                 f"{field}={columns[0]}, or read several by --columns {several}."
             )
-        found[columns[0]] = (field,)
-    return found
+        fields_of[columns[0]] = (field,)
+    return fields_of
 
 
 def _place(
@@ -236,8 +230,8 @@ def _place(
                 (field,) = schema.contents(column) & set(FILE_MODALITIES) or ("image",)
             role = field if field in ("label", "group") else kind_of(field)
             is_key = is_text(kind) or (_is_number(kind) and (role == "label" or pa.types.is_integer(kind)))
-            if role in FILE_MODALITIES and (found := schema.file_column(column)):
-                files[field] = found
+            if role in FILE_MODALITIES and (file_column := schema.file_column(column)):
+                files[field] = file_column
             elif role == "text" and _holds_captions(kind):
                 texts[field].append(place)
             elif role in ("label", "group") and is_key:

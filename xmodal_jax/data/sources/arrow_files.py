@@ -10,7 +10,6 @@ import abc
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import os
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 
 from xmodal_jax.core.text_files import shorten
 from xmodal_jax.data.shapes.speech import default_cache_dir
+from xmodal_jax.data.sources.arrow_values import Block, MappedFile, first_line, simplify
 
 ColumnPath = tuple[str, ...]
 """A column, or a field of a struct column: ``("image", "bytes")``."""
@@ -40,208 +40,6 @@ HEAD_ROWS = 1024
 """Rows at the beginning of a chunk, at most, that are read without copying all of it."""
 HEAD_BYTES = 32 << 20
 """Bytes of a column, about, that are read so. Opening a data set then copies nothing, and training copies all."""
-
-
-class _Mapping:
-    """A file in virtual memory. Its pages take no memory of the process until they are looked at."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        file = pa.memory_map(str(path))
-        self.buffer = file.read_buffer()
-        file.close()  # the buffer stays valid
-
-    def position(self, buffer: pa.Buffer) -> int | None:
-        """Where a part of the file begins in it; None: ``buffer`` is not in the file (but decompressed)."""
-        position = buffer.address - self.buffer.address
-        return position if 0 <= position <= self.buffer.size - buffer.size else None
-
-
-def _offsets(array: pa.Array, buffer: pa.Buffer | None) -> np.ndarray:
-    """The offsets of an array of strings, bytes or lists, ``[N + 1]``.
-
-    Raises:
-      ValueError: the array is damaged.
-    """
-    if not len(array) or buffer is None:
-        return np.zeros(len(array) + 1, np.int32)
-    is_large = any(
-        f(array.type) for f in (pa.types.is_large_binary, pa.types.is_large_string, pa.types.is_large_list)
-    )
-    dtype = np.dtype(np.int64 if is_large else np.int32)
-    stop = array.offset + len(array) + 1
-    if stop * dtype.itemsize > buffer.size:
-        raise ValueError("offsets are missing")
-    offsets = np.frombuffer(buffer, dtype, stop)[array.offset :]
-    if offsets[0] < 0 or (offsets[1:] < offsets[:-1]).any():
-        raise ValueError("offsets are not in order")
-    return offsets
-
-
-def _is_valid(array: pa.Array) -> np.ndarray | None:
-    """Which values are not null, bool ``[N]``; None: all."""
-    return array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
-
-
-class _Values:
-    """Strings or bytes of consecutive rows. Nothing is trusted: a damaged offset reads no byte outside of the data."""
-
-    def __init__(self, array: pa.Array, mapping: _Mapping | None):
-        _, offsets, data = array.buffers()
-        self.valid, self._values = _is_valid(array), _offsets(array, offsets)
-        self._data = memoryview(b"" if data is None else data)
-        if self._values[-1] > len(self._data):
-            raise ValueError("values are missing")
-        # Values of a file on disk are read and not looked at in memory, where its pages would stay.
-        self._position = None if mapping is None or data is None else mapping.position(data)
-
-    def get(self, row: int, file: int | None) -> bytes | None:
-        """The value of a row, None if it is null. ``file``: descriptor of the mapped file."""
-        if self.valid is not None and not self.valid[row]:
-            return None
-        return self._read(int(self._values[row]), int(self._values[row + 1]), file)
-
-    def get_all(self, start: int, stop: int, file: int | None) -> list[bytes | None]:
-        """The values of the rows from ``start`` to ``stop``, which are read together."""
-        ends = self._values[start : stop + 1].tolist()
-        data = self._read(ends[0], ends[-1], file)
-        valid = itertools.repeat(True) if self.valid is None else self.valid[start:stop]
-        parts = ((a - ends[0], b - ends[0]) for a, b in itertools.pairwise(ends))
-        return [data[a:b] if is_valid else None for (a, b), is_valid in zip(parts, valid, strict=False)]
-
-    def _read(self, start: int, stop: int, file: int | None) -> bytes:
-        if self._position is None:
-            return bytes(self._data[start:stop])
-        return os.pread(file, stop - start, self._position + start)
-
-
-class _Lists:
-    """Lists of strings of consecutive rows."""
-
-    def __init__(self, array: pa.Array, mapping: _Mapping | None):
-        self.valid, self.offsets = _is_valid(array), _offsets(array, array.buffers()[1])
-        self._values = _Values(array.values, mapping)
-        if self.offsets[-1] > len(array.values):
-            raise ValueError("values are missing")
-
-    def get(self, row: int, file: int | None) -> list[bytes | None] | None:
-        """The strings of a row, None if it has no list."""
-        if self.valid is not None and not self.valid[row]:
-            return None
-        return self._values.get_all(int(self.offsets[row]), int(self.offsets[row + 1]), file)
-
-
-def _simplify(array: pa.Array) -> pa.Array:
-    """The array as one of strings, bytes or lists of them, if it is of a type that stands for these."""
-    kind = array.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return _simplify(array.storage)
-    if pa.types.is_dictionary(kind):
-        return _simplify(array.dictionary_decode())
-    if pa.types.is_null(kind):
-        return pa.nulls(len(array), pa.string())
-    if pa.types.is_string_view(kind):
-        return array.cast(pa.large_string())
-    if pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind):
-        return array.cast(pa.large_binary())
-    is_other_list = (pa.types.is_list_view, pa.types.is_large_list_view, pa.types.is_fixed_size_list)
-    if any(is_kind(kind) for is_kind in is_other_list):
-        array = array.cast(pa.large_list(kind.value_type))
-    if is_list(array.type) and not is_text(array.type.value_type, plain=True):
-        values = _simplify(array.values)
-        lists = pa.LargeListArray if pa.types.is_large_list(array.type) else pa.ListArray
-        return lists.from_arrays(array.offsets, values, mask=array.is_null() if array.null_count else None)
-    return array
-
-
-def is_text(kind: pa.DataType, plain: bool = False) -> bool:
-    """Whether a type is that of strings; ``plain``: and neither a view nor a dictionary."""
-    if pa.types.is_dictionary(kind) and not plain:
-        return is_text(kind.value_type)
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or (not plain and pa.types.is_string_view(kind))
-    )
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a type is that of bytes."""
-    checks = (
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_binary_view,
-        pa.types.is_fixed_size_binary,
-    )
-    return any(check(kind) for check in checks)
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a type is that of lists."""
-    checks = (
-        pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list,
-        pa.types.is_list_view, pa.types.is_large_list_view,
-    )  # fmt: skip
-    return any(check(kind) for check in checks)
-
-
-class Block:
-    """A column of consecutive rows, in arrays one after the other. ``mapping``: the file that they lie in; None: they
-    are in memory."""
-
-    def __init__(self, arrays: Sequence[pa.Array], mapping: _Mapping | None = None):
-        self._arrays, self._mapping = list(arrays), mapping
-        self._starts = np.cumsum([0, *map(len, arrays)])
-        self._values: list[_Values | _Lists | None] = [None] * len(self._arrays)
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def _array(self, number: int) -> _Values | _Lists:
-        """The values of one of the arrays.
-
-        Raises:
-          ValueError: it is damaged.
-        """
-        if self._values[number] is None:
-            try:
-                array = _simplify(self._arrays[number])
-                array.validate()
-                self._values[number] = (_Lists if is_list(array.type) else _Values)(array, self._mapping)
-            except ValueError as error:
-                where = "a column" if self._mapping is None else f"{self._mapping.path}: a column"
-                raise ValueError(
-                    f"{where} cannot be read, the file is damaged: {_first_line(error)}."
-                ) from error
-            self._arrays[number] = None
-        return self._values[number]
-
-    def get(self, rows: np.ndarray) -> list[bytes | list[bytes | None] | None]:
-        """The values of ``rows``, int64 ``[B]``."""
-        numbers = np.searchsorted(self._starts, rows, "right") - 1
-        inside = (rows - self._starts[numbers]).tolist()
-        file = None if self._mapping is None else os.open(self._mapping.path, os.O_RDONLY)
-        try:
-            return [self._array(n).get(i, file) for n, i in zip(numbers.tolist(), inside, strict=True)]
-        finally:
-            if file is not None:
-                os.close(file)
-
-    def valid(self) -> np.ndarray:
-        """Which rows are not null, bool ``[R]``."""
-        arrays = map(self._array, range(len(self._arrays)))
-        sizes = np.diff(self._starts)
-        parts = [np.ones(n, bool) if a.valid is None else a.valid for a, n in zip(arrays, sizes, strict=True)]
-        return np.concatenate(parts) if parts else np.zeros(0, bool)
-
-    def counts(self) -> np.ndarray:
-        """The number of strings of each row, int32 ``[R]``: 0 for null; an empty list, which is a mistake, counts 1."""
-        arrays = [self._array(n) for n in range(len(self._arrays))]
-        parts = [
-            np.maximum(np.diff(a.offsets), 1) if isinstance(a, _Lists) else np.ones(n, np.int32)
-            for a, n in zip(arrays, np.diff(self._starts), strict=True)
-        ]
-        return (np.concatenate(parts) if parts else np.zeros(0)).astype(np.int32) * self.valid()
 
 
 class ArrowFile(abc.ABC):
@@ -300,7 +98,7 @@ class ParquetFile(ArrowFile):
                 self._metadata, self.schema = file.metadata, file.schema_arrow
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
-                f"{path}: not a Parquet file, or a truncated one: {_first_line(error)}."
+                f"{path}: not a Parquet file, or a truncated one: {first_line(error)}."
             ) from error
         self._stat = _identity(path)
         self._groups: list[list[int]] = []  # the row groups of each chunk
@@ -357,7 +155,7 @@ class ParquetFile(ArrowFile):
                     yield _field(batch.column(0), column[1:])
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
-                f"{self.path}: the column {'.'.join(column)} cannot be read, the file is damaged: {_first_line(error)}."
+                f"{self.path}: the column {'.'.join(column)} cannot be read, the file is damaged: {first_line(error)}."
             ) from error
 
     def _cached(self, column: ColumnPath, chunk: int) -> Path:
@@ -376,16 +174,12 @@ class ParquetFile(ArrowFile):
             path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(path.with_suffix(".lock")):
                 if not path.is_file():  # another process may have made it
-                    _write_copy(path, (_simplify(array) for array in self.scan(column, chunk)))
+                    _write_copy(path, (simplify(array) for array in self.scan(column, chunk)))
             pa.default_memory_pool().release_unused()
-        mapping = _Mapping(path)
+        mapping = MappedFile(path)
         with pa.ipc.open_file(pa.BufferReader(mapping.buffer)) as reader:
             arrays = [reader.get_batch(i).column(0) for i in range(reader.num_record_batches)]
         return Block(arrays, mapping)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _identity(path: Path) -> str:
@@ -453,11 +247,11 @@ class IPCFile(ArrowFile):
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._mapping = _Mapping(path)
+            self._mapping = MappedFile(path)
             self.schema, self._batches = _read_batches(self._mapping.buffer)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(
-                f"{path}: not an Arrow file, or a truncated one: {_first_line(error)}."
+                f"{path}: not an Arrow file, or a truncated one: {first_line(error)}."
             ) from error
         self.chunk_rows = [sum(batch.num_rows for batch in self._batches)]
 
@@ -536,7 +330,7 @@ class Files:
             return stated
         file, chunk = self.chunks[number]
         parts = file.scan(path, chunk, 64)
-        first = _simplify(next(parts))
+        first = simplify(next(parts))
         parts.close()
         return max(stated, first.nbytes * int(self.starts[-1]) // len(first))
 
@@ -583,7 +377,7 @@ class Column:
         written out)."""
         arrays, used = [], 0
         for array in file.scan(self.path, chunk):
-            arrays.append(_simplify(array))
+            arrays.append(simplify(array))
             used += arrays[-1].nbytes
             if used > self._files.memory:
                 self.in_memory = False
@@ -602,7 +396,7 @@ class Column:
             arrays, rows = [], 0
             parts = file.scan(self.path, chunk, 64)
             for part in parts:
-                arrays.append(_simplify(part))
+                arrays.append(simplify(part))
                 rows, self._head_bytes = rows + len(part), self._head_bytes + arrays[-1].nbytes
                 if rows > last:
                     break
@@ -680,7 +474,7 @@ def read_type(schema: pa.Schema, column: ColumnPath, path: Path) -> pa.DataType:
     for depth, name in enumerate(column):
         field = next((field for field in fields if field.name == name), None)
         if field is None:
-            found = ", ".join(shorten(field.name) for field in fields)
-            raise ValueError(f"{path}: no column {'.'.join(column[: depth + 1])}; found {found}.")
+            names = ", ".join(shorten(field.name) for field in fields)
+            raise ValueError(f"{path}: no column {'.'.join(column[: depth + 1])}; found {names}.")
         fields = list(field.type) if pa.types.is_struct(field.type) else []
     return field.type

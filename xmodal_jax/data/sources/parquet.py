@@ -22,7 +22,8 @@ from xmodal_jax.data.labels import Labels
 from xmodal_jax.data.metadata import choose_test, parse_captions, parse_label
 from xmodal_jax.data.shapes.speech import default_cache_dir
 from xmodal_jax.data.sources.arrow_columns import choose_columns
-from xmodal_jax.data.sources.arrow_files import ArrowFile, ColumnPath, Files, IPCFile, ParquetFile, is_text
+from xmodal_jax.data.sources.arrow_files import ArrowFile, ColumnPath, Files, IPCFile, ParquetFile
+from xmodal_jax.data.sources.arrow_values import first_line, is_text
 from xmodal_jax.data.sources.tables import TableSource
 from xmodal_jax.data.split_names import find_splits, split_of, test_and_validation
 from xmodal_jax.data.table import Content, FolderFile, Row, Table
@@ -128,10 +129,10 @@ def _open_files(
     Raises:
       ValueError: a file is damaged.
     """
-    files = {name: [*map(open_file, found)] for name, found in sorted(paths.items(), key=str)}
+    files = {name: [*map(open_file, of_split)] for name, of_split in sorted(paths.items(), key=str)}
     if [*map(str, files)] in (["None"], ["train"]):
         return {"all": next(iter(files.values()))}
-    return {str(name): found for name, found in files.items()}
+    return {str(name): of_split for name, of_split in files.items()}
 
 
 def _choose_splits(split: str, names: Collection[str], data_set: str) -> list[str]:
@@ -196,9 +197,9 @@ class ArrowTable(Table):
             bad_examples.remark(f"{data_set} has the split train alone: a tenth of it is the test split")
         # The files of this split come first, so that its rows are the first of all.
         others = [files for name, files in by_split.items() if name not in chosen]
-        own = [file for name in chosen for file in by_split[name]]
-        self._files = Files([*own, *itertools.chain(*others)])
-        rows = int(self._files.starts[len(own)])
+        files = [file for name in chosen for file in by_split[name]]
+        self._files = Files([*files, *itertools.chain(*others)])
+        rows = int(self._files.starts[len(files)])
         if not rows:
             raise ValueError(f"{self.name}: there are no rows in it.")
         self._chosen = choose_columns(self._files.files, columns or {}, modalities, data_set, bad_examples)
@@ -398,18 +399,14 @@ class ArrowTable(Table):
                     result[k] = content
                 elif content is not None and not isinstance(result[k], str):
                     result[k].files[modality] = content
-        for modality, paths in self._chosen.texts.items():
-            for path in paths if modality in modalities else ():
+        for modality in self.caption_counts:
+            for path in self._chosen.texts[modality] if modality in modalities else ():
                 for k, value in enumerate(self._columns[path].get(numbers)):
-                    if value is None or isinstance(result[k], str):
-                        continue
-                    try:
-                        value = (
-                            [*map(_decode_text, value)] if isinstance(value, list) else _decode_text(value)
-                        )
-                        result[k].captions.setdefault(modality, []).extend(parse_captions(value))
-                    except ValueError as error:
-                        result[k] = str(error)
+                    captions = [] if value is None else _parse_value(value)
+                    if isinstance(captions, str):
+                        result[k] = captions
+                    elif captions and not isinstance(result[k], str):
+                        result[k].captions.setdefault(modality, []).extend(captions)
         return result
 
     def location(self, row: int) -> tuple[str | Path, int]:
@@ -490,6 +487,14 @@ def _decode_text(value: Any) -> Any:
         ) from None
 
 
+def _parse_value(value: bytes | list[bytes | None]) -> list[str] | str:
+    """The captions in a value of a column; a str is the reason why they cannot be used."""
+    try:
+        return parse_captions([*map(_decode_text, value)] if isinstance(value, list) else _decode_text(value))
+    except ValueError as error:
+        return str(error)
+
+
 def _encode(arrays: Iterable[pa.Array]) -> tuple[list[bytes | int | float], np.ndarray]:
     """``(values, codes)``: the different values of a column of numbers or strings, strings as bytes; and for each row
     the index of its value, int32 ``[R]``, -1 for null."""
@@ -522,8 +527,9 @@ def _find_on_hub(name: str) -> dict[str | None, list[Path]]:
     try:
         splits = datasets.load_dataset(data_set, config or None)
     except Exception as error:  # the package raises many types of exceptions where it cannot reach the hub
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"hub:{name} cannot be fetched, nor is it in the cache: {reason}.") from error
+        raise ValueError(
+            f"hub:{name} cannot be fetched, nor is it in the cache: {first_line(error)}."
+        ) from error
     return {split: [Path(file["filename"]) for file in part.cache_files] for split, part in splits.items()}
 
 

@@ -28,6 +28,27 @@ class Toy(NamedTuple):
     """Statements that use the toy."""
 
 
+PLACE = re.compile(r"# xmodal_jax/(\S+), above: (.+)\n")
+
+
+def guide_toy(name):
+    """What a guide in docs/ adds: each block of code that begins with a place, such as
+    ``# xmodal_jax/types.py, above: "series": Kind(``, is inserted there; the other blocks use it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), flags=re.S)
+    edits, checks = {}, []
+    for block in blocks:
+        place = PLACE.match(block)
+        if place is None:
+            checks.append(block)
+            continue
+        code, anchor = block[place.end() :], place[2]
+        # Entries of a table stand above one of its lines, definitions above another one.
+        after = "    " if code.startswith(" ") else "\n\n"
+        code = code if after == "\n\n" else code.removeprefix("    ")
+        edits.setdefault(place[1], []).append((anchor, code + after))
+    return Toy({}, edits, "\n".join(checks))
+
+
 TOYS = {
     "encoder": Toy(
         {
@@ -247,46 +268,7 @@ value, _ = jax.eval_shape(method.loss, params, {**batch, "step": BATCH["index"]}
 assert value.shape == ()
 """,
     ),
-    "kind of data": Toy(
-        {},
-        {
-            "types.py": [
-                (
-                    '    "series": Kind(',
-                    '    "touch": Kind(2, "f", "forces [N,D]", (2,), mask_axes=(2,), measured=True),\n',
-                )
-            ],
-            "nets/encoders.py": [
-                ('    "series": SeriesEncoder,', '    "touch": VectorEncoder,\n'),
-                ('    "series": SeriesTransformerConfig(),', '    "touch": VectorMLPConfig(width=24),\n'),
-            ],
-        },
-        """
-from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.data.standardise import fit_standardisation
-from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
-from xmodal_jax.models.fusion import FusionConfig, make_fusion
-from xmodal_jax.models.vae.modalities import sizes_of
-from xmodal_jax.models.vae.multimodal import make_multimodal_vae
-from xmodal_jax.models.vae.multimodal_models import MoPoEConfig
-from xmodal_jax.report.alignment import content
-forces = np.arange(20.0).reshape(4, 5)
-standardise = fit_standardisation(ArraySource({"touch": forces}))
-batch = standardise({**BATCH, "touch": forces})
-assert abs(batch["touch"].mean()) < 1e-6 and abs(batch["touch"].std() - 1.0) < 1e-6
-assert content({"touch": forces}, "touch", 0, standardise=standardise).dtype == np.uint8
-config = MoPoEConfig(latent=4)
-methods = [
-    make_contrastive(ContrastiveConfig(), ("text", "touch"), vocab_size=9),
-    make_fusion(FusionConfig(), ("text", "touch"), {"label": 3}, vocab_size=9),
-    make_multimodal_vae(config, sizes_of(batch, ("text", "touch"), config, vocab_size=9)).method,
-]
-for method in methods:
-    params = jax.eval_shape(method.init, KEY, batch)
-    value, _ = jax.eval_shape(method.loss, params, {**batch, "step": BATCH["index"]}, KEY)
-    assert value.shape == ()
-""",
-    ),
+    "kind of data": guide_toy("modality.md"),
     "GAN objective": Toy(
         {},
         {
@@ -403,7 +385,7 @@ assert generated["image"].shape == (4, 16, 16, 3)
     ),
 }
 PROGRAM = """
-import json, sys, traceback
+import contextlib, json, sys, traceback
 import jax, jax.numpy as jnp, numpy as np
 
 KEY = jax.random.key(0)
@@ -417,7 +399,8 @@ BATCH = {
 errors = {}
 for name, check in json.load(sys.stdin).items():
     try:
-        exec(check)
+        with contextlib.redirect_stdout(sys.stderr):
+            exec(check)
     except Exception:
         errors[name] = traceback.format_exc()
 json.dump(errors, sys.stdout)

@@ -78,6 +78,10 @@ def methods():
 
 
 PARADIGMS = ("contrastive", "fusion", "multimodal_vae", "vae")
+SOME_SLOW = [
+    pytest.param(name, marks=() if name in ("fusion", "vae") else pytest.mark.slow) for name in PARADIGMS
+]
+"""The paradigms; those that take longest to compile are slow."""
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
@@ -112,13 +116,13 @@ def test_what_is_missing_has_exactly_no_influence(paradigm):
     del other_gradient
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", SOME_SLOW)
 def test_the_devices_do_not_change_the_result(paradigm):
     """With dropout, augmentation and missing values."""
     assert_device_invariant(methods()[paradigm], make_batch(), layouts=[("pmap", 4, 1), ("sharded", 8, 4)])
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", SOME_SLOW)
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(paradigm, tmp_path):
     arrays = {k: v for k, v in make_batch(24).items() if k != "index"}
     assert_resumes(methods()[paradigm], arrays, tmp_path, optimizer=Optimizer(learning_rate=1e-2))

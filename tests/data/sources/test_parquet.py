@@ -391,6 +391,10 @@ def test_columns_by_name_type_and_content(tmp_path):
         ValueError, match=r"the column note, which is to be the text, is int64; expected strings"
     ):
         open_parquet(path, columns={"text": "note"})
+    path = tmp_path / "twice.parquet"
+    pq.write_table(pa.table([["a"], ["b"]], ["text", "text"]), path)
+    with pytest.raises(ValueError, match="the column 'text' is there twice"):
+        open_parquet(path)
     path = write_rows(tmp_path / "b.parquet", left=images, right=images, fine=["a"] * 4)
     with pytest.raises(
         ValueError, match="left, right can each be the image: .* image=left image_right=right"
@@ -546,8 +550,34 @@ def test_damaged_offsets_read_nothing_else(tmp_path, offsets, kind):
         writer.write(pa.record_batch([pa.array(values, kind)], ["text"]))
     written = np.array([0, 3, 6], np.int32).tobytes()
     path.write_bytes(path.read_bytes().replace(written, np.array(offsets, np.int32).tobytes()))
-    with pytest.raises(ValueError, match="a.arrow: a column cannot be read, the file is damaged"):
+    with pytest.raises(ValueError, match="a.arrow: the column text cannot be read, the file is damaged"):
         SavedSource(path, "all", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+def test_damaged_bytes_are_named_or_read(tmp_path, kind):
+    """A byte that has changed never ends the process, nor makes an error that does not name the file."""
+    path = tmp_path / "a"
+    captions = [[f"a {k}", f"b {k}"] for k in range(12)]
+    table = pa.table(
+        {"text": captions, "label": ["x", "y"] * 6, "note": pa.array(["z"] * 12).dictionary_encode()}
+    )
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=5)
+    else:
+        with (pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file)(path, table.schema) as writer:
+            writer.write_table(table)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(0, len(whole), 60):
+        path.write_bytes(whole[:place] + rng.bytes(1) + whole[place + 1 :])
+        source = ParquetSource if kind == "parquet" else SavedSource
+        try:
+            opened = source(
+                path, "all", columns={"label": "note"}, progress=False, bad_examples=BadExamples("skip")
+            )
+            opened.batch(np.arange(len(opened)))
+        except ValueError as error:
+            assert str(path) in str(error)
 
 
 def test_a_full_disk_is_an_error(tmp_path, on_disk, monkeypatch):

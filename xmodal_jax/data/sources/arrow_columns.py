@@ -9,14 +9,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
-from xmodal_jax.core.text_files import parse_json, shorten
+from xmodal_jax.core.text_files import first_duplicate, parse_json, shorten
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.columns import FILE_MODALITIES, assign_columns
 from xmodal_jax.data.media import modality_of_file
 from xmodal_jax.data.sources.arrow_files import ArrowFile, ColumnPath, read_type
-from xmodal_jax.data.sources.arrow_values import is_bytes, is_list, is_text
+from xmodal_jax.data.sources.arrow_values import Block, is_bytes, is_list, is_text, simplify
 from xmodal_jax.types import kind_of
 
 SAMPLED_ROWS = 16
@@ -145,11 +146,16 @@ class _Schema:
         """How a column holds files; None if it cannot."""
         return _file_column(self.paths[column], self.types[column])
 
-    def _first_values(self, path: ColumnPath | None) -> list[Any]:
-        """The values in the first rows of a column that are not null."""
-        part = next(iter(self._file.scan(path, most=SAMPLED_ROWS)), ()) if path else ()
-        values = (value.as_py() for value in part if value.is_valid)
-        return [value for value in values if value]
+    def _first_values(self, path: ColumnPath | None) -> list[str] | list[bytes]:
+        """The strings (text that is not UTF-8 has lone surrogates) or bytes in the first rows of a column that are not
+        null."""
+        part = next(iter(self._file.scan(path, most=SAMPLED_ROWS)), None) if path else None
+        if part is None:
+            return []
+        values = Block([simplify(part)]).get(np.arange(len(part)))
+        values = [value for value in values if value]
+        is_string = is_text(part.type)
+        return [value.decode("utf-8", "surrogateescape") for value in values] if is_string else values
 
     def contents(self, column: str) -> set[str]:
         """What kinds of values a column has, see `assign_columns`: by its type, or by how its first files begin."""
@@ -227,7 +233,13 @@ def _place(
         kind, place = schema.types[column], schema.paths[column]
         for field in of_column:
             if field == "file_name":
-                (field,) = schema.contents(column) & set(FILE_MODALITIES) or ("image",)
+                kinds = sorted(schema.contents(column) & set(FILE_MODALITIES))
+                if len(kinds) != 1:
+                    raise ValueError(
+                        f"{path}: the column {column} has files of {' and '.join(kinds) or 'no known kind'}; expected "
+                        "one kind. Say which by --columns, as image=COLUMN."
+                    )
+                field = kinds[0]
             role = field if field in ("label", "group") else kind_of(field)
             is_key = is_text(kind) or (_is_number(kind) and (role == "label" or pa.types.is_integer(kind)))
             if role in FILE_MODALITIES and (file_column := schema.file_column(column)):
@@ -275,6 +287,9 @@ def choose_columns(
       ValueError: a column in ``columns`` that does not fit, several that are equally good, or none with files or text;
         or files that do not have the same columns.
     """
+    for file in files:
+        if (twice := first_duplicate(file.schema.names)) is not None:
+            raise ValueError(f"{file.path}: the column {shorten(twice)} is there twice: rename one.")
     schema = _Schema(files[0], columns.values())
     contents = functools.cache(schema.contents)
     roles = assign_columns(data_set, [*schema.types], contents, chosen=columns, modalities=modalities)

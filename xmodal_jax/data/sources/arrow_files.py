@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from xmodal_jax.core.text_files import shorten
 from xmodal_jax.data.shapes.speech import default_cache_dir
-from xmodal_jax.data.sources.arrow_values import Block, MappedFile, first_line, simplify
+from xmodal_jax.data.sources.arrow_values import Block, MappedFile, check_array, first_line, simplify
 
 ColumnPath = tuple[str, ...]
 """A column, or a field of a struct column: ``("image", "bytes")``."""
@@ -84,6 +84,13 @@ def _field(array: pa.Array, names: Sequence[str]) -> pa.Array:
     return array
 
 
+def _check_names(fields: Iterable[pa.Field]) -> None:
+    """Raises ValueError if a name of a column, or of a field of a struct, is not UTF-8."""
+    for field in fields:
+        field.name  # noqa: B018  (it is decoded here)
+        _check_names(field.type.field(i) for i in range(field.type.num_fields))
+
+
 class ParquetFile(ArrowFile):
     """A Parquet file.
 
@@ -96,7 +103,8 @@ class ParquetFile(ArrowFile):
         try:
             with pq.ParquetFile(path) as file:
                 self._metadata, self.schema = file.metadata, file.schema_arrow
-        except (pa.ArrowException, OSError) as error:
+            _check_names(self.schema)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a Parquet file, or a truncated one: {first_line(error)}."
             ) from error
@@ -144,7 +152,7 @@ class ParquetFile(ArrowFile):
         groups = [*range(self._metadata.num_row_groups)] if chunk is None else self._groups[chunk]
         if _identity(self.path) != self._stat:
             raise ValueError(f"{self.path}: the file has changed since it was opened: start again.")
-        rows = max(1, sum(self._metadata.row_group(group).num_rows for group in groups))
+        rows = sum(self._metadata.row_group(group).num_rows for group in groups)
         nbytes = sum(c.total_uncompressed_size for c in self._column_chunks(column, groups))
         size = min(most or BATCH_ROWS, max(1, BATCH_BYTES * rows // max(nbytes, 1)))
         try:
@@ -152,11 +160,12 @@ class ParquetFile(ArrowFile):
             options = {"buffer_size": 1 << 20, "pre_buffer": False}
             with pq.ParquetFile(self.path, metadata=self._metadata, **options) as file:
                 for batch in file.iter_batches(size, groups, [".".join(column)], use_threads=False):
+                    rows -= batch.num_rows
                     yield _field(batch.column(0), column[1:])
+            if rows > 0:
+                raise OSError(f"{rows} rows are missing")
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{self.path}: the column {'.'.join(column)} cannot be read, the file is damaged: {first_line(error)}."
-            ) from error
+            raise _damaged(self.path, column, error) from error
 
     def _cached(self, column: ColumnPath, chunk: int) -> Path:
         """Where the copy of a column of a chunk is, or will be."""
@@ -180,6 +189,12 @@ class ParquetFile(ArrowFile):
         with pa.ipc.open_file(pa.BufferReader(mapping.buffer)) as reader:
             arrays = [reader.get_batch(i).column(0) for i in range(reader.num_record_batches)]
         return Block(arrays, mapping)
+
+
+def _damaged(path: Path, column: ColumnPath, error: Exception) -> ValueError:
+    """The error that a column cannot be read."""
+    name = ".".join(column)
+    return ValueError(f"{path}: the column {name} cannot be read, the file is damaged: {first_line(error)}.")
 
 
 def _identity(path: Path) -> str:
@@ -249,6 +264,7 @@ class IPCFile(ArrowFile):
         try:
             self._mapping = MappedFile(path)
             self.schema, self._batches = _read_batches(self._mapping.buffer)
+            _check_names(self.schema)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: not an Arrow file, or a truncated one: {first_line(error)}."
@@ -266,9 +282,14 @@ class IPCFile(ArrowFile):
     ) -> Iterator[pa.Array]:
         number = self.schema.get_field_index(column[0])
         for batch in self._batches:
-            array = batch.column(number)
+            try:
+                batch.column(number).validate()
+                array = _field(batch.column(number), column[1:])
+                check_array(array)
+            except (pa.ArrowException, ValueError) as error:
+                raise _damaged(self.path, column, error) from error
             for start in range(0, len(array), most or max(len(array), 1)):
-                yield _field(array.slice(start, most), column[1:])
+                yield array.slice(start, most)
 
     def load(self, column: ColumnPath, chunk: int) -> Block:
         return Block([*self.scan(column)], self._mapping)

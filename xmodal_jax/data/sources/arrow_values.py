@@ -161,6 +161,25 @@ def is_list(kind: pa.DataType) -> bool:
     return any(check(kind) for check in checks)
 
 
+def check_array(array: pa.Array) -> None:
+    """Raises ValueError if an array is damaged. Arrow itself trusts offsets and indices, which a file of strangers can
+    have anywhere in memory."""
+    array.validate()  # that the buffers are there and long enough
+    kind = array.type
+    plain = is_bytes(kind) or is_text(kind, plain=True)
+    if plain and not pa.types.is_fixed_size_binary(kind) and not pa.types.is_binary_view(kind):
+        _Values(array, None)
+    elif is_plain_list(kind):
+        _Lists(array, None)
+    elif not pa.types.is_primitive(kind):
+        array.validate(full=True)
+
+
+def is_plain_list(kind: pa.DataType) -> bool:
+    """Whether a type is that of lists of strings as `_Lists` reads them."""
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and is_text(kind.value_type, plain=True)
+
+
 class Block:
     """A column of consecutive rows, in arrays one after the other. ``mapping``: the file that they lie in; None: they
     are in memory."""

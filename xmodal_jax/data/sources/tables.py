@@ -194,6 +194,7 @@ class TableSource(Source):
     ):
         self.bad_examples = BadExamples() if bad_examples is None else bad_examples
         self._table, self._workers, self._prompt = table, workers, prompt
+        self._pool = ThreadPoolExecutor(workers)  # its threads start when they are needed
         self.class_names, self.test_splits = table.class_names, table.test_splits
         self.validation_split = table.validation_split
         wanted = sort_modalities([*table.has_file, *table.caption_counts])
@@ -397,8 +398,7 @@ class TableSource(Source):
         decode = lambda row: _decode(row, self.options)
         if not self._threaded:
             return [decode(row) for row in rows]
-        with ThreadPoolExecutor(self._workers) as pool:
-            return list(pool.map(decode, rows))
+        return list(self._pool.map(decode, rows))
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         """A number for each example's picture, int32 ``[B]``; None if no two examples show the same picture. See the

@@ -104,6 +104,8 @@ class ParquetFile(ArrowFile):
             with pq.ParquetFile(path) as file:
                 self._metadata, self.schema = file.metadata, file.schema_arrow
             _check_names(self.schema)
+            columns = range(self._metadata.num_columns)
+            self._paths = [self._metadata.schema.column(i).path for i in columns]
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a Parquet file, or a truncated one: {first_line(error)}."
@@ -124,8 +126,7 @@ class ParquetFile(ArrowFile):
     def _column_numbers(self, column: ColumnPath) -> list[int]:
         """The numbers of the columns in the file that hold the fields of ``column``."""
         name = ".".join(column)
-        paths = (self._metadata.schema.column(i).path for i in range(self._metadata.num_columns))
-        return [i for i, path in enumerate(paths) if path == name or path.startswith(f"{name}.")]
+        return [i for i, path in enumerate(self._paths) if path == name or path.startswith(f"{name}.")]
 
     def _column_chunks(self, column: ColumnPath, groups: Sequence[int]) -> Iterator[pq.ColumnChunkMetaData]:
         numbers = self._column_numbers(column)

@@ -165,7 +165,11 @@ class ParquetFile(ArrowFile):
                     yield _field(batch.column(0), column[1:])
             if rows > 0:
                 raise OSError(f"{rows} rows are missing")
-        except (pa.ArrowException, OSError) as error:
+        except (
+            pa.ArrowException,
+            OSError,
+            UnicodeDecodeError,
+        ) as error:  # the last for a name that is not UTF-8
             raise _damaged(self.path, column, error) from error
 
     def _cached(self, column: ColumnPath, chunk: int) -> Path:

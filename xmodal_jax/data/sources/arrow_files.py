@@ -141,7 +141,7 @@ class ParquetFile(ArrowFile):
         for metadata in self._column_chunks(column, self._groups[chunk]):
             statistics = metadata.statistics
             # Of the strings of a list it would be the number of those that are null.
-            is_whole = metadata.path_in_schema == ".".join(column)
+            is_whole = ".".join(column) in self._paths
             if statistics is None or not statistics.has_null_count or not is_whole:
                 return None
             total += statistics.null_count

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from xmodal_jax.core.text_files import normalise, shorten
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.types import MODALITIES, kind_of
+from xmodal_jax.data.measured_columns import expand_columns
+from xmodal_jax.types import MODALITIES, is_measured, kind_of
 
 FILE_MODALITIES = ("image", "audio", "video")
 TEXT_FIELDS = ("text", "texts", "caption", "captions", "transcription")
@@ -45,6 +47,10 @@ COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
 where the usual column is not there."""
 
 
+_NO_MODALITIES = ("file_name", "label", "group")
+"""The fields that are no modality."""
+
+
 def names_modality(name: str) -> bool:
     """Whether ``name`` is a kind of modality, or a kind with a name such as ``image_2``."""
     return not name.endswith(("_mask", "_present", "_")) and name.partition("_")[0] in MODALITIES
@@ -53,7 +59,7 @@ def names_modality(name: str) -> bool:
 def field_of(name: str) -> str | None:
     """The field that a name of ``--columns`` stands for: ``file_name``, ``label``, ``group`` or a modality
     (``image_2_file_name`` is ``image_2``); None: it is no such name."""
-    if name in ("file_name", "label", "group"):
+    if name in _NO_MODALITIES:
         return name
     stem = name.removesuffix("_file_name")
     if not names_modality(stem) or (stem != name and kind_of(stem) not in FILE_MODALITIES):
@@ -63,7 +69,7 @@ def field_of(name: str) -> str | None:
 
 def parse_columns(columns: Sequence[str]) -> dict[str, str]:
     """``--columns`` as a dict from fields (see `field_of`) to columns: ``("file_name=path",)`` gives ``{"file_name":
-    "path"}``.
+    "path"}``. Measured quantities may have several columns: ``vector=age,weight,lab_*``.
 
     Raises:
       ValueError: one is not NAME=COLUMN, or two say the same field.
@@ -100,6 +106,8 @@ class ColumnRoles(NamedTuple):
     """The columns that were found by a common name, with their fields."""
     unread: tuple[str, ...]
     """The columns that hold nothing that is read."""
+    measured: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """The columns of each modality of measured quantities, in the order in which they are joined."""
 
     def remark(self, path: str | Path, bad_examples: BadExamples) -> None:
         """Says which columns were taken for what, and which are not read; ``path`` is the table's."""
@@ -133,7 +141,7 @@ def assign_columns(
       path: the table, for messages.
       columns: the names of its columns, in order.
       contents: ``contents(column)``: what kinds of values a column has, a set of ``image``, ``audio`` and ``video``
-        (files, or names of files), ``text`` and ``number``.
+        (files, or names of files), ``text``, ``number`` and ``numbers`` (lists of them).
       chosen: ``--columns`` as `parse_columns` returns it; keys such as ``image_file_name`` are taken too.
       modalities: those that are asked for; a column of one of these names is read, also where it holds another text.
       frequent: the columns that most rows have, which alone are found by common names; None: all.
@@ -144,7 +152,13 @@ def assign_columns(
     frequent = columns if frequent is None else frequent
     fields: dict[str, list[str]] = defaultdict(list)
     chosen = {field_of(name) or name: column for name, column in (chosen or {}).items()}
+    measured: dict[str, tuple[str, ...]] = {}
     for field, column in chosen.items():
+        if field not in _NO_MODALITIES and is_measured(field):
+            measured[field] = expand_columns(path, field, column, columns)
+            for name in measured[field]:
+                fields[name].append(field)
+            continue
         if column not in columns:
             raise ValueError(f"{path}: no column {column} (--columns); found {', '.join(columns)}.")
         fields[column].append(field)
@@ -155,6 +169,10 @@ def assign_columns(
             field = _named_files(column, contents)
         if field is None or field in chosen:
             continue
+        if field not in _NO_MODALITIES and is_measured(field):
+            if not set(contents(column)) & {"number", "numbers"}:
+                continue  # "series" may well be the name of one
+            measured[field] = (column,)
         if field == "file_name" and (kinds := set(contents(column))) and kinds <= set(chosen) | {"text"}:
             continue  # --columns names the files of these modalities
         if column in frequent:
@@ -166,7 +184,8 @@ def assign_columns(
     for column, field in guessed.items():
         fields[column].append(field)
     unread = tuple(column for column in columns if column not in fields)
-    return ColumnRoles({column: tuple(names) for column, names in fields.items()}, guessed, unread)
+    of_columns = {column: tuple(names) for column, names in fields.items()}
+    return ColumnRoles(of_columns, guessed, unread, measured)
 
 
 def _usual_field(column: str, modalities: Collection[str]) -> str | None:

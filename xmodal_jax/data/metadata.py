@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from xmodal_jax.core.text_files import normalise, shorten, surrogate_in
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.columns import FILE_MODALITIES, ColumnRoles, assign_columns
 from xmodal_jax.data.lines import Line, read_lines_of_table
+from xmodal_jax.data.measured_columns import Cell, parse_cell
 from xmodal_jax.data.media import modality_of_file
 from xmodal_jax.types import kind_of
 
@@ -46,6 +48,10 @@ class Record(NamedTuple):
     """What is equal for the records of a split that show the same picture; None: the names of their files tell."""
     path: Path | None = None
     """The file of ``line``; None: the metadata file of the split, as for all its records."""
+    cells: Mapping[str, tuple[Cell, ...]] = MappingProxyType({})
+    """The cells of each modality of measured quantities that the example has, one for each of its columns."""
+    columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """The columns of these modalities, the same for all records of a file."""
 
     @property
     def picture(self) -> str | None:
@@ -230,6 +236,8 @@ class _Format(NamedTuple):
 
     fields: Mapping[str, Collection[str]]
     """By column the fields that it holds, see `columns.ColumnRoles`."""
+    measured: Mapping[str, tuple[str, ...]]
+    """The columns of each modality of measured quantities."""
     required: Collection[str]
     """The columns of files, captions and labels that most lines have; each must have them."""
     rare: Mapping[str, str]
@@ -263,6 +271,8 @@ def _record(line: Line, form: _Format) -> Record:
                     label, label_text = number, label
             elif field == "group":
                 group = parse_group(value)
+            elif field in form.measured:
+                continue  # `_cells`
             elif field != "file_name" and kind_of(field) == "text":
                 captions[field] = captions.get(field, []) + parse_captions(value)
             else:
@@ -274,9 +284,22 @@ def _record(line: Line, form: _Format) -> Record:
                     raise ValueError(
                         f"{column!r} names {shorten(name)}, but the {modality} is {shorten(files[modality])}"
                     )
-    if not files and not captions:
-        raise ValueError("the line names no file and no caption")
-    return Record(line.number, files, captions, label, label_text, group)
+    cells = _cells(line, form.measured)
+    if not files and not captions and not cells:
+        raise ValueError(
+            "the line names no file and no caption" + (", and has no number" if form.measured else "")
+        )
+    return Record(line.number, files, captions, label, label_text, group, None, cells, form.measured)
+
+
+def _cells(line: Line, measured: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[Cell, ...]]:
+    """The cells of each modality of measured quantities (see `_Format.measured`), of those that the line has."""
+    cells = {}
+    for modality, columns in measured.items():
+        of_line = tuple(parse_cell(column, line.fields.get(column)) for column in columns)
+        if any(cell is not None and not np.isnan(cell).all() for cell in of_line):
+            cells[modality] = of_line
+    return cells
 
 
 SAMPLED_LINES = 100
@@ -290,6 +313,10 @@ def _contents(lines: list[Line], column: str) -> set[str]:
         value = line.fields.get(column)
         if isinstance(value, list) and value:
             value = value[0]
+            first = value[0] if isinstance(value, list) and value else value
+            if isinstance(first, int | float) and not isinstance(first, bool):
+                kinds.add("numbers")
+                continue
         if isinstance(value, str) and value.strip():
             modality = None if "://" in value else modality_of_file(value)
             kinds |= {"text"} if modality is None else {"text", modality}
@@ -304,7 +331,9 @@ def _check_columns(path: Path, lines: list[Line], names: Collection[str], roles:
     ``names``: the columns of all lines.
     """
     fields = {field for of_column in roles.fields.values() for field in of_column}
-    if any(field == "file_name" or kind_of(field) in FILE_MODALITIES for field in fields - {"group"}):
+    if roles.measured or any(
+        field == "file_name" or kind_of(field) in FILE_MODALITIES for field in fields - {"group"}
+    ):
         return
     columns_of_files = [c for c in roles.unread if _contents(lines, c) & set(FILE_MODALITIES)]
     has_captions = any(kind_of(field) == "text" for field in fields - {"group"})
@@ -331,7 +360,8 @@ def read_metadata(
     Columns: ``file_name`` (its modality by the suffix), or ``image``, ``audio``, ``video`` or ``image_file_name`` and
     so on, also with names (``image_2``); ``text`` (also ``texts``, ``caption``, ``captions``, ``transcription``), a
     string or a list of strings; ``label``, a whole number or a name; ``group``, a whole number or a name that is equal
-    for lines that show the same picture. Where one of these is not there, a column with a common name is taken (see
+    for lines that show the same picture; ``vector`` and ``series``, numbers or lists of numbers (several columns, if
+    ``columns`` says so). Where one of these is not there, a column with a common name is taken (see
     `columns.COMMON_NAMES`), which ``bad_examples`` remarks, as it does which columns are not read. A JSON null (in CSV,
     an empty cell, unless it is that of ``text``) states that the example has none. A field that half of the lines have
     must be in every line; of a field that fewer have, these lines are the bad ones.
@@ -388,7 +418,7 @@ def read_records(
         for column in roles.fields
         if column not in frequent
     }
-    form = _Format(roles.fields, set(roles.fields) - set(rare), rare, typed, allow_outside)
+    form = _Format(roles.fields, roles.measured, set(roles.fields) - set(rare), rare, typed, allow_outside)
     records = []
     for line in lines if typed else _drop_empty(lines, roles.fields):
         try:

@@ -81,8 +81,8 @@ class DataOptions:
     count it and list it in the report."""
     columns: Advanced[tuple[str, ...] | None] = None
     """Columns of the metadata (folder:PATH), as NAME=COLUMN: file_name=photo label=species text_es=spanish. NAME is
-    file_name, label, group or a modality (image, text_es). Fields of tar:SHARDS: image_2=right.png text=json.alt. None:
-    those with the usual or common names."""
+    file_name, label, group or a modality (image, text_es). vector=age,weight,lab_* joins several columns of numbers.
+    Fields of tar:SHARDS: image_2=right.png text=json.alt. None: those with the usual or common names."""
     allow_outside: Advanced[bool] = False
     """Whether metadata (folder:PATH) may name files outside of their folder, by absolute paths or with "..". Otherwise
     such a line is a bad example, so that the metadata of strangers cannot make a run read other files."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,11 @@ class Table(abc.ABC):
     """For each image, audio and video modality which rows have a file, bool ``[R]``."""
     caption_counts: Mapping[str, np.ndarray]
     """For each text modality how many captions each row has, int32 ``[R]``."""
+    measured: Mapping[str, np.ndarray] = MappingProxyType({})
+    """For each modality of measured quantities the values of all rows, ``[R, D]`` or ``[R, T, C]``, NaN where they are
+    missing."""
+    feature_names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """The name of each feature of these modalities."""
     labels: np.ndarray | None = None
     """The class of each row, int32 ``[R]``, -1 where it is unknown; None: there are no labels."""
     class_names: tuple[str, ...] | None = None

@@ -26,7 +26,7 @@ from xmodal_jax.core.text_files import distinct_fields, parse_json, shorten
 from xmodal_jax.data import media
 from xmodal_jax.data.columns import COMMON_NAMES, TEXT_FIELDS, common_field
 from xmodal_jax.data.metadata import hash_name, parse_captions, parse_group, parse_label, parse_label_cell
-from xmodal_jax.types import kind_of
+from xmodal_jax.types import is_measured, kind_of
 
 TEXT_SUFFIXES = ("txt", *TEXT_FIELDS)
 """Last parts of fields that hold a caption."""
@@ -82,6 +82,8 @@ class FieldRoles:
     def __init__(self, columns: Mapping[str, str]):
         self.columns = dict(columns)
         for name, field in columns.items():
+            if name not in ("file_name", "label", "group") and is_measured(name):
+                raise ValueError(f"--columns {name}={field}: tar shards hold no measured quantities.")
             in_words = name in ("file_name", "label", "group") or kind_of(name) == "text"
             if name == "file_name" or (field.startswith("json.") and not in_words):
                 raise ValueError(

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from xmodal_jax.core.text_files import normalise, parse_json, read_text, surrogate_in
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.measured_columns import mask_missing
 from xmodal_jax.data.media import require_file
 from xmodal_jax.data.metadata import MIN_CLASS_LIMIT, choose_test
 from xmodal_jax.data.source import RawBatch, Source, first_of_group, is_measured_field
@@ -388,24 +389,14 @@ def _add_masks(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) 
             raise ValueError(f"{path}: '{name}_mask' is {mask.shape}, '{name}' is {arrays[name].shape}.")
 
 
-def _mask_missing(arrays: dict[str, Any], name: str, path: Path) -> np.ndarray:
+def _mask_measured(arrays: dict[str, Any], name: str, path: Path) -> np.ndarray:
     """Writes the mask of a modality of measured quantities, where NaN values are missing too, and sets these to 0.
-    Returns which examples have any value, bool ``[N]``.
-
-    The mask of a series is ``[N, T]``, but ``[N, T, C]`` if it is stated so, or if a step has some of its values.
-    """
+    Returns which examples have any value, bool ``[N]``."""
     values, stated = arrays[name], arrays.get(f"{name}_mask")
-    mask = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
-    if stated is not None:
-        if stated.shape != values.shape[: stated.ndim]:
-            raise ValueError(f"{path}: '{name}_mask' is {stated.shape}, '{name}' is {values.shape}.")
-        mask &= stated.reshape(*stated.shape, *(1,) * (values.ndim - stated.ndim))
-    whole_steps = min(KINDS[kind_of(name)].mask_axes) < values.ndim and bool((mask == mask[..., :1]).all())
-    arrays[name] = np.where(mask, values, np.zeros((), values.dtype))
-    arrays[f"{name}_mask"] = (
-        mask[..., 0] if whole_steps and (stated is None or stated.ndim < values.ndim) else mask
-    )
-    return mask.reshape(len(mask), -1).any(axis=1)
+    if stated is not None and stated.shape != values.shape[: stated.ndim]:
+        raise ValueError(f"{path}: '{name}_mask' is {stated.shape}, '{name}' is {values.shape}.")
+    arrays[name], arrays[f"{name}_mask"], present = mask_missing(name, values, stated)
+    return present
 
 
 def _select_modalities(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> dict[str, Any]:
@@ -508,7 +499,7 @@ def load_npz(
     _note_others(arrays, file, bad_examples)
     _add_masks(arrays, available, file)
     for name in filter(is_measured, available):
-        has_values = _mask_missing(arrays, name, file)
+        has_values = _mask_measured(arrays, name, file)
         if not has_values.all():  # without a value there is no vector or series
             present[name] = present.get(name, np.ones(len(has_values), bool)) & has_values
     if modalities is not None:

@@ -7,6 +7,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,12 +43,16 @@ class TableColumns(NamedTuple):
     class_names: tuple[str, ...] | None
     """The names of the classes, where the schema has them."""
     group: ColumnPath | None
+    measured: Mapping[str, tuple[ColumnPath, ...]] = MappingProxyType({})
+    """By modality of measured quantities, the columns that are joined."""
 
     def paths(self) -> list[ColumnPath]:
         """All columns and fields."""
         of_files = [path for column in self.files.values() for path in column]
         of_texts = [path for paths in self.texts.values() for path in paths]
-        return [*dict.fromkeys(path for path in (*of_files, *of_texts, self.label, self.group) if path)]
+        of_numbers = [path for paths in self.measured.values() for path in paths]
+        every = (*of_files, *of_texts, self.label, self.group, *of_numbers)
+        return [*dict.fromkeys(path for path in every if path)]
 
 
 def read_features(schema: pa.Schema, path: Path) -> dict[str, Any]:
@@ -113,6 +118,14 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
+def holds_numbers(kind: pa.DataType) -> bool:
+    """Whether a type is that of numbers, of lists of numbers, or of lists of such lists."""
+    depth = 0
+    while is_list(kind) and depth < 2:
+        kind, depth = kind.value_type, depth + 1
+    return _is_number(kind) or pa.types.is_boolean(kind)
+
+
 class _Schema:
     """The columns of a table by name, and what is known of them.
 
@@ -170,7 +183,9 @@ class _Schema:
         if files:
             kinds = {modality_of_content(content) for content in self._first_values(files.content)} - {None}
             return kinds or {modality_of_file(name) for name in self._first_values(files.path)} - {None}
-        return {"number"} if _is_number(kind) else set()
+        if _is_number(kind):
+            return {"number"}
+        return {"numbers"} if is_list(kind) and holds_numbers(kind) else set()
 
     def class_names(self, column: ColumnPath | None) -> tuple[str, ...] | None:
         """The names of the classes of a column of type ``ClassLabel``."""
@@ -219,9 +234,13 @@ def _fields_by_type(
 
 
 def _place(
-    schema: _Schema, fields: Mapping[str, Sequence[str]], modalities: Collection[str] | None, path: Path
+    schema: _Schema,
+    fields: Mapping[str, Sequence[str]],
+    modalities: Collection[str] | None,
+    path: Path,
+    measured: Mapping[str, Sequence[str]],
 ) -> TableColumns:
-    """The columns that ``fields`` says what they hold.
+    """The columns that ``fields`` says what they hold; ``measured``: those of measured quantities, in order.
 
     Raises:
       ValueError: the type of a column does not fit, and ``modalities`` ask for it (None: for all).
@@ -242,6 +261,8 @@ def _place(
                 field = kinds[0]
             role = field if field in ("label", "group") else kind_of(field)
             is_key = is_text(kind) or (_is_number(kind) and (role == "label" or pa.types.is_integer(kind)))
+            if field in measured and holds_numbers(kind):
+                continue
             if role in FILE_MODALITIES and (file_column := schema.file_column(column)):
                 files[field] = file_column
             elif role == "text" and _holds_captions(kind):
@@ -249,17 +270,27 @@ def _place(
             elif role in ("label", "group") and is_key:
                 single[role] = place
             elif modalities is None or field in (*modalities, "label", "group"):
+                kind_of_values = field if field in measured else role
                 expected = {
                     "text": "strings, or lists of strings",
                     "label": "whole numbers or strings",
                     "group": "whole numbers or strings",
-                }.get(role, "files: bytes, structs of bytes and path, or names of files")
+                    **dict.fromkeys(measured, "numbers, or lists of numbers"),
+                }.get(
+                    kind_of_values,
+                    "files: bytes, structs of bytes and path, or names of files",
+                )
                 raise ValueError(
                     f"{path}: the column {column}, which is to be the {field}, is {kind}; expected {expected}. Choose "
                     "another by --columns NAME=COLUMN, or leave it out by --modalities."
                 )
     label = single.get("label")
-    return TableColumns(files, dict(texts), label, schema.class_names(label), single.get("group"))
+    numbers = {
+        m: tuple(schema.paths[column] for column in columns)
+        for m, columns in measured.items()
+        if modalities is None or m in modalities
+    }
+    return TableColumns(files, dict(texts), label, schema.class_names(label), single.get("group"), numbers)
 
 
 def choose_columns(
@@ -290,13 +321,13 @@ def choose_columns(
     for file in files:
         if (twice := first_duplicate(file.schema.names)) is not None:
             raise ValueError(f"{file.path}: the column {shorten(twice)} is there twice: rename one.")
-    schema = _Schema(files[0], columns.values())
+    schema = _Schema(files[0], [c for spec in columns.values() for c in (spec, *spec.split(","))])
     contents = functools.cache(schema.contents)
     roles = assign_columns(data_set, [*schema.types], contents, chosen=columns, modalities=modalities)
     by_type = _fields_by_type(schema, roles.fields, data_set)
     fields = roles.fields | by_type
-    chosen = _place(schema, fields, modalities, files[0].path)
-    if not chosen.files and not chosen.texts:
+    chosen = _place(schema, fields, modalities, files[0].path, roles.measured)
+    if not chosen.files and not chosen.texts and not chosen.measured:
         raise ValueError(
             f"{data_set}: no column with images, audio, video or captions is known by its name or type; found "
             f"{schema.list_types()}. Say which they are: --columns image=COLUMN text=COLUMN label=COLUMN."

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.labels import Labels
 from xmodal_jax.data.layouts.find import find_layout
 from xmodal_jax.data.layouts.layout import Layout, ReadOptions, SplitFiles
+from xmodal_jax.data.measured_columns import Cell, ColumnSizes, join_rows, measure_cells
 from xmodal_jax.data.metadata import Record, choose_test
 from xmodal_jax.data.sources.tables import TableSource
 from xmodal_jax.data.split_names import find_splits, test_and_validation
@@ -115,7 +116,7 @@ def _names_for_split(records: list[Record]) -> list[str]:
     Records that show the same picture and differ in other files (such as spoken captions) have the picture's name, so
     that they are in one split.
     """
-    names = ["/".join([*r.files.values()] or itertools.chain(*r.captions.values())) for r in records]
+    names = ["/".join([*r.files.values()] or _words(r)) for r in records]
     names_of_picture = defaultdict(set)
     for record, name in zip(records, names, strict=True):
         names_of_picture[record.picture].add(name)
@@ -124,6 +125,12 @@ def _names_for_split(records: list[Record]) -> list[str]:
         name if r.picture is None or len(names_of_picture[r.picture]) == 1 else r.picture
         for r, name in zip(records, names, strict=True)
     ]
+
+
+def _words(record: Record) -> list[str]:
+    """What tells a record without files from others: its captions and its numbers."""
+    numbers = [repr(cell.tolist()) for cells in record.cells.values() for cell in cells if cell is not None]
+    return [*itertools.chain(*record.captions.values()), *numbers]
 
 
 class FolderTable(Table):
@@ -159,12 +166,15 @@ class FolderTable(Table):
         labels = Labels(counts, root)
         self.class_names = labels.names
         # The usable records, with the index of their class as label, and where each is from.
+        sizes = _measure(r for _, records in listing.all_parts for r in records)
         self._records: list[Record] = []
         self._files_of: list[SplitFiles] = []
         for files, records in listing.parts:
             for record in records:
                 try:
                     label = labels.index(record.label, record.label_text)
+                    for m, cells in record.cells.items():
+                        sizes[m].join(record.columns[m], cells)
                 except ValueError as error:
                     bad_examples.add(record.path or files.path, record.line, str(error))
                     continue
@@ -178,6 +188,7 @@ class FolderTable(Table):
         self.caption_counts = {
             m: np.array([len(r.captions.get(m, ())) for r in records], np.int32) for m in names
         }
+        self.measured, self.feature_names = _join_measured(records, sizes)
         self.pictures = self._number_pictures()
 
     def _number_pictures(self) -> np.ndarray:
@@ -223,6 +234,28 @@ class FolderTable(Table):
                     files.append(FolderFile(split_files.folder, name))
         spaced = np.linspace(0, len(files) - 1, min(count, len(files))).astype(np.int64)
         return [files[k] for k in np.unique(spaced)]
+
+
+def _measure(records: Iterable[Record]) -> dict[str, ColumnSizes]:
+    """The sizes of the columns of each modality of measured quantities, over the records of all splits."""
+    cells: dict[str, list[tuple[Cell, ...]]] = defaultdict(list)
+    for record in records:
+        for modality, of_record in record.cells.items():
+            cells[modality].append(of_record)
+    return {m: measure_cells(m, rows, len(rows[0])) for m, rows in cells.items()}
+
+
+def _join_measured(
+    records: Sequence[Record], sizes: Mapping[str, ColumnSizes]
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
+    """The values of each modality of measured quantities, see `Table.measured`, and the names of its features."""
+    columns = {m: names for r in records[:1] for m, names in r.columns.items() if m in sizes}
+    values = {}
+    for modality, names in columns.items():
+        missing = (None,) * len(names)
+        rows = [r.cells.get(modality, missing) for r in records]
+        values[modality], _ = join_rows(modality, names, rows, sizes[modality])
+    return values, {m: sizes[m].names(names) for m, names in columns.items()}
 
 
 class FolderSource(TableSource):

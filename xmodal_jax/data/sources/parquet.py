@@ -23,6 +23,7 @@ from xmodal_jax.data.metadata import choose_test, parse_captions, parse_label
 from xmodal_jax.data.shapes.speech import default_cache_dir
 from xmodal_jax.data.sources.arrow_columns import choose_columns
 from xmodal_jax.data.sources.arrow_files import ArrowFile, ColumnPath, Files, IPCFile, ParquetFile
+from xmodal_jax.data.sources.arrow_numbers import join_columns, read_numbers
 from xmodal_jax.data.sources.arrow_values import first_line, is_text
 from xmodal_jax.data.sources.tables import TableSource
 from xmodal_jax.data.split_names import find_splits, split_of, test_and_validation
@@ -209,6 +210,7 @@ class ArrowTable(Table):
         self._rows = np.arange(rows)
         self._codes: dict[ColumnPath, tuple[list, np.ndarray]] = {}  # see `_encoded`
         self._count_contents(bad_examples)
+        self._select(self._read_measured(bad_examples))
         self._select(self._find_empty(bad_examples))
         if not divided and split != "all":
             self._select(self._choose_test() == (split == "test"))
@@ -224,6 +226,7 @@ class ArrowTable(Table):
         self._rows = self._rows[chosen]
         self.has_file = {m: has[chosen] for m, has in self.has_file.items()}
         self.caption_counts = {m: counts[chosen] for m, counts in self.caption_counts.items()}
+        self.measured = {m: values[chosen] for m, values in self.measured.items()}
         self.pictures = None if self.pictures is None else self.pictures[chosen]
         self.labels = None if self.labels is None else self.labels[chosen]
 
@@ -270,6 +273,23 @@ class ArrowTable(Table):
                 f"picture, say so by --columns group={'.'.join(path)}"
             )
 
+    def _read_measured(self, bad_examples: BadExamples) -> np.ndarray:
+        """Sets the values of measured quantities, all of which are kept in memory. Returns which rows can be used, bool
+        ``[R]``; the others are bad examples."""
+        usable, self.measured, self.feature_names = np.ones(len(self._rows), bool), {}, {}
+        for modality, paths in self._chosen.measured.items():
+            names = [".".join(path) for path in paths]
+            columns = [
+                read_numbers(name, self._columns[path]) for name, path in zip(names, paths, strict=True)
+            ]
+            values, reasons, self.feature_names[modality] = join_columns(modality, names, columns, self._rows)
+            self.measured[modality] = values
+            for k, reason in sorted(reasons.items()):
+                if usable[k]:
+                    bad_examples.add(*self.location(k), reason)
+                usable[k] = False
+        return usable
+
     def _encoded(self, path: ColumnPath) -> tuple[list[bytes | int | float], np.ndarray]:
         """The different values of a column, and the index of that of each row of all files; see `_encode`."""
         if path not in self._codes:
@@ -286,6 +306,8 @@ class ArrowTable(Table):
         for path in itertools.chain(*self._chosen.texts.values()):
             if not usable.all():
                 usable |= self._valid(path)
+        for values in self.measured.values():
+            usable |= ~np.isnan(values).reshape(len(values), -1).all(axis=1)
         for row in np.flatnonzero(~usable).tolist():
             bad_examples.add(*self.location(row), "the row has no file and no caption")
         return usable

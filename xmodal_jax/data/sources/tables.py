@@ -16,6 +16,7 @@ from tqdm import tqdm
 from xmodal_jax.core.text_files import shorten
 from xmodal_jax.data import media
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.measured_columns import mask_missing, stack_measured
 from xmodal_jax.data.metadata import find_file
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.sources.arrays import sort_modalities
@@ -197,10 +198,12 @@ class TableSource(Source):
         self._pool = ThreadPoolExecutor(workers)  # its threads start when they are needed
         self.class_names, self.test_splits = table.class_names, table.test_splits
         self.validation_split = table.validation_split
-        wanted = sort_modalities([*table.has_file, *table.caption_counts])
+        wanted = sort_modalities([*table.has_file, *table.caption_counts, *table.measured])
         wanted = tuple(m for m in wanted if modalities is None or m in modalities)
         self._files = tuple(m for m in wanted if m in table.has_file)
         self._caption_counts = {m: table.caption_counts[m] for m in wanted if m in table.caption_counts}
+        self._measured = {m: mask_missing(m, table.measured[m]) for m in wanted if m in table.measured}
+        self.feature_names = {m: names for m, names in table.feature_names.items() if m in self._measured}
         self._caption_by_class(modalities)
         if image_size is None:
             image_size = self._choose_side(largest_side)
@@ -215,7 +218,9 @@ class TableSource(Source):
             )
         self._number_examples(rows)
         self.modalities = tuple(
-            m for m in sort_modalities([*self._files, *self._caption_counts]) if self._has(m, rows).any()
+            m
+            for m in sort_modalities([*self._files, *self._caption_counts, *self._measured])
+            if self._has(m, rows).any()
         )
         absent = [m for m in modalities or () if m not in self.modalities]
         if absent:
@@ -247,6 +252,8 @@ class TableSource(Source):
         """Which of the table's ``rows`` have a modality, bool ``[R]``."""
         if modality in self._caption_counts:
             return self._caption_counts[modality][rows] > 0
+        if modality in self._measured:
+            return self._measured[modality].present[rows]
         return self._table.has_file[modality][rows]
 
     def _number_examples(self, rows: np.ndarray) -> None:
@@ -482,6 +489,16 @@ class TableSource(Source):
             captions = [{} if isinstance(row, str) else row.captions for row in rows]
         return self._caption_fields(positions, self._caption_of[indices], captions)
 
+    def _measured_fields(self, rows: np.ndarray) -> RawBatch:
+        """The fields of measured quantities of the table's ``rows``."""
+        used = {m: data for m, data in self._measured.items() if m in self.modalities}
+        return stack_measured(used, rows)
+
+    def measured_batch(self, indices: np.ndarray) -> RawBatch:
+        """As `Source.measured_batch`; no file is decoded."""
+        fields = self._measured_fields(self._rows[self._row_of[indices]])
+        return fields if self._complete else {**fields, "present": self.presence(indices)}
+
     def batch(self, indices: np.ndarray) -> RawBatch:
         """The examples ``indices``. Recordings are padded to ``max_seconds``; a missing modality is zeros or ``""``."""
         examples, positions = self._contents(self._row_of[indices])
@@ -491,6 +508,7 @@ class TableSource(Source):
                 batch |= self._stack(modality, examples)
         batch |= self._caption_fields(positions, self._caption_of[indices], [e.captions for e in examples])
         rows = self._rows[positions]
+        batch |= self._measured_fields(rows)
         if self._labels is not None:
             batch["label"] = self._labels[positions]
         if not self._complete:

@@ -78,9 +78,8 @@ def main(config: Config) -> None:
     metrics |= {f"{name}/conspicuous": len(split.conspicuous) for name, split in statistics.items()}
     metrics["data/bad_examples"] = len(bad_examples)
     with write_report(run, "Data", config.data, metrics, timer, bad_examples) as report:
-        report.add_metrics(
-            metrics, headline=[*(f"{name}/examples" for name in statistics), "data/bad_examples"]
-        )
+        report.add_cards(metrics, [*(f"{name}/examples" for name in statistics), "data/bad_examples"])
+        panels.add_counts(report, statistics)
         panels.add_contact_sheet(report, splits.train, count=config.shown, seed=config.seed, sample_rate=rate)
         panels.add_statistics(report, statistics)
         panels.add_conspicuous(report, sources, statistics, sample_rate=rate)

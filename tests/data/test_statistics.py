@@ -45,6 +45,19 @@ def test_equal_contents_within_and_between_splits():
     assert shared["image"] == {"train": 1, "train and test": 2}
 
 
+def test_a_picture_with_several_captions_counts_once():
+    source = source_of([3, 3, 7, 3], ["a", "a", "b", "c"], group=[0, 0, 1, 2])
+    source.arrays["image"][:2] = 9
+    source.arrays["image"][3] = 9
+    found = describe(source, progress=False)
+    # Pictures 0 and 2 are equal; the two captions of picture 0 are equal, and are two.
+    assert shared_contents({"train": found}) == {
+        "text": {"train": 1}, "image": {"train": 1}, "audio": {"train": 1},
+    }  # fmt: skip
+    assert sorted(found.digests["image"].values()) == [1, 2]
+    assert [(item.index, item.modality) for item in found.conspicuous] == [(0, "image"), (3, "image")]
+
+
 def test_what_is_conspicuous():
     source = source_of([3, 5, 5, 7], ["fine", "!?", "fine too", "fine three"])
     source.arrays["image"][2] = 9

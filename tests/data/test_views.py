@@ -98,6 +98,7 @@ def test_a_subset_tells_of_its_examples_what_its_source_does():
     assert set(found) == set(expected)
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert part.location(0) is None
     plain = Subset(source(), indices[:1] % 23)
     for name in ("meanings", "captions", "factors", "groups"):
         assert getattr(plain, name)() is None and getattr(plain, name)(np.array([0])) is None

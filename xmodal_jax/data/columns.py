@@ -30,13 +30,15 @@ COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "image": (
         "image_path", "image_file", "image_filename", "image_filepath", "image_name", "images", "img", "img_path",
-        "img_name", "img_file", "photo", "picture", "pixel_values", "jpg", "png",
+        "img_name", "img_file", "image_bytes", "img_bytes", "photo", "picture", "pixel_values", "jpg", "png",
     ),
     "audio": (
-        "audio_path", "audio_file", "audio_filename", "audio_filepath", "wav", "wav_path", "wav_file", "wav_filename",
-        "sound", "recording", "speech", "mp3", "flac",
+        "audio_path", "audio_file", "audio_filename", "audio_filepath", "audio_bytes", "wav", "wav_path", "wav_file",
+        "wav_filename", "sound", "recording", "speech", "mp3", "flac",
     ),
-    "video": ("video_path", "video_file", "video_filename", "video_name", "clip", "clip_path", "mp4", "gif"),
+    "video": (
+        "video_path", "video_file", "video_filename", "video_name", "video_bytes", "clip", "clip_path", "mp4", "gif",
+    ),
     "text": (
         "sentence", "sentences", "transcript", "transcripts", "description", "descriptions", "utterance", "alt_text",
         "txt", "comment", *TEXT_FIELDS,
@@ -120,10 +122,10 @@ class ColumnRoles(NamedTuple):
             )
         if self.unread:
             texts = [c for c in self.unread if names_modality(c) and kind_of(c) == "text"]
-            how = "--columns NAME=COLUMN reads one"
-            how += f", --modalities ... {texts[0]} a text of its own" if texts else ""
+            advice = "--columns NAME=COLUMN reads one"
+            advice += f", --modalities ... {texts[0]} a text of its own" if texts else ""
             names = ", ".join(map(shorten, self.unread))
-            bad_examples.remark(f"{path}: columns that are not read: {names} ({how})")
+            bad_examples.remark(f"{path}: columns that are not read: {names} ({advice})")
 
 
 def assign_columns(
@@ -180,7 +182,7 @@ def assign_columns(
                 raise _ambiguous(path, field, [usual[field], column])
             usual[field] = column
         fields[column].append(field)
-    guessed = _guess(path, frequent, contents, fields)
+    guessed = _find_common(path, frequent, contents, fields)
     for column, field in guessed.items():
         fields[column].append(field)
     unread = tuple(column for column in columns if column not in fields)
@@ -203,43 +205,46 @@ def _named_files(column: str, contents: Callable[[str], Collection[str]]) -> str
     return column if kind_of(column) in set(FILE_MODALITIES) & set(contents(column)) else None
 
 
-def _guess(
+def _find_common(
     path: str | Path,
     columns: Collection[str],
     contents: Callable[[str], Collection[str]],
     fields: Mapping[str, Collection[str]],
 ) -> dict[str, str]:
-    """The columns among ``columns`` that have a common name of a field that no column of ``fields`` has, each with the
-    field.
+    """The fields that columns hold by their common names: a dict from columns to fields, without the fields that a
+    column of ``fields`` holds already. The arguments are those of `assign_columns`.
 
     Raises:
-      ValueError: two columns could be the same one.
+      ValueError: two columns have a common name of one field.
     """
-    claimed: set[str] = set()  # text, label, and the modalities of which there are files
+    taken: set[str] = set()  # text, label, and the modalities of which there are files
     for column, of_column in fields.items():
         for field in of_column:
-            claimed |= set(contents(column)) & set(FILE_MODALITIES) if field == "file_name" else {field}
-    candidates: dict[str, list[str]] = defaultdict(list)
-    found: dict[str, str] = {}
+            taken |= set(contents(column)) & set(FILE_MODALITIES) if field == "file_name" else {field}
+    candidates: dict[str, list[str]] = defaultdict(list)  # columns by what they hold
+    field_of_column: dict[str, str] = {}
     for column in columns:
         field = None if column in fields else common_field(column)
-        if field is None:
-            continue
-        kinds = set(contents(column))
-        if field == "file_name":
-            claims = kinds & set(FILE_MODALITIES)
-        elif field in FILE_MODALITIES:
-            claims = {field} if kinds & set(FILE_MODALITIES) else set()
-        else:
-            claims = {field} if "text" in kinds or (field == "label" and "number" in kinds) else set()
-        if claims and not claims & claimed:
-            found[column] = field
-            for claim in claims:
-                candidates[claim].append(column)
-    for claim, names in candidates.items():
+        held = set() if field is None else _held_by(field, set(contents(column)))
+        if held and not held & taken:
+            field_of_column[column] = field
+            for name in held:
+                candidates[name].append(column)
+    for name, names in candidates.items():
         if len(names) > 1:
-            raise _ambiguous(path, claim, names)
-    return found
+            raise _ambiguous(path, name, names)
+    return field_of_column
+
+
+def _held_by(field: str, kinds: set[str]) -> set[str]:
+    """What a column with a common name of ``field`` and values of these ``kinds`` holds: ``text``, ``label``, or
+    modalities of files. Empty: its values do not fit its name."""
+    files = kinds & set(FILE_MODALITIES)
+    if field == "file_name":
+        return files
+    if field in FILE_MODALITIES:
+        return {field} if files else set()
+    return {field} if "text" in kinds or (field == "label" and "number" in kinds) else set()
 
 
 def _ambiguous(path: str | Path, field: str, columns: Sequence[str]) -> ValueError:

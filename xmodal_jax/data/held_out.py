@@ -76,15 +76,15 @@ def _default_test(
     """
     if source.test_splits:
         return None
-    own = source.validation_split
-    if own is None or (validation is not None and validation.name is not None):
+    validation_split = source.validation_split
+    if validation_split is None or (validation is not None and validation.name is not None):
         bad_examples.remark(
             f"--data {spec}: there is no test split; a tenth of the training examples is held out as one (--test-split "
             "NAME or SHARE chooses another)"
         )
         return Part(share=0.1)
     bad_examples.remark(
-        f"--data {spec}: there is no test split; its split {own!r} is the test split, and validation examples are held "
+        f"--data {spec}: there is no test split; its split {validation_split!r} is the test split, and validation examples are held "
         "out of the training split (--test-split and --validation choose others)"
     )
-    return Part(name=own)
+    return Part(name=validation_split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,10 @@ class Source(abc.ABC):
     def image_sizes(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
         """Width and height in pixels of the stored images of the examples ``indices`` (None: all), before they were
         resized: int32 ``[B, 2]`` for each image modality, 0 where there is none. None: they are not known."""
+        return None
+
+    def location(self, index: int) -> tuple[str | Path, int] | None:
+        """The file that defines the example ``index``, and its line or row there, from 1; None: it is not known."""
         return None
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -199,6 +204,9 @@ class SourceView(Source):
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         return self.source.class_labels(self.source_indices(indices))
+
+    def location(self, index: int) -> tuple[str | Path, int] | None:
+        return self.source.location(int(self.source_indices(np.array([index]))[0]))
 
     def image_sizes(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
         return self.source.image_sizes(self.source_indices(indices))

@@ -50,7 +50,8 @@ class SplitStatistics(NamedTuple):
     """Width and height of each image in pixels, before it was resized, ``[n, 2]``, by image modality; empty: they are
     not known."""
     digests: dict[str, dict[bytes, int]]
-    """A hash of each different content, by modality, with the number of examples that have it."""
+    """A hash of each different content, by modality, with the number of examples that have it. A picture with several
+    captions counts once."""
     conspicuous: list[Conspicuous]
 
 
@@ -75,6 +76,8 @@ def describe(
     seconds: dict[str, list[float]] = {}
     digests: dict[str, Counter[bytes]] = {m: Counter() for m in source.modalities}
     conspicuous: list[Conspicuous] = []
+    pictures = first_of_group(source)
+    counted: set[tuple[str, int, bytes]] = set()  # modality, picture, and digest of the content
     chunks = np.array_split(read, -(-len(read) // _CHUNK))
     for indices in tqdm(chunks, desc="reading examples", unit="chunk", disable=not progress):
         batch = source.batch(indices)
@@ -82,16 +85,21 @@ def describe(
             present = batch.get("present", {}).get(modality, np.ones(len(indices), bool))
             for k in np.flatnonzero(present):
                 content = content_of(batch, modality, int(k))
-                digests[modality][_digest(content)] += 1
+                digest = _digest(content)
                 if kind_of(modality) == "text":
                     words.setdefault(modality, []).append(len(str(content).split()))
                 elif kind_of(modality) == "audio":
                     seconds.setdefault(modality, []).append(len(content) / sample_rate)
+                occurrence = (modality, int(pictures[indices[k]]), digest)
+                if occurrence in counted and kind_of(modality) != "text":
+                    continue  # the same file, with another caption
+                counted.add(occurrence)
+                digests[modality][digest] += 1
                 if reason := _unusual(modality, content):
                     conspicuous.append(Conspicuous(int(indices[k]), modality, reason))
     return SplitStatistics(
         examples=len(source),
-        pictures=len(np.unique(first_of_group(source))),
+        pictures=len(np.unique(pictures)),
         counts={m: int(mask.sum()) for m, mask in source.presence().items()},
         classes=_count_classes(source),
         read=read,
@@ -151,8 +159,7 @@ def _count_classes(source: Source) -> dict[str, int]:
 def shared_contents(splits: Mapping[str, SplitStatistics]) -> dict[str, dict[str, int]]:
     """For each modality the number of different contents that occur in more than one example, equal to the last bit
     after decoding: within each split ("train"), and in two splits ("train and test"). Those that are 0 are left out.
-
-    The captions of one picture make several examples with that picture, which are counted too.
+    The picture that several captions describe is one.
     """
     shared: dict[str, dict[str, int]] = {}
     names = list(splits)

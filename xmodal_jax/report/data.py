@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,12 +12,12 @@ from xmodal_jax.data.source import Source
 from xmodal_jax.data.statistics import SplitStatistics, shared_contents
 from xmodal_jax.report.alignment import content
 from xmodal_jax.report.figures import INK, MUTED, PALETTE, WIDTH, shorten
-from xmodal_jax.report.page import Item, Report
+from xmodal_jax.report.page import Report
 
 CLASSES_SHOWN = 40
 """Classes in the figure of their frequencies, at most."""
 CONSPICUOUS_SHOWN = 24
-"""Conspicuous examples in the page, at most."""
+"""Conspicuous examples of each split in the page, at most."""
 
 
 def count_table(splits: Mapping[str, SplitStatistics]) -> tuple[list[str], list[list[str]]]:
@@ -34,11 +35,11 @@ def count_table(splits: Mapping[str, SplitStatistics]) -> tuple[list[str], list[
 def length_table(splits: Mapping[str, SplitStatistics]) -> tuple[list[str], list[list[str]]]:
     """``(columns, rows)``: the quantiles of the lengths of captions and recordings, and of the sizes of images."""
     rows = []
-    for name, split in splits.items():
-        for title, values in _lengths(split).items():
+    for title, of_splits in _lengths_by_title(splits).items():
+        for name, values in of_splits.items():
             quantiles = np.quantile(values, [0, 0.5, 0.9, 0.99, 1])
-            rows.append([name, title, *(f"{q:.4g}" for q in quantiles)])
-    return ["split", "what", "smallest", "median", "90%", "99%", "largest"], rows
+            rows.append([title, name, *(f"{q:.4g}" for q in quantiles)])
+    return ["what", "split", "smallest", "median", "90%", "99%", "largest"], rows
 
 
 def _lengths(split: SplitStatistics) -> dict[str, np.ndarray]:
@@ -50,6 +51,15 @@ def _lengths(split: SplitStatistics) -> dict[str, np.ndarray]:
     return {title: values for title, values in lengths.items() if len(values)}
 
 
+def _lengths_by_title(splits: Mapping[str, SplitStatistics]) -> dict[str, dict[str, np.ndarray]]:
+    """The lengths of all splits: ``{"text, words": {"train": [N], "test": [N]}}``."""
+    by_title: dict[str, dict[str, np.ndarray]] = {}
+    for name, split in splits.items():
+        for title, values in _lengths(split).items():
+            by_title.setdefault(title, {})[name] = values
+    return by_title
+
+
 def shared_table(splits: Mapping[str, SplitStatistics]) -> tuple[list[str], list[list[str]]]:
     """``(columns, rows)``: how many different contents occur more than once, see `shared_contents`."""
     rows = [
@@ -57,7 +67,7 @@ def shared_table(splits: Mapping[str, SplitStatistics]) -> tuple[list[str], list
         for modality, repeated in shared_contents(splits).items()
         for where, count in repeated.items()
     ]
-    return ["modality", "in", "contents that occur more than once"], rows
+    return ["modality", "split", "contents that occur more than once"], rows
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,13 +82,17 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def add_statistics(report: Report, splits: Mapping[str, SplitStatistics]) -> None:
-    """Tables of counts, lengths and shared contents, and their histograms."""
+def add_counts(report: Report, splits: Mapping[str, SplitStatistics]) -> None:
+    """The table of `count_table`, and how many examples were read."""
     read = {name: len(split.read) for name, split in splits.items() if len(split.read) < split.examples}
     note = "".join(
         f"Of {name}, {count:,} examples were read, evenly spaced. " for name, count in read.items()
     )
     report.add_table("Counts", *count_table(splits), note=note)
+
+
+def add_statistics(report: Report, splits: Mapping[str, SplitStatistics]) -> None:
+    """Tables of lengths and shared contents, and the histograms of lengths and classes."""
     columns, rows = length_table(splits)
     if rows:
         report.add_table("Lengths and sizes", columns, rows)
@@ -99,10 +113,22 @@ def add_contact_sheet(
     chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:count])
     report.add_table(
         "Examples",
-        ["number", *source.modalities, *(["class"] if source.class_labels(chosen[:1]) is not None else [])],
-        [_example(source, int(index), sample_rate) for index in chosen],
+        [*source.modalities, *(["class"] if source.class_labels(chosen[:1]) is not None else []), "where"],
+        [
+            [*_example(source, int(index), sample_rate), _where(source, "train", int(index))]
+            for index in chosen
+        ],
         note="Random examples of the training split, as a batch holds them: resized, cut, resampled.",
     )
+
+
+def _where(source: Source, split: str, index: int) -> str:
+    """Where an example is defined: ``train/metadata.jsonl: 18`` (file, and line or row), or its number in the split."""
+    location = source.location(index)
+    if location is None:
+        return f"{split}, number {index}"
+    path = Path(location[0])
+    return f"{path.parent.name}/{path.name}: {location[1]}"
 
 
 def add_conspicuous(
@@ -114,27 +140,30 @@ def add_conspicuous(
 ) -> None:
     """Examples that may be mistakes, such as images of one colour and silent recordings; and those with the longest
     captions."""
-    rows = []
+    modalities = list(dict.fromkeys(m for source in sources.values() for m in source.modalities))
+    rows, note = [], ""
     for name, split in splits.items():
         reasons = [(item.index, f"{item.modality}: {item.reason}") for item in split.conspicuous]
         for modality, words in split.words.items():
             if len(words) == len(split.read):  # each example that was read has a caption
                 index = int(split.read[np.argmax(words)])
                 reasons.append((index, f"{modality}: the longest, {words.max()} words"))
+        if len(reasons) > CONSPICUOUS_SHOWN:
+            note += f"Of {name}, {CONSPICUOUS_SHOWN} of {len(reasons):,} are shown. "
+        source = sources[name]
         for index, reason in reasons[:CONSPICUOUS_SHOWN]:
-            source = sources[name]
-            batch = source.batch(np.array([index]))
-            items = [Item(content(batch, m, 0, sample_rate), m) for m in source.modalities]
-            rows += [[name, index, reason, item] for item in items]
+            contents = dict(zip(source.modalities, _example(source, index, sample_rate), strict=False))
+            cells = [contents.get(m, "") for m in modalities]
+            rows.append([name, reason, *cells, _where(source, name, index)])
     if rows:
-        report.add_table("Look at these", ["split", "number", "why", "content"], rows)
+        report.add_table("Look at these", ["split", "why", *modalities, "where"], rows, note=note)
 
 
 def _example(source: Source, index: int, sample_rate: int) -> list[object]:
-    """The cells of one example: its number, the content of each modality (empty where it is missing), its class."""
+    """The cells of one example: the content of each modality (empty where it is missing), and its class."""
     batch = source.batch(np.array([index]))
     present = batch.get("present", {})
-    cells: list[object] = [index]
+    cells: list[object] = []
     for modality in source.modalities:
         is_present = bool(present.get(modality, [True])[0])
         cells.append(content(batch, modality, 0, sample_rate) if is_present else "")
@@ -148,10 +177,7 @@ def _example(source: Source, index: int, sample_rate: int) -> list[object]:
 
 def _length_histograms(splits: Mapping[str, SplitStatistics]) -> Figure:
     """A histogram of each length or size, a line for each split."""
-    panels: dict[str, dict[str, np.ndarray]] = {}
-    for name, split in splits.items():
-        for title, values in _lengths(split).items():
-            panels.setdefault(title, {})[name] = values
+    panels = _lengths_by_title(splits)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     fig = Figure((WIDTH, 2.3 * rows + 0.3), layout="constrained")

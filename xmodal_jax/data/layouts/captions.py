@@ -46,8 +46,8 @@ def _field(item: Any, name: str, kinds: type | tuple[type, ...], what: str) -> A
     """The value of a field of a JSON object; ValueError if ``item`` is none, or has another kind of value there."""
     value = item.get(name) if isinstance(item, dict) else None
     if not isinstance(value, kinds) or isinstance(value, bool):
-        found = shorten(value) if isinstance(item, dict) else shorten(item)
-        raise ValueError(f"the {what} has no {name!r} that can be used: {found}")
+        unusable = shorten(value if isinstance(item, dict) else item)
+        raise ValueError(f"the {what} has no {name!r} that can be used: {unusable}")
     return value
 
 
@@ -233,10 +233,10 @@ def _split_lists(folder: Path) -> dict[str, Path]:
 def find_flickr(root: Path) -> dict[str, SplitFiles]:
     """The splits ``train``, ``dev`` and ``test`` if there are lists of their images, else ``all``; see
     `Layout.find`."""
-    found = _caption_file(root)
-    if found is None:
+    caption_file = _caption_file(root)
+    if caption_file is None:
         return {}
-    path, parse, skipped = found
+    path, parse, skipped = caption_file
     images = first_folder([root / name for name in IMAGE_FOLDERS])
     images = images if images.is_dir() else root
     read = functools.partial(_read_flickr, path, parse, skipped)

@@ -415,6 +415,10 @@ class TableSource(Source):
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         return None if self._labels is None else self._labels[self._row_of[self._resolve_indices(indices)]]
 
+    def location(self, index: int) -> tuple[str | Path, int]:
+        """As `Table.location`, by the index of an example."""
+        return self._table.location(int(self._rows[self._row_of[index]]))
+
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """As `Source.presence`; no file is read."""
         rows = self._rows[self._row_of[self._resolve_indices(indices)]]

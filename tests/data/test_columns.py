@@ -104,6 +104,7 @@ def test_an_empty_cell_of_a_second_text_is_missing_and_of_the_text_is_bad(tmp_pa
         ({"img": "a.png", "wav": "b.wav", "Description": ["x", "y"]}, {"image": "a.png", "audio": "b.wav"},
          ["x", "y"], None),
         ({"file_name": "a.png", "audio_path": "b.wav", "text": "x"}, {"image": "a.png", "audio": "b.wav"}, ["x"], None),
+        ({"image_bytes": "a.png", "caption": "x"}, {"image": "a.png"}, ["x"], None),
         # What is there by its usual name needs no other, and what is not a file name is none.
         ({"image": "a.png", "path": "b.png", "text": "x", "sentence": "y"}, {"image": "a.png"}, ["x"], None),
         ({"image": "a.png", "path": "/m/7", "text": "x", "class": None}, {"image": "a.png"}, ["x"], None),

@@ -52,7 +52,8 @@ def test_counts_lengths_equal_contents_and_the_page(script, tmp_path, monkeypatc
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
     assert (metrics["test/examples"], metrics["data/bad_examples"]) == (2, 2)
     page = (tmp_path / "run" / "report.html").read_text()
-    for expected in ("the file &#x27;none.png&#x27; does not exist", "Equal contents", "<audio", "train/metadata.jsonl: 4"):
+    missing = "the file &#x27;none.png&#x27; does not exist"
+    for expected in (missing, "Equal contents", "<audio", "train/metadata.jsonl: 4"):
         assert expected in page
     # "abba" is drawn in both splits.
     assert any(line[:1] == ["image"] and "test" in line and line[-1] == "1" for line in lines)

@@ -84,7 +84,7 @@ def _default_test(
         )
         return Part(share=0.1)
     bad_examples.remark(
-        f"--data {spec}: there is no test split; its split {validation_split!r} is the test split, and validation examples are held "
-        "out of the training split (--test-split and --validation choose others)"
+        f"--data {spec}: there is no test split; its split {validation_split!r} is the test split, and validation "
+        "examples are held out of the training split (--test-split and --validation choose others)"
     )
     return Part(name=validation_split)

@@ -63,7 +63,7 @@ def spectrogram_attention(
     top.set_yticks([])
     top.tick_params(bottom=False)
     bottom.imshow(
-        weights, aspect="auto", cmap=HEAT, extent=(0, length, len(words), 0), interpolation="nearest"
+        weights, aspect="auto", cmap=HEAT, extent=(0, length, max(1, len(words)), 0), interpolation="nearest"
     )
     bottom.set_yticks(
         np.arange(len(words)) + 0.5,

@@ -96,7 +96,8 @@ def main(config: Config) -> None:
         )
         for name, gallery in galleries.items():
             metrics |= gallery.scores(embeddings[name], "" if name == "test" else f"{name}/")
-        return metrics | panels.gap_scores(embeddings["test"]), (embeddings["test"], confusion)
+        gaps = panels.gap_scores(embeddings["test"], present=galleries["test"].present)
+        return metrics | gaps, (embeddings["test"], confusion)
 
     metrics, (embeddings, confusion) = evaluate_seeds(test, result, timer)
     if not run.writes:

@@ -21,7 +21,7 @@ from PIL import Image
 from xmodal_jax.core import runtime
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.experiment import write_report
+from xmodal_jax.experiment import describe_spec, write_report
 from xmodal_jax.models import gan as gans
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import DCGANGeneratorConfig
@@ -106,7 +106,7 @@ def main(config: Config) -> None:
     if not run.writes:
         return
     metrics = {key: value for each in runs for key, value in each.metrics.items()}
-    title, details = "Objectives of the conditional GAN", f"{config.data} · {config.steps} steps"
+    title, details = "Objectives of the conditional GAN", f"{describe_spec(config.data)} · {config.steps} steps"
     totals = dict(seeds=config.all_seeds, steps=config.steps)
     with write_report(run, title, details, metrics, timer, bad_examples, **totals) as report:
         report.headline = [key for key in metrics if key.endswith("/judge_kernel_distance")][:4]

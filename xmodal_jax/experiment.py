@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.mixture_splits import describe_spec
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.splits import choose_batch_size, prepare_source
@@ -80,6 +81,10 @@ def start(
         config = dataclasses.replace(shrink(config), **(smoke or {}))
     config, pretrained = _resolve_pretrained(config)
     run = Run.create(config.run_dir, config, resume=config.resume)
+    # Options of mixtures, which most runs do not use.
+    run.leave_out(
+        [f"input.{name}" for name in ("data_weights", "test_data") if not getattr(config.input, name)]
+    )
     bad_examples = BadExamples(config.input.on_bad_example, announce=run.print)
     for remark in pretrained_remarks(config):
         bad_examples.remark(remark)
@@ -152,7 +157,7 @@ def subtitle(config: RunConfig, result: TrainingResult, *details: str, shown: st
     ``shown``: what the report shows for the first seed only, such as "figures".
     """
     seeds = [f"{config.seeds} seeds, {shown} of the first"] if config.seeds > 1 else []
-    return " · ".join([config.data, *details, f"{result.steps} steps", *seeds])
+    return " · ".join([describe_spec(config.data), *details, f"{result.steps} steps", *seeds])
 
 
 def add_bad_examples(report: Report, bad_examples: BadExamples, directory: Path) -> None:

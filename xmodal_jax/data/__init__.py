@@ -22,6 +22,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "bad_examples": "BadExample BadExampleError BadExamples OnBadExample",
         "open": "DataOptions FORMS Form open_source apply_missing",
         "held_out": "open_parts",
+        "mixture": "MixtureSource",
+        "mixture_splits": "open_mixture split_options",
         "splits": (
             "Splits open_splits fit_tokenizer prepare_source make_tokenizer make_text_cleaner "
             "choose_batch_size choose_text_length read_captions FittedTransforms fit_transforms"

@@ -92,6 +92,12 @@ class DataOptions:
     test_split: Advanced[str | None] = None
     """Test data: the NAME of a split, or a SHARE (0.1) or COUNT of the training examples, which are held out. None: the
     test splits that the data set has; or else its validation split, or a tenth of the training examples."""
+    test_data: Advanced[str | None] = None
+    """Another data set, whose test splits are the test data in place of those of --data, such as one that has the
+    modalities of several data sets that are mixed. None: those of --data."""
+    data_weights: Advanced[tuple[float, ...] | None] = None
+    """How often training draws from each of several data sets (--data A B), in any unit: 2 1 takes two examples of A
+    for each one of B. None: in proportion to their numbers of examples."""
     data_dir: Advanced[str | None] = None
     """Folder of the data sets that TensorFlow Datasets has prepared (tfds:NAME). None: the environment variable
     TFDS_DATA_DIR, or ~/tensorflow_datasets."""

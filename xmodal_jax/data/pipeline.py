@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,81 +9,12 @@ from typing import Any
 import grain
 import numpy as np
 
+from xmodal_jax.data.order import make_order
 from xmodal_jax.data.source import RawBatch, Source
 
 Transform = Callable[[RawBatch], RawBatch]
 """A function from batch to batch, such as `text.TokenizeTransform`."""
 _ENDLESS = 2**31 - 1  # steps
-
-
-class ExampleOrder:
-    """The index of the example at each position of the endless global stream: one epoch after the other.
-
-    Each epoch is a permutation drawn from ``(seed, epoch)``: the examples are sorted by one random number each, the raw
-    output of Philox, which NumPy keeps stable between versions. The permutation is cached, 8 bytes per example; drawing
-    it takes about 0.1 s per million examples. Without ``shuffle`` every epoch is in order.
-
-    The stream is cut into batches of ``batch_size``, and none holds an example twice, unless there are fewer examples
-    than that. In a batch with the end of one epoch and the start of the next, the examples of the start that are in the
-    end too change places with later ones of their epoch. Of these, a data set of less than two batches has too few: its
-    epochs all have the order of the first, unless an epoch is one batch.
-
-    Raises:
-      ValueError: no examples, or a seed outside 0..2**64-1.
-    """
-
-    def __init__(self, length: int, seed: int, shuffle: bool, batch_size: int = 1):
-        """``length``: number of examples. The class says what the other arguments do."""
-        if length < 1:
-            raise ValueError("the data set is empty.")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"the seed must be in 0..2**64-1, got {seed}.")
-        self.length, self.seed, self.shuffle, self._batch_size = length, seed, shuffle, batch_size
-        # Too few examples to exchange those that a batch would hold twice: all epochs then have the first one's order.
-        self._repeats_first = batch_size < length < 2 * batch_size
-        # A batch may lie in two epochs, and prefetching may reach into a third: three permutations are in use. Each is
-        # computed from its epoch's draw and that of the epoch before: four draws.
-        self._draw = functools.lru_cache(maxsize=4)(self._draw_uncached)
-        self._permutation = functools.lru_cache(maxsize=3)(self._permute)
-
-    def _draw_uncached(self, epoch: int) -> np.ndarray:
-        """A random permutation of the examples for an epoch, before `_permute` removes repetitions: int64
-        ``[length]``."""
-        draws = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(self.length)
-        return np.argsort(draws, kind="stable")
-
-    def _permute(self, epoch: int) -> np.ndarray:
-        """The order of the examples in an epoch, int64 ``[length]``."""
-        if self._repeats_first:
-            return self._draw(0)  # of epoch 0
-        order = self._draw(epoch)
-        before = (
-            epoch * self.length % self._batch_size
-        )  # examples of the last epoch in this one's first batch
-        if not before or self.length < self._batch_size:
-            return order
-        start = self._batch_size - before  # this epoch's examples in that batch
-        in_end = np.zeros(self.length, bool)
-        in_end[self._draw(epoch - 1)[self.length - before :]] = True
-        # Places in this epoch's start whose example that batch already holds. They change places with examples that
-        # come later in the epoch, but not with those in a batch with the next epoch, which that epoch relies on.
-        repeated = np.flatnonzero(in_end[order[:start]])
-        stop = self.length - (epoch + 1) * self.length % self._batch_size
-        later = start + np.flatnonzero(~in_end[order[start:stop]])[: len(repeated)]
-        order = order.copy()
-        order[repeated], order[later] = order[later], order[repeated]
-        return order
-
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """The examples at these positions of the stream: int64 indices of the shape of ``positions``."""
-        epochs, offsets = np.divmod(np.asarray(positions, np.int64), self.length)  # offset within its epoch
-        if not self.shuffle:
-            return offsets
-        indices = np.empty_like(offsets)
-        for epoch in np.unique(epochs):
-            in_epoch = epochs == epoch
-            indices[in_epoch] = self._permutation(int(epoch))[offsets[in_epoch]]
-        return indices
 
 
 class Loader(Iterator[RawBatch]):
@@ -150,7 +80,7 @@ class Loader(Iterator[RawBatch]):
         if batch_size < 1 or batch_size % hosts:
             raise ValueError(f"the batch size {batch_size} must be a positive multiple of the {hosts} hosts.")
         self.source, self.batch_size, self.transform = source, batch_size, transform
-        self.order = ExampleOrder(len(source), seed, shuffle, batch_size)
+        self.order = make_order(source, seed, shuffle, batch_size)
         local_size = batch_size // hosts
         # The positions within a global batch that this host reads.
         self._local = np.arange(host * local_size, (host + 1) * local_size)
@@ -249,6 +179,7 @@ class Loader(Iterator[RawBatch]):
             "batch_size": self.batch_size,
             "seed": order.seed,
             "shuffle": order.shuffle,
+            **order.mixture,
         }
 
     def restore(self, position: dict[str, Any]) -> None:

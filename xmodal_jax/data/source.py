@@ -67,6 +67,8 @@ class Source(abc.ABC):
     """The name of each feature of a modality of measured quantities, such as the columns of ``vector``."""
     arrays: dict[str, Any] | None = None
     """All fields of all examples, where the whole source lies in memory."""
+    part_weights: tuple[float, ...] | None = None
+    """The weight of each part of a mixture of data sets in the stream of training, in any unit; None: it is none."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -129,6 +131,11 @@ class Source(abc.ABC):
         picture.
 
         A source that has groups puts the same numbers into its batches, as the field ``group``."""
+        return None
+
+    def parts(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        """The part of a mixture of data sets that each of the examples ``indices`` (None: all) belongs to, int ``[B]``.
+        The result is None if the source is no mixture."""
         return None
 
     def factors(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
@@ -198,6 +205,13 @@ class SourceView(Source):
     @property
     def validation_split(self) -> str | None:
         return self.source.validation_split
+
+    @property
+    def part_weights(self) -> tuple[float, ...] | None:
+        return self.source.part_weights
+
+    def parts(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        return self.source.parts(self.source_indices(indices))
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         return self.source.presence(self.source_indices(indices))

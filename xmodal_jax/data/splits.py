@@ -11,7 +11,9 @@ import numpy as np
 
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.held_out import open_parts
+from xmodal_jax.data.mixture_splits import DataSpec, open_mixture, split_options
 from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.order import share_out
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.standardise import StandardiseTransform, fit_standardisation
 from xmodal_jax.data.text import (
@@ -49,9 +51,10 @@ class Splits(NamedTuple):
 
 
 def open_splits(
-    spec: str, options: DataOptions, bad_examples: BadExamples, *, validation: int = 300
+    spec: DataSpec, options: DataOptions, bad_examples: BadExamples, *, validation: int = 300
 ) -> Splits:
-    """Open the training, validation and test splits of a data set, see `open_parts` for how they are chosen.
+    """Open the training, validation and test splits of a data set, see `open_parts` for how they are chosen; or those
+    of a mixture of several, see `open_mixture`.
 
     ::
 
@@ -59,12 +62,17 @@ def open_splits(
         splits.tests["compositions"].batch(np.arange(8))
 
     Args:
-      spec: one of the forms of ``--data`` (see `open_source`).
+      spec: one of the forms of ``--data`` (see `open_source`), or several, each with or without options of its own
+        (``shapes?modalities=text,image``).
       options: how to read it. ``missing`` and ``incomplete`` only affect the training set.
       bad_examples: collects bad examples of all splits.
       validation: number of training examples to hold out by default; a tenth of them, if that is fewer.
     """
-    splits = Splits(*open_parts(spec, options, bad_examples, validation=validation))
+    if isinstance(spec, str) and options.test_data is None and options.data_weights is None:
+        spec, options = split_options(spec, options)
+        splits = Splits(*open_parts(spec, options, bad_examples, validation=validation))
+    else:
+        splits = Splits(*open_mixture(spec, options, bad_examples, validation=validation))
     note_few_examples(splits, bad_examples)
     return splits
 
@@ -83,13 +91,21 @@ def note_few_examples(splits: Splits, bad_examples: BadExamples) -> None:
 
 def choose_batch_size(batch_size: int, source: Source, bad_examples: BadExamples) -> int:
     """``batch_size``, or the largest power of two up to the number of examples if that is less, which is noted: a batch
-    must not hold an example twice."""
-    if batch_size <= len(source):
+    must not hold an example twice. A part of a mixture must have as many examples as its share of the batch."""
+    limit, of_part = len(source), ""
+    if (parts := source.parts()) is not None and source.part_weights is not None:
+        sizes = np.bincount(parts, minlength=len(source.part_weights))
+        shares = share_out(len(parts), np.where(sizes > 0, source.part_weights, 0.0)) / len(parts)
+        limit = int(min(size / share for size, share in zip(sizes, shares, strict=True) if size))
+        of_part = (
+            " in the part of the mixture that has the fewest for its weight" if limit < len(source) else ""
+        )
+    if batch_size <= limit:
         return batch_size
-    smaller = 1 << (len(source).bit_length() - 1)
+    smaller = 1 << (limit.bit_length() - 1)
     bad_examples.note(
-        f"There are {{examples}} for training, fewer than the batch size {batch_size}: it is reduced to {smaller}, so "
-        "that no batch holds an example twice.",
+        f"There are {{examples}} for training{of_part}, fewer than the batch size {batch_size}: it is reduced to "
+        f"{smaller}, so that no batch holds an example twice.",
         len(source),
     )
     return smaller

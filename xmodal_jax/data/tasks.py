@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.mixture_splits import DataSpec, describe_spec
 from xmodal_jax.data.open import DataOptions, apply_missing, open_source
 from xmodal_jax.data.shapes.tasks import Commands, GroupedByScene, Questions, SceneTask
 from xmodal_jax.data.source import Source
@@ -14,7 +15,7 @@ __all__ = ["Commands", "Questions", "SceneTask", "open_task", "read_target_class
 
 
 def open_task(
-    spec: str, options: DataOptions, bad_examples: BadExamples, task: type[SceneTask] | None = None
+    spec: DataSpec, options: DataOptions, bad_examples: BadExamples, task: type[SceneTask] | None = None
 ) -> Splits:
     """The splits of the data set ``spec``; for the embedded data set, those of a ``task`` about its scenes.
 
@@ -26,7 +27,9 @@ def open_task(
     """
     if spec != "shapes" or task is None:
         if task is not None and task.needs_scenes:
-            raise ValueError(f"spoken commands are about the embedded data set: --data shapes, not {spec!r}")
+            raise ValueError(
+                f"spoken commands are about the embedded data set: --data shapes, not {describe_spec(spec)!r}"
+            )
         return open_splits(spec, options, bad_examples)
     if options.validation is not None or options.test_split is not None:
         raise ValueError(

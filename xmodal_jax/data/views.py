@@ -115,14 +115,14 @@ class IncompleteSource(SourceView):
         in_source, complete = batch.get("present", {}), np.ones(len(indices), bool)
         present = self._drop({m: np.asarray(in_source.get(m, complete)) for m in self.modalities}, indices)
         for modality, mask in present.items():
-            for field in _fields_of(modality):
+            for field in modality_fields(modality):
                 if field in batch:
                     batch[field] = _blank(np.asarray(batch[field]), ~mask)
         batch["present"] = {**in_source, **present}
         return batch
 
 
-def _fields_of(modality: str) -> tuple[str, ...]:
+def modality_fields(modality: str) -> tuple[str, ...]:
     """The batch fields of a modality: ``text_en`` gives ``text_en``, ``text_en_mask`` and ``caption_en``."""
     caption = (modality.replace("text", "caption", 1),) if kind_of(modality) == "text" else ()
     return (modality, f"{modality}_mask", *caption)
@@ -208,4 +208,7 @@ def read_into_memory(
         return None
     read = materialise(source, progress=progress)
     arrays = read.arrays if transform is None else transform(read.arrays)
-    return ArraySource({k: v for k, v in arrays.items() if k not in drop}, source.class_names)
+    return ArraySource(
+        {k: v for k, v in arrays.items() if k not in drop}, source.class_names,
+        parts=source.parts(), part_weights=source.part_weights,
+    )  # fmt: skip

@@ -108,7 +108,8 @@ def retrieval_scores(
 
     Args:
       embeddings: unit vectors ``[N, dim]`` of each modality.
-      present: bool ``[N]`` of each modality. An example that lacks either modality of a pair is left out of that pair.
+      present: bool ``[N]`` of each modality. An example that lacks either modality of a pair is left out of that pair;
+        a pair that no example has gets no scores.
       ids: ``int [N]``; examples with equal ids are correct results of each other's queries, such as those with equal
         captions. None: each example is the only correct result of its query.
       items: of each modality the examples that count, in increasing order, such as one for each distinct image; None:
@@ -125,6 +126,8 @@ def retrieval_scores(
     ids = np.arange(size) if ids is None else ids
     for query, target in directions(tuple(embeddings)):
         queries, candidates = items_of_pair(query, target, ids, present=present, items=items)
+        if not len(queries):
+            continue
         pair_scores = retrieval(
             embeddings[query][queries], embeddings[target][candidates],
             query_ids=ids[queries], gallery_ids=ids[candidates],
@@ -160,6 +163,13 @@ def items_of_pair(
         queries[np.isin(ids[queries], ids[candidates])],
         candidates[np.isin(ids[candidates], ids[queries])],
     )
+
+
+def chance_of(gallery: Gallery, query: str, target: str) -> float | None:
+    """The recall@1 of a random result of retrieval from one modality to another, with one correct id for each query.
+    None: no example of the gallery has both."""
+    _, candidates = items_of_pair(query, target, gallery.ids, present=gallery.present, items=gallery.items)
+    return 1 / len(set(gallery.ids[candidates].tolist())) if len(candidates) else None
 
 
 def first_occurrences(keys: Sequence[Any], limit: int) -> np.ndarray:
@@ -234,13 +244,13 @@ class Gallery(Source):
     @staticmethod
     def _caption_keys(source: Source) -> list[Any]:
         """A key of each example, equal for equal captions: the caption's meaning where the data set has it, else the
-        caption; without captions the example's index."""
+        caption; the example's index where there is none."""
         meanings, indices = source.meanings(), np.arange(len(source))
         if meanings is not None:
             return meanings
         if "text" not in source.modalities:
             return indices.tolist()
-        return [str(c) for c in source.batch(indices)["caption"]]
+        return [str(c) or index for index, c in enumerate(source.caption_batch(indices)["caption"])]
 
     @property
     def distinct(self) -> bool:
@@ -318,7 +328,7 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
     # By class its different captions, in order: a dict serves as an ordered set.
     captions: list[dict[str, None]] = [{} for _ in range(int(batch["label"].max()) + 1)]
     for label, caption in zip(batch["label"].tolist(), batch["caption"], strict=True):
-        if label >= 0:
+        if label >= 0 and caption:
             captions[label][str(caption)] = None
     names = train.class_names or [str(k) for k in range(len(captions))]
     return [
@@ -352,7 +362,8 @@ def classification_scores(
       embed: computes the embeddings.
       params: of the method.
       train: the training split; the probe is fitted on at most ``limit`` of its examples.
-      test: the test split; its labelled examples are classified, one of each picture.
+      test: the test split; its labelled examples are classified, one of each picture. An example that lacks a modality
+        does not count for it, here and in ``train``.
       templates: prompts with ``{}`` in place of the class name; see `class_prompts`.
       limit: see ``train``.
 
@@ -371,15 +382,21 @@ def classification_scores(
         return {}, None
     (probe_source, train_labels), (test_source, labels) = probe_split, test_split
     train_embeddings, embeddings = embed(params, probe_source), embed(params, test_source)
+    in_train, in_test = probe_source.presence(), test_source.presence()  # the examples that have a modality
     scores, confusion = {}, None
     for name in (m for m in ordered(tuple(embeddings)) if m != "text"):
-        accuracy = zero_shot(embeddings[name], classes, labels, ks=(1,))["accuracy@1"]
+        trained, tested = in_train[name], in_test[name]
+        if not tested.any():
+            continue
+        vectors, targets = embeddings[name][tested], labels[tested]
+        accuracy = zero_shot(vectors, classes, targets, ks=(1,))["accuracy@1"]
         scores[f"test/{name}_zero_shot_accuracy"] = accuracy
-        scores[f"test/{name}_linear_probe_accuracy"] = linear_probe(
-            train_embeddings[name], train_labels, embeddings[name], labels, inverse_l2=10.0
-        )
+        if trained.any():
+            scores[f"test/{name}_linear_probe_accuracy"] = linear_probe(
+                train_embeddings[name][trained], train_labels[trained], vectors, targets, inverse_l2=10.0
+            )
         if confusion is None:
-            confusion = confusion_matrix(labels, predict_classes(embeddings[name], classes), len(prompts))
+            confusion = confusion_matrix(targets, predict_classes(vectors, classes), len(prompts))
     return scores, confusion
 
 

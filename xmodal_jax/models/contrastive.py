@@ -306,9 +306,10 @@ def make_contrastive(
     """Contrastive learning of a shared space over ``modalities``.
 
     ``predict(params, batch)`` gives the normalised embedding ``[B, embed_dim]`` of each modality in the batch. The loss
-    is the mean over pairs of modalities of the pair's objective, each over the global batch's examples that
-    hold both. aux: ``scale`` (inverse temperature) and ``<a>_<b>``, the objective of each pair. Precomputed features
-    of a tower in the batch (`models.towers.features_field`) replace its encoder, augmentation and dropout.
+    is the mean over pairs of modalities of the pair's objective, each over the global batch's examples that hold both;
+    a pair that none of them holds does not count. aux: ``scale`` (inverse temperature) and ``<a>_<b>``, the objective
+    of each pair. Precomputed features of a tower in the batch (`models.towers.features_field`) replace its encoder,
+    augmentation and dropout.
 
     ::
 
@@ -418,8 +419,20 @@ class _Network:
                 loss = loss + config.alignment_weight * config.alignment(pairs, params["loss"], scale)
             pair_losses[f"{a}_{b}"] = loss
         total = sum(pair_losses.values()) / len(pair_losses)
+        if "present" in batch:
+            # Pairs of modalities that no example of the global batch has both of do not count.
+            total = total * (len(pair_losses) / _count_pairs(present, self.pairs, axis_name))
         scale_share = collectives.share(jax.lax.stop_gradient(scale), axis_name=axis_name)
         return total, {**pair_losses, "scale": scale_share}
+
+
+def _count_pairs(
+    present: dict[str, Bool[Array, "batch"]], pairs: list[tuple[str, str]], axis_name: str | None
+) -> Float[Array, ""]:
+    """The number of ``pairs`` of modalities that some example of the global batch has both of; 1 if there is none."""
+    examples = jnp.stack([jnp.sum(present[a] & present[b], dtype=jnp.float32) for a, b in pairs])
+    occurs = collectives.psum(examples, axis_name) > 0
+    return jnp.maximum(jnp.sum(occurs, dtype=jnp.float32), 1.0)
 
 
 def matching_ids(ids: Int[Array, "batch"] | None, batch: Batch) -> Ids | None:

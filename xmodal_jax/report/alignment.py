@@ -11,7 +11,7 @@ from xmodal_jax.data.shapes.drawing import PALETTE
 from xmodal_jax.data.shapes.scenes import COLOURS
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.standardise import StandardiseTransform
-from xmodal_jax.evaluation.embeddings import Gallery, directions, items_of_pair, ordered
+from xmodal_jax.evaluation.embeddings import Gallery, chance_of, directions, items_of_pair, ordered
 from xmodal_jax.metrics.latent import modality_gap
 from xmodal_jax.metrics.retrieval import ranks
 from xmodal_jax.report import figures
@@ -85,6 +85,8 @@ def add_galleries(
             continue  # a row of audio players adds little to the numbers
         # The examples whose modality ``query`` searches, and those whose modality ``target`` is searched.
         query_indices, candidate_indices = items_of_pair(query, target, ids, present=present, items=items)
+        if not len(query_indices):
+            continue
         similarity = (
             embeddings[query][query_indices] @ embeddings[target][candidate_indices].T
         )  # [queries, candidates]
@@ -122,14 +124,19 @@ def add_galleries(
         )
 
 
-def add_similarities(report: Report, embeddings: dict[str, np.ndarray]) -> None:
+def add_similarities(
+    report: Report, embeddings: dict[str, np.ndarray], present: Mapping[str, np.ndarray] | None = None
+) -> None:
     """A matrix of the cosine similarities of the first examples for each pair of modalities.
 
-    ``embeddings``: of each modality, unit vectors ``[N, D]`` of the same examples.
+    ``embeddings``: of each modality, unit vectors ``[N, D]`` of the same examples. ``present``: which of them have a
+    modality, bool ``[N]`` each; None: all.
     """
     for a, b in directions(tuple(embeddings)):
-        if a < b:  # each pair in one of its two directions
-            matrix = embeddings[a][:MATRIX_EXAMPLES] @ embeddings[b][:MATRIX_EXAMPLES].T
+        both, _ = items_of_pair(a, b, np.arange(len(embeddings[a])), present=present)
+        if a < b and len(both):  # each pair in one of its two directions
+            first = both[:MATRIX_EXAMPLES]
+            matrix = embeddings[a][first] @ embeddings[b][first].T
             fig = figures.similarity_matrix(matrix, row_name=a, column_name=b, title=f"{a} and {b}")
             note = "Cosine similarities; the true pairs are on the diagonal." if a == "image" else ""
             report.add_figure("Similarity matrices", fig, note)
@@ -154,6 +161,8 @@ def add_ranks(
     ranks_by_direction = {}  # the rank of each query, from 1
     for a, b in directions(tuple(embeddings)):
         query_indices, candidate_indices = items_of_pair(a, b, ids, present=present, items=items)
+        if not len(query_indices):
+            continue
         ranks_by_direction[f"{a} to {b}"] = ranks(
             embeddings[a][query_indices],
             embeddings[b][candidate_indices],
@@ -170,6 +179,7 @@ def add_map(
     *,
     factor: str,
     palette: dict[str, str] | None = None,
+    present: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """A scatter plot of the embeddings of all modalities, projected to two dimensions.
 
@@ -179,34 +189,54 @@ def add_map(
       groups: the group of each example, shown by its colour.
       factor: what the groups are, such as the class.
       palette: colours of groups; None: the default palette.
+      present: which examples have a modality, bool ``[N]`` each; None: all.
     """
     names = ordered(tuple(embeddings))
     count = min(MAP_EXAMPLES, len(groups))
+    has = lambda m: (present or {}).get(m, np.ones(len(groups), bool))[:count]
+    rows = {m: np.flatnonzero(has(m)) for m in names}  # the examples that are shown of each modality
+    names = [m for m in names if len(rows[m])]
     # Centred for each modality: otherwise the gap between the modalities would dominate the map.
-    centred = [embeddings[m][:count] - embeddings[m][:count].mean(axis=0, keepdims=True) for m in names]
+    shown = {m: embeddings[m][rows[m]] for m in names}
     # First all examples of one modality, then of the next.
-    points = figures.project_2d(np.concatenate(centred))
-    # Lines join the points of one example in the first two modalities.
-    pairs = np.stack([np.arange(count), np.arange(count) + count], axis=1)
+    points = figures.project_2d(np.concatenate([x - x.mean(axis=0, keepdims=True) for x in shown.values()]))
+    # Lines join the points of one example in the first two modalities: the places of these points.
+    first, second = (rows[m] for m in (names * 2)[:2])
+    both = np.intersect1d(first, second)
+    pairs = np.stack([np.searchsorted(first, both), len(first) + np.searchsorted(second, both)], axis=1)
     # Groups and modalities of the points, in the same order.
     fig = figures.embedding_map(
         points,
-        groups=list(groups[:count]) * len(names),
-        modalities=[m for m in names for _ in range(count)],
+        groups=[groups[row] for m in names for row in rows[m]],
+        modalities=[m for m in names for _ in rows[m]],
         palette=palette,
-        pairs=pairs,
+        pairs=pairs if len(names) > 1 else pairs[:0],
         title=f"coloured by {factor}",
     )
-    joined = f"Lines join the {names[0]} and {names[1]} of an example."
+    joined = (
+        f"Lines join the {names[0]} and {names[1]} of an example." if len(both) and len(names) > 1 else ""
+    )
     report.add_figure(
         "Embedding map", fig, f"t-SNE of {count} test examples, centred for each modality. {joined}"
     )
 
 
-def gap_scores(embeddings: dict[str, np.ndarray], prefix: str = "test/") -> dict[str, float]:
-    """The modality gap of every pair of modalities, named ``<prefix>gap_image_text``."""
+def gap_scores(
+    embeddings: dict[str, np.ndarray],
+    prefix: str = "test/",
+    present: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, float]:
+    """The modality gap of every pair of modalities, named ``<prefix>gap_image_text``.
+
+    ``present``: which examples have a modality, bool ``[N]`` each; None: all. The others do not count.
+    """
     pairs = list(directions(tuple(embeddings)))[::2]  # both directions of a pair follow each other
-    return {f"{prefix}gap_{a}_{b}": float(modality_gap(embeddings[a], embeddings[b])) for a, b in pairs}
+    vectors = {m: x if present is None or m not in present else x[present[m]] for m, x in embeddings.items()}
+    return {
+        f"{prefix}gap_{a}_{b}": float(modality_gap(vectors[a], vectors[b]))
+        for a, b in pairs
+        if len(vectors[a]) and len(vectors[b])
+    }
 
 
 def add_embeddings(
@@ -246,11 +276,12 @@ def add_embeddings(
     one_each = {
         name: x[gallery.representatives] for name, x in embeddings.items()
     }  # one example of each picture
-    add_similarities(report, one_each)
+    present = gallery.present and {m: mask[gallery.representatives] for m, mask in gallery.present.items()}
+    add_similarities(report, one_each, present)
     add_ranks(report, embeddings, **gallery_options)
     groups, factor, palette = _groups(gallery)
     groups = [groups[example] for example in gallery.representatives]
-    add_map(report, one_each, groups, factor=factor, palette=palette)
+    add_map(report, one_each, groups, factor=factor, palette=palette, present=present)
 
 
 def _groups(gallery: Gallery) -> tuple[list[str], str, dict[str, str] | None]:
@@ -290,10 +321,13 @@ def add_scores(
     searches. The metrics of the split "test" have names without it, such as ``image_to_text/recall@1``.
     """
     on_cards = headline(metrics, galleries["test"])
-    # Recall@1 of a random result, with one correct id for each query.
-    chance = {split: 1 / len(set(gallery.ids.tolist())) for split, gallery in galleries.items()}
-    split_of = lambda name: name.split("/")[0] if name.count("/") > 1 else "test"
-    report.add_cards(metrics, on_cards, {k: chance[split_of(k)] for k in on_cards if "recall" in k})
+
+    def chance(name: str) -> float | None:
+        """What a random result would reach of a recall such as ``voices/image_to_text/recall@1``."""
+        *split, direction, _ = name.split("/")
+        return chance_of(galleries[split[0] if split else "test"], *direction.split("_to_"))
+
+    report.add_cards(metrics, on_cards, {k: chance(k) for k in on_cards if "recall" in k})
     retrieval = {k: v for k, v in metrics.items() if not k.startswith("test/")}
     report.add_metrics(retrieval, headline=(), title="Retrieval scores")
     report.add_table("Classification and modality gap", ("metric", "value"), other_scores(metrics))

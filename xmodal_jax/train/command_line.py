@@ -225,7 +225,7 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
       SystemExit: with status 0 after ``--help`` or ``--help-all``; with status 2 after a mistake, which is reported in
         one line on stderr.
     """
-    words = list(sys.argv[1:] if args is None else args)
+    words = _join_repeated(list(sys.argv[1:] if args is None else args), "--data")
     flags = _values_by_flag(words)
     wants_all = ALL_FLAG in words
     wants_help = wants_all or any(flag in words for flag in HELP_FLAGS)
@@ -413,6 +413,25 @@ def _take(words: list[str], flag: str) -> tuple[str | None, list[str]]:
         if value is None or value.startswith("--"):
             _fail(f"{flag}: a name must follow")
     return value, others
+
+
+def _join_repeated(words: list[str], flag: str) -> list[str]:
+    """The words with the values of a repeated flag in its first place: ``--data A --data B`` is ``--data A B``."""
+    if [_flag_in(word) for word in words].count(flag) < 2:
+        return words
+    others, values, is_value = [], [], False
+    for word in words:
+        if (name := _flag_in(word)) is not None:
+            is_value = name == flag
+            values += [word.partition("=")[2]] if is_value and "=" in word else []
+        elif is_value:
+            values.append(word)
+        if name == flag and flag not in others:
+            others.append(flag)
+        elif name != flag and not is_value:
+            others.append(word)
+    place = others.index(flag) + 1
+    return [*others[:place], *values, *others[place:]]
 
 
 def _flag_in(word: str) -> str | None:

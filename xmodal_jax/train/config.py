@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from xmodal_jax.core.parts import Advanced
+from xmodal_jax.data.mixture_splits import DataSpec
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import DEFAULT_VOCAB_SIZE
 from xmodal_jax.models.lora import LoRA
@@ -28,9 +29,10 @@ class DataConfig:
 
     help_group: ClassVar[str] = "data"
 
-    data: str = "shapes"
+    data: DataSpec = "shapes"
     """Data set: ``shapes`` (embedded), ``folder:PATH``, ``tar:SHARDS``, ``parquet:PATH``, ``arrow:PATH``, ``hub:NAME``,
-    ``npz:PATH``, ``tfds:NAME``, ``spoken:FILE`` or ``poly:SPEC``; docs/data.md describes each."""
+    ``npz:PATH``, ``tfds:NAME``, ``spoken:FILE`` or ``poly:SPEC``; docs/data.md describes each. Several are mixed, each
+    with modalities and options of its own: ``folder:A 'shapes?modalities=text,audio'``."""
     input: DataFlags = DataOptions()
     """Options of the data set: number of examples, modalities, sizes of images, length of audio. Their flags have no
     prefix (``--train-size``)."""

@@ -111,16 +111,26 @@ class ArraySource(Source):
 
         source = ArraySource({"image": images, "label": labels}, class_names=("cat", "dog"))
 
+    ``parts`` int ``[N]`` and ``part_weights`` are those of a mixture that was read into memory (see `Source.parts`).
+
     Raises:
       ValueError: the arrays differ in length.
     """
 
-    def __init__(self, arrays: dict[str, Any], class_names: tuple[str, ...] | None = None):
+    def __init__(
+        self,
+        arrays: dict[str, Any],
+        class_names: tuple[str, ...] | None = None,
+        *,
+        parts: np.ndarray | None = None,
+        part_weights: tuple[float, ...] | None = None,
+    ):
         lengths = {len(a) for a in _leaves(arrays)}
         if len(lengths) != 1:
             shapes = {k: _map(lambda a: a.shape, v) for k, v in arrays.items()}
             raise ValueError(f"all arrays need the same first axis: {shapes}")
         self.arrays, self.class_names = arrays, class_names
+        self._parts, self.part_weights = parts, part_weights
         self._length = lengths.pop()
         self.modalities = modalities_of(arrays)
 
@@ -149,6 +159,9 @@ class ArraySource(Source):
         """The field ``group``, int ``[B]``; None if there is none."""
         groups = self.arrays.get("group")
         return None if groups is None else np.asarray(groups[self._resolve_indices(indices)])
+
+    def parts(self, indices: np.ndarray | None = None) -> np.ndarray | None:
+        return None if self._parts is None else self._parts[self._resolve_indices(indices)]
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         labels = self.arrays.get("label")
@@ -182,7 +195,7 @@ def materialise(source: Source, *, workers: int = 4, chunk: int = 256, progress:
             jobs, total=len(starts), desc="reading the data set", unit="chunk", disable=not progress
         ):
             pass
-    return ArraySource(arrays, source.class_names)
+    return ArraySource(arrays, source.class_names, parts=source.parts(), part_weights=source.part_weights)
 
 
 def _read_fields(path: Path) -> dict[str, np.ndarray]:

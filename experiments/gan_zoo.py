@@ -106,7 +106,10 @@ def main(config: Config) -> None:
     if not run.writes:
         return
     metrics = {key: value for each in runs for key, value in each.metrics.items()}
-    title, details = "Objectives of the conditional GAN", f"{describe_spec(config.data)} · {config.steps} steps"
+    title, details = (
+        "Objectives of the conditional GAN",
+        f"{describe_spec(config.data)} · {config.steps} steps",
+    )
     totals = dict(seeds=config.all_seeds, steps=config.steps)
     with write_report(run, title, details, metrics, timer, bad_examples, **totals) as report:
         report.headline = [key for key in metrics if key.endswith("/judge_kernel_distance")][:4]

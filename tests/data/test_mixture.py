@@ -162,6 +162,22 @@ def test_sizes_that_differ_are_refused_with_both_names():
         mix(pictures(), sounds(), weights=(1,))
 
 
+def test_measured_quantities_are_numbers_of_any_type():
+    """A mask is that of the parts which have one: all values of the others are there."""
+    whole = ArraySource({"vector": np.arange(6).reshape(2, 3), "caption": words(0, 2)})
+    masked = ArraySource({"vector": np.ones((2, 3), np.float32), "vector_mask": np.eye(3, dtype=bool)[:2]})
+    mixture = mix(whole, masked, pictures(1))
+    for batch in (mixture.batch(np.arange(5)), mixture.measured_batch(np.arange(5))):
+        assert batch["vector"].tolist() == [[0, 1, 2], [3, 4, 5], [1, 1, 1], [1, 1, 1], [0, 0, 0]]
+        assert batch["vector_mask"].astype(int).tolist() == [[1] * 3, [1] * 3, [1, 0, 0], [0, 1, 0], [0] * 3]
+        assert batch["present"]["vector"].tolist() == [True] * 4 + [False]
+    whole.feature_names, masked.feature_names = {"vector": ("a", "b", "c")}, {"vector": ("b", "a", "c")}
+    with pytest.raises(ValueError, match="'vector' is a, b, c in part0 and b, a, c in part1"):
+        mix(whole, masked)
+    with pytest.raises(ValueError, match="the training examples and b, a, c in test"):
+        MixtureSource({"test": masked}, fields=mix(whole, pictures()).fields)
+
+
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     weights=st.lists(st.floats(0.05, 9), min_size=4, max_size=4),

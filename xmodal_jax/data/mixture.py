@@ -7,12 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.source import RawBatch, Source, is_measured_field
 from xmodal_jax.data.sources.arrays import sort_modalities
 from xmodal_jax.data.views import modality_fields
+from xmodal_jax.types import is_measured
 
 _UNKNOWN = np.int32(-1)
 """The label, or the speaker, of an example whose part has none."""
+
+
+FeatureNames = Mapping[str, tuple[str, ...]]
+"""The names of features by modality, see `Source.feature_names`."""
 
 
 class MixtureFields(NamedTuple):
@@ -28,6 +33,8 @@ class MixtureFields(NamedTuple):
     """The names of the classes; None: no part has names, and the name of a class is its number."""
     speaker_names: tuple[str, ...] | None
     """The names of the speakers; None: the batches have no ``speaker``."""
+    feature_names: FeatureNames | None
+    """The names of the features of measured quantities; None: they have no names."""
 
 
 def mixture_fields(parts: Mapping[str, Source]) -> MixtureFields:
@@ -45,10 +52,18 @@ def mixture_fields(parts: Mapping[str, Source]) -> MixtureFields:
     blanks: dict[str, Any] = {}
     for modality in modalities:
         having = [name for name, source in parts.items() if modality in source.modalities]
-        fields = [field for field in modality_fields(modality) if field in first[having[0]]]
         for name in having[1:]:
             _check_alike(modality, having[0], first[having[0]], name, first[name])
-        blanks |= {field: _blank_of(first[having[0]][field]) for field in fields}
+            _check_features(
+                modality, having[0], parts[having[0]].feature_names, name, parts[name].feature_names
+            )
+        for field in modality_fields(modality):
+            values = [first[name][field] for name in having if field in first[name]]
+            if values:
+                blanks[field] = _blank_of(values[0])
+        if is_measured(modality):  # numbers of any type, which have one in the mixture
+            types = [np.asarray(first[name][modality]).dtype for name in having]
+            blanks[modality] = blanks[modality].astype(np.result_type(np.float32, *types))
     classes, class_names = _join_classes(parts)
     if classes is not None:
         blanks["label"] = _UNKNOWN
@@ -61,13 +76,19 @@ def mixture_fields(parts: Mapping[str, Source]) -> MixtureFields:
     for field in batches[0]:
         if field not in special and len({_layout(batch.get(field)) for batch in batches}) == 1:
             blanks[field] = _blank_of(batches[0][field])
-    return MixtureFields(modalities, blanks, classes, class_names, speaker_names)
+    features = {m: names for source in parts.values() for m, names in (source.feature_names or {}).items()}
+    return MixtureFields(modalities, blanks, classes, class_names, speaker_names, features or None)
 
 
 def _check_alike(modality: str, name: str, batch: RawBatch, other: str, other_batch: RawBatch) -> None:
-    """Raises ValueError if two parts, ``name`` and ``other``, have fields of a modality in other sizes or types."""
+    """Raises ValueError if two parts, ``name`` and ``other``, have fields of a modality in other sizes or types. A mask
+    may be in one of them only, and measured quantities may be numbers of any type."""
     for field in modality_fields(modality):
         layouts = [_layout(batch.get(field)), _layout(other_batch.get(field))]
+        if field == f"{modality}_mask" and None in layouts:
+            continue
+        if is_measured(modality) and None not in layouts:
+            layouts = [("numbers", shape) for _, shape in layouts]
         if layouts[0] == layouts[1]:
             continue
         shown = ["not there" if layout is None else f"{layout[0]} {list(layout[1])}" for layout in layouts]
@@ -75,6 +96,19 @@ def _check_alike(modality: str, name: str, batch: RawBatch, other: str, other_ba
             f"data sets of a mixture need one size for each modality: {field!r} of an example is {shown[0]} in {name} "
             f"and {shown[1]} in {other}. Give all of them the same --image-size, --channels, --frames and "
             "--max-seconds; arrays (npz:PATH) are taken as they are"
+        )
+
+
+def _check_features(
+    modality: str, name: str, names: FeatureNames | None, other: str, other_names: FeatureNames | None
+) -> None:
+    """Raises ValueError if two parts, ``name`` and ``other``, name the features of a modality differently."""
+    features, others = ((of_part or {}).get(modality) for of_part in (names, other_names))
+    if features and others and features != others:
+        raise ValueError(
+            f"data sets of a mixture need the same features in one order: {modality!r} is {', '.join(features)} in "
+            f"{name} and {', '.join(others)} in {other}. Name the columns by --columns, or give one of them a modality "
+            f"of its own ({modality}_NAME)"
         )
 
 
@@ -163,7 +197,7 @@ class MixtureSource(Source):
             )
         self.fields = mixture_fields(sources) if fields is None else fields
         self.modalities, self.class_names = self.fields.modalities, self.fields.class_names
-        self.speaker_names = self.fields.speaker_names
+        self.speaker_names, self.feature_names = self.fields.speaker_names, self.fields.feature_names
         self._ends = np.cumsum(sizes)
         self._blanks = self.fields.blanks if fields is None else self._fields_of_split()
         self._new_labels = [self._renumbering(source) for source in self._sources]
@@ -192,6 +226,9 @@ class MixtureSource(Source):
                 )
             for modality in sorted(shared):
                 _check_alike(modality, "the training examples", trained, name, batch)
+                _check_features(
+                    modality, "the training examples", self.fields.feature_names, name, source.feature_names
+                )
             for field in set(blanks) - of_modalities - {"label", "speaker"} - set(batch):
                 del blanks[field]
         return blanks
@@ -242,9 +279,11 @@ class MixtureSource(Source):
         read = []
         for source, rows, in_part in self._split(indices):
             part = source.batch(in_part)
-            read.append((rows, part))
             for modality in set(source.modalities) & set(self.modalities):
                 present[modality][rows] = part.get("present", {}).get(modality, True)
+                if f"{modality}_mask" not in part:  # another part has one
+                    part = {**part, f"{modality}_mask": True}
+            read.append((rows, part))
         batch = {name: _join(read, name, blank, len(indices)) for name, blank in self._blanks.items()}
         if "label" in batch:
             batch["label"] = self._renumber(batch["label"], indices)
@@ -272,6 +311,18 @@ class MixtureSource(Source):
             if has_text(source)
         ]
         return {name: _join(read, name, self.fields.blanks[name], len(indices)) for name in names}
+
+    def measured_batch(self, indices: np.ndarray) -> RawBatch:
+        """As `Source.measured_batch`; a part without measured quantities is not read."""
+        names = [name for name in self.fields.blanks if is_measured_field(name)]
+        indices = self._resolve_indices(indices)
+        read = []
+        for source, rows, in_part in self._split(indices):
+            measured = [m for m in source.modalities if is_measured(m)]
+            masks = {f"{m}_mask": True for m in measured}  # of a part that has none, where another one has
+            read.append((rows, masks | source.measured_batch(in_part) if measured else {}))
+        batch = {name: _join(read, name, self.fields.blanks[name], len(indices)) for name in names}
+        return {**batch, "present": self.presence(indices)}
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         indices = self._resolve_indices(indices)

@@ -326,3 +326,17 @@ def test_a_gray_level_and_a_length_tell_the_file(tmp_path):
     assert decode_image(tmp_path / "train2017" / "003.png", 4)[0, 0, 0] == 35
     TREES["ljspeech"](tmp_path)
     assert len(decode_audio(tmp_path / "wavs" / "LJ-3.wav", 16000)[0]) == 103
+
+
+def test_a_table_of_another_name_and_a_file_for_a_folder_are_named(tmp_path):
+    table = tmp_path / "my_data.csv"
+    table.write_text("file_name,text\na.png,x\n")
+    with pytest.raises(FileNotFoundError, match=r"Rename my_data.csv to metadata.csv"):
+        FolderSource(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"my_data.csv is a file. Give the folder .* metadata.csv"):
+        FolderSource(table)
+    table.rename(tmp_path / "metadata.csv")
+    with pytest.raises(
+        ValueError, match=r"1 bad ones left out, the first: .*metadata.csv:2: .*a.png. does not exist"
+    ):
+        FolderSource(tmp_path, "all", bad_examples=BadExamples("skip"))

@@ -92,6 +92,11 @@ class BadExamples:
     def __len__(self) -> int:
         return len(self.items)
 
+    def count_left_out(self) -> str:
+        """``7 bad ones left out``, and where and why the first one was."""
+        first = "".join(f", the first: {b.file}:{b.line}: {b.reason}" for b in self.items[:1])
+        return f"{len(self.items)} bad ones left out{first}"
+
     def summary(self) -> str:
         """One line for the bad examples, and one for each kind of note and each remark; empty if there is nothing to
         report."""

@@ -58,10 +58,14 @@ def find_layout(root: Path, bad_examples: BadExamples) -> tuple[Layout, dict[str
         fits = [(CLASS_FOLDERS, splits)]
     if not fits:
         others = "; ".join(f"{layout.name}: {layout.files}" for layout in (*LAYOUTS[1:], CLASS_FOLDERS))
+        tables = [p.name for p in sorted(root.iterdir()) if p.suffix in (".csv", ".tsv", ".jsonl", ".json")]
+        rename = "".join(
+            f"Rename {name} to metadata{Path(name).suffix} if it is that. " for name in tables[:1]
+        )
         raise FileNotFoundError(
             f"{root} has no metadata.jsonl or metadata.csv, nor have its folders train/ and test/. Write one line "
-            'per example, such as {"file_name": "0001.png", "text": "a red circle", "label": "circle"}. Nor does it '
-            f"have another layout that is known ({others})."
+            'per example, such as {"file_name": "0001.png", "text": "a red circle", "label": "circle"}. '
+            f"{rename}Nor does it have another layout that is known ({others})."
         )
     if len(fits) == 1:
         return fits[0]

@@ -45,6 +45,11 @@ def _list_split(root: Path, split: str, bad_examples: BadExamples, options: Read
       FileNotFoundError: no such folder, or none of the layouts that are known.
       ValueError: no such split, or two layouts.
     """
+    if root.is_file():
+        raise FileNotFoundError(
+            f"folder:{root} is a file. Give the folder that it is in; a table there is called metadata.csv (or .tsv, "
+            ".jsonl, .json)."
+        )
     if not root.is_dir():
         raise FileNotFoundError(f"folder:{root}: there is no such folder.")
     layout, splits = find_layout(root, bad_examples)

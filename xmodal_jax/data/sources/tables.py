@@ -198,8 +198,8 @@ class TableSource(Source):
         self._pool = ThreadPoolExecutor(workers)  # its threads start when they are needed
         self.class_names, self.test_splits = table.class_names, table.test_splits
         self.validation_split = table.validation_split
-        wanted = sort_modalities([*table.has_file, *table.caption_counts, *table.measured])
-        wanted = tuple(m for m in wanted if modalities is None or m in modalities)
+        available = sort_modalities([*table.has_file, *table.caption_counts, *table.measured])
+        wanted = tuple(m for m in available if modalities is None or m in modalities)
         self._files = tuple(m for m in wanted if m in table.has_file)
         self._caption_counts = {m: table.caption_counts[m] for m in wanted if m in table.caption_counts}
         self._measured = {m: mask_missing(m, table.measured[m]) for m in wanted if m in table.measured}
@@ -213,7 +213,7 @@ class TableSource(Source):
         rows, self._decoded = self._decode_all(memory_limit, check_files, progress)
         if not len(rows):
             raise ValueError(
-                f"{table.name}: no usable example ({len(self.bad_examples)} bad ones left out). Correct those, or add "
+                f"{table.name}: no usable example ({self.bad_examples.count_left_out()}). Correct those, or add "
                 "examples."
             )
         self._number_examples(rows)
@@ -224,9 +224,8 @@ class TableSource(Source):
         )
         absent = [m for m in modalities or () if m not in self.modalities]
         if absent:
-            raise ValueError(
-                f"{table.name} has no {absent[0]}; of the modalities asked for it has: {', '.join(self.modalities)}."
-            )
+            others = sort_modalities({*available, *self.modalities} - {*absent})
+            raise ValueError(f"{table.name} has no {absent[0]}; it has: {', '.join(others) or 'nothing'}.")
         self._complete = all(self._has(m, rows).all() for m in self.modalities)
 
     def _caption_by_class(self, modalities: tuple[str, ...] | None) -> None:

@@ -31,7 +31,8 @@ from xmodal_jax.nets.video import FrameTransformer, TubeletViT
 
 B = 3
 SHAPE_INFO = {"text": dict(vocab_size=23, max_length=11)}
-ALL = [(m, name) for m, union in ENCODERS.items() for name in parts.parts_of(union) if name != "hf"]
+OTHERS = ("hf", "module")  # a checkpoint's, and those of tests/nets/test_measured.py
+ALL = [(m, name) for m, union in ENCODERS.items() for name in parts.parts_of(union) if name not in OTHERS]
 FAST = [p for p in ALL if not p[1].startswith("resnet")] + [
     pytest.param("image", name, marks=pytest.mark.slow) for name in ("resnet18", "resnet50")
 ]
@@ -46,8 +47,14 @@ def normal(*shape):
 def inputs(modality):
     if modality == "text":
         return jnp.asarray(np.random.default_rng(0).integers(1, 23, (B, 7)), jnp.int32)
-    shape = {"image": (16, 24, 3), "audio": (29, 5), "video": (4, 8, 16, 3)}[modality]
-    return normal(B, *shape)
+    shapes = {
+        "image": (16, 24, 3),
+        "audio": (29, 5),
+        "video": (4, 8, 16, 3),
+        "vector": (6,),
+        "series": (29, 5),
+    }
+    return normal(B, *shapes[modality])
 
 
 def config(modality, name, **changes):
@@ -111,7 +118,7 @@ def matmul_dtypes(jaxpr):
 
 @pytest.mark.parametrize("modality, name", [p for p in ALL if p[1] != "resnet34"])
 def test_every_matmul_runs_in_bfloat16(modality, name):
-    scan = name == "vit" or modality != "image" and name != "stacked"
+    scan = name == "vit" or modality != "image" and name not in ("stacked", *PLAIN)
     changes = dict(scan_layers=True) if scan else {}
     changes |= {} if name in PLAIN else dict(remat=True)
     changes |= dict(depth=3) if name == "mlp" else {}
@@ -133,6 +140,7 @@ PADDED = [  # modality, encoder, length of the content, its tokens, pool
     ("video", "tubelet", 2, 2, "cls"),
     ("video", "frames", 3, 3, "mean"),
     ("video", "stacked", 3, 2, "mean"),
+    ("series", "transformer", 13, 4, "mean"),
 ]
 
 
@@ -308,16 +316,17 @@ def test_default_image_encoder_has_the_stated_cost():
 @pytest.mark.parametrize("modality", sorted(DEFAULTS))
 def test_defaults_build(modality):
     module = build_encoder(modality, **SHAPE_INFO.get(modality, {}))
-    shape = {"image": (2, 32, 32, 3), "audio": (2, 301, 80), "video": (2, 8, 32, 32, 3), "text": (2, 7)}[
-        modality
-    ]
-    x = jnp.zeros(shape, jnp.int32 if modality == "text" else jnp.float32)
+    shapes = {
+        "image": (2, 32, 32, 3), "audio": (2, 301, 80), "video": (2, 8, 32, 32, 3), "text": (2, 7), "vector": (2, 7),
+        "series": (2, 30, 4),
+    }  # fmt: skip
+    x = jnp.zeros(shapes[modality], jnp.int32 if modality == "text" else jnp.float32)
     tokens, _ = jax.eval_shape(module.init_with_output, KEY, x)
     assert tokens.values.shape[2] == DEFAULTS[modality].width
 
 
 def test_errors_list_what_is_allowed():
-    with pytest.raises(ValueError, match="'audio', 'image', 'text', 'video'"):
+    with pytest.raises(ValueError, match="'audio', 'image', 'series', 'text', 'vector', 'video'"):
         build_encoder("smell")
     with pytest.raises(ValueError, match="'resnet50', 'vit'"):
         build_encoder("image", TextTransformerConfig())

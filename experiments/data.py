@@ -5,7 +5,8 @@
     python experiments/data.py parquet:PATH --columns image=pixel_values text=caption
 
 It opens the splits as a training run does, prints what is in them, and writes RUN_DIR/report.html with examples to see
-and to hear, histograms, and what to look at. Examples that cannot be used are left out and listed.
+and to hear, histograms, and what to look at. Examples that cannot be used are left out and listed. The same data set and
+options then go to a training script: contrastive.py --data folder:PATH.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class Config(DataConfig):
     """What training would see of a data set."""
 
     data: Annotated[str, tyro.conf.Positional]
-    """Data set, as ``--data`` of the other scripts."""
+    """Data set, in one of the forms of ``--data`` of the other scripts."""
     input: DataFlags = DataOptions(train_size=2000, on_bad_example="skip", check_files=True)
     examples: int = 10_000
-    """Examples of each split that are read, evenly spaced; all are counted."""
+    """Number of examples of each split whose contents are read, evenly spaced; all examples are counted."""
     shown: int = 24
-    """Random examples in the page."""
+    """Number of random training examples on the page."""
     seed: int = 0
-    """Random seed of the choice of examples in the page."""
+    """Random seed that chooses the examples on the page."""
     run_dir: pathlib.Path | None = None
     """Directory to write the page to; None: ``runs/data-<time>``."""
 

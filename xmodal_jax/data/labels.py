@@ -1,4 +1,4 @@
-"""What the labels of a data set are: names of classes, or their numbers."""
+"""The classes of a data set, from labels that are names or numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from xmodal_jax.data.metadata import MIN_CLASS_LIMIT
 
 
 class Labels:
-    """What the labels of a data set are: names, or numbers of classes.
+    """The classes of a data set, and the index of each label's class.
 
-    Without ``classes.txt`` they are what most labels of all splits are; the others are bad examples. A whole number in
+    Labels are the names or the numbers of classes. Without ``classes.txt`` they are what most labels of all splits are;
+    the others are bad examples. A whole number in
     a CSV file is a name if most labels are names, because CSV cannot tell one from the other. ::
 
         labels = Labels({("cat", None): 5, ("dog", None): 3}, Path("photos"))

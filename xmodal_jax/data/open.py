@@ -51,19 +51,20 @@ class DataOptions:
     """
 
     image_size: int | None = None
-    """Side of images and video frames in pixels. None: the size that the data set has, 32 for shapes; for files
-    (folder:PATH) not more than --largest-side. Arrays (npz:PATH) are not resized but must have this size."""
+    """Side of images and video frames in pixels. None: the size that the data set has, 32 for shapes; for image
+    files the median of their shorter sides, at most --largest-side. Arrays (npz:PATH) are not resized but must have this
+    size."""
     largest_side: Advanced[int | None] = None
-    """Largest side in pixels that files get (folder:PATH) where --image-size is not given. None: 64, which the default
-    networks are made for, or that of a pretrained image encoder."""
+    """Largest side in pixels to which image files are resized where --image-size is not given. None: 64, which the
+    default networks are made for, or that of a pretrained image encoder."""
     image_fit: Advanced[Fit | None] = None
-    """How files become squares: the shorter side is resized and the centre cropped (crop), the longer side is resized
+    """How images become squares: the shorter side is resized and the centre cropped (crop), the longer side is resized
     and the rest black (pad), or each side is resized (stretch). None: as for a pretrained image encoder, or crop."""
     resample: Advanced[Resample | None] = None
-    """Filter by which files are resized: nearest, box, bilinear, hamming, bicubic or lanczos. None: that of a
+    """Filter by which images are resized: nearest, box, bilinear, hamming, bicubic or lanczos. None: that of a
     pretrained image encoder, or bicubic."""
     image_centre: Advanced[float | None] = None
-    """Fraction of the resized side of a file that is kept, around the centre (not with --image-fit pad): 0.875 resizes
+    """Fraction of the resized side of an image that is kept, around the centre (not with --image-fit pad): 0.875 resizes
     to 256 pixels and crops to 224. None: as for a pretrained image encoder, or 1."""
     channels: Advanced[int] = 3
     """Colour channels of images and video frames: 1 (gray) or 3 (RGB)."""
@@ -77,10 +78,10 @@ class DataOptions:
     """Modalities to read: text, image, audio, video, vector, series, or KIND_NAME for further ones of a kind (such as
     image_2). None: all that the data set has; for shapes text, image and audio."""
     on_bad_example: OnBadExample = "stop"
-    """What to do with an example of files or arrays that cannot be used: ``stop`` the run, or ``skip`` it,
-    count it and list it in the report."""
+    """What to do with an example that cannot be used, such as a damaged file: ``stop`` the run, or ``skip`` the example,
+    which is then counted and listed in the report."""
     columns: Advanced[tuple[str, ...] | None] = None
-    """Columns of the metadata (folder:PATH), as NAME=COLUMN: file_name=photo label=species text_es=spanish. NAME is
+    """Columns of metadata, Parquet or Arrow files, as NAME=COLUMN: file_name=photo label=species text_es=spanish. NAME is
     file_name, label, group or a modality (image, text_es). vector=age,weight,lab_* joins several columns of numbers.
     Fields of tar:SHARDS: image_2=right.png text=json.alt. None: those with the usual or common names."""
     allow_outside: Advanced[bool] = False
@@ -102,8 +103,7 @@ class DataOptions:
     """Folder of the data sets that TensorFlow Datasets has prepared (tfds:NAME). None: the environment variable
     TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     prompt: Advanced[str | None] = None
-    """Template of a caption, with {} for the class name, for a data set with labels but no captions (tfds:NAME,
-    folder:PATH). None: a template that suits the data set, usually "a photo of a {}"."""
+    """Template of a caption, with {} for the class name, for a data set with labels but no captions. None: a template that suits the data set, usually "a photo of a {}"."""
     train_size: int | None = None
     """Number of training examples of a generated data set (shapes, spoken:FILE, poly:SPEC). For shapes the number of
     scenes (None: 10,000); for spoken:FILE the number of utterances (None: one for each training line of FILE); for
@@ -119,10 +119,10 @@ class DataOptions:
     incomplete: Advanced[Literal["keep", "discard"]] = "keep"
     """Whether training examples that lack a modality are used (keep) or left out (discard)."""
     workers: Advanced[int] = 8
-    """Number of threads that decode files (folder:PATH)."""
+    """Number of threads that decode images, recordings and videos."""
     memory_limit_gib: Advanced[float] = 4.0
-    """Size in GiB up to which decoded files are kept in memory (folder:PATH). The files of a larger data set are
-    decoded again for each batch."""
+    """Size in GiB up to which decoded files are kept in memory. The files of a larger data set are decoded again for each
+    batch."""
     check_files: Advanced[bool | None] = None
     """Whether every file is decoded at the start, to find those that cannot be. None: if the decoded files are kept in
     memory, or if there are at most 20,000 examples; of a larger data set, a file that is damaged is found when it is

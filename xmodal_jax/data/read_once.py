@@ -39,14 +39,14 @@ class _Recorder(BadExamples):
 def read_once(
     read: Callable[[BadExamples], Value], bad_examples: BadExamples, *, files: Sequence[Path], key: Hashable
 ) -> Value:
-    """``read(bad_examples)``, or what it returned before if none of the ``files`` has changed since. What it reports is
-    reported each time.
+    """Returns ``read(bad_examples)``, or what it returned before if none of the ``files`` has changed since. Bad
+    examples and remarks that it reported then are reported again.
 
     Args:
       read: reads the ``files``. Nobody may change what it returns.
       bad_examples: collects bad examples.
       files: all files that ``read`` opens.
-      key: equal for what reads the same from them.
+      key: equal for calls that read the same from these files.
 
     Raises:
       BadExampleError: a bad example, if those stop the run; and what ``read`` raises.

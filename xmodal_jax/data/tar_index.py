@@ -524,11 +524,11 @@ class _Builder:
             guessed=self._guessed,
             unread=dict(self._unread),
         )
-        return _without(index, np.isin(index.numbers, list(self._bad)))
+        return _drop_samples(index, np.isin(index.numbers, list(self._bad)))
 
 
-def _without(index: ShardIndex, bad: np.ndarray) -> ShardIndex:
-    """The index without the samples that are ``bad``, bool ``[S]``: those whose key came again after them."""
+def _drop_samples(index: ShardIndex, bad: np.ndarray) -> ShardIndex:
+    """An index without its ``bad`` samples, bool ``[S]``: those whose key occurs again later in the shard."""
     if not bad.any():
         return index
     keys = [index.key(k).encode("utf-8", "surrogateescape") for k in np.flatnonzero(~bad).tolist()]

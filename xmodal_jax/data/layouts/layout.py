@@ -104,11 +104,12 @@ def read_captions(
 
     Args:
       text: the file, see `read_damaged`.
-      parse: the name of the file and the caption in a line; raises ValueError with the reason if it has none.
-      path: of the file.
+      parse: takes a line, returns the name of its file and its caption; raises ValueError with the reason if it has
+        none.
+      path: that of the file, for messages.
       options: see `ReadOptions`.
-      bad_examples: the lines that cannot be used.
-      first: lines to skip at the beginning.
+      bad_examples: collects the lines that cannot be used.
+      first: number of lines to skip at the beginning, such as a header.
     """
     captions = []
     for number, line in enumerate(split_lines(text)[first:], first + 1):

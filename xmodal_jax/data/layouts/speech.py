@@ -33,6 +33,7 @@ def find_common_voice(root: Path) -> dict[str, SplitFiles]:
 
 
 def _read_common_voice(path: Path, options: ReadOptions, bad_examples: BadExamples) -> list[Record]:
+    """A record for each line of a table, with the columns ``path`` and ``sentence`` unless ``options`` say otherwise."""
     lines = list(read_csv(path, bad_examples, separator="\t", quoted=False))
     columns = {"audio": "path", "text": "sentence"} | {
         field_of(name) or name: column for name, column in (options.columns or {}).items()
@@ -67,7 +68,8 @@ def find_ljspeech(root: Path) -> dict[str, SplitFiles]:
 
 
 def _read_ljspeech(path: Path, options: ReadOptions, bad_examples: BadExamples) -> list[Record]:
-    """The normalised text of each line (numbers written as words), or the text where no line has two."""
+    """A record for each line: a recording with its normalised text (numbers written as words), which is the last cell.
+    Lines must have as many cells as most lines: 3, or 2 where texts are not normalised."""
     text = read_damaged(path)
     lengths = Counter(line.count("|") + 1 for line in split_lines(text) if line.strip())
     usual = next((length for length, _ in lengths.most_common() if length in (2, 3)), 3)

@@ -233,14 +233,15 @@ def _fields_by_type(
     return fields_of
 
 
-def _place(
+def _assemble_columns(
     schema: _Schema,
     fields: Mapping[str, Sequence[str]],
     modalities: Collection[str] | None,
     path: Path,
     measured: Mapping[str, Sequence[str]],
 ) -> TableColumns:
-    """The columns that ``fields`` says what they hold; ``measured``: those of measured quantities, in order.
+    """The columns of each modality, the label and the group, from the ``fields`` that each column holds; ``measured``:
+    the columns of each modality of measured quantities, in order.
 
     Raises:
       ValueError: the type of a column does not fit, and ``modalities`` ask for it (None: for all).
@@ -312,11 +313,11 @@ def choose_columns(
       columns: ``--columns``; a column may be a field of a struct, as ``translation.es``.
       modalities: those that are asked for; None: all.
       data_set: its name in messages.
-      bad_examples: is told how columns were found, and which are not read.
+      bad_examples: remarks how columns were found, and which are not read.
 
     Raises:
-      ValueError: a column in ``columns`` that does not fit, several that are equally good, or none with files or text;
-        or files that do not have the same columns.
+      ValueError: a column in ``columns`` has the wrong type; several columns could be one field; no column has files,
+        text or numbers; or the files do not have the same columns.
     """
     for file in files:
         if (twice := first_duplicate(file.schema.names)) is not None:
@@ -326,7 +327,7 @@ def choose_columns(
     roles = assign_columns(data_set, [*schema.types], contents, chosen=columns, modalities=modalities)
     by_type = _fields_by_type(schema, roles.fields, data_set)
     fields = roles.fields | by_type
-    chosen = _place(schema, fields, modalities, files[0].path, roles.measured)
+    chosen = _assemble_columns(schema, fields, modalities, files[0].path, roles.measured)
     if not chosen.files and not chosen.texts and not chosen.measured:
         raise ValueError(
             f"{data_set}: no column with images, audio, video or captions is known by its name or type; found "

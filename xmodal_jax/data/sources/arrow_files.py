@@ -165,11 +165,7 @@ class ParquetFile(ArrowFile):
                     yield _field(batch.column(0), column[1:])
             if rows > 0:
                 raise OSError(f"{rows} rows are missing")
-        except (
-            pa.ArrowException,
-            OSError,
-            UnicodeDecodeError,
-        ) as error:  # the last for a name that is not UTF-8
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a name is not UTF-8
             raise _damaged(self.path, column, error) from error
 
     def _cached(self, column: ColumnPath, chunk: int) -> Path:
@@ -386,11 +382,11 @@ class Column:
         self.is_copied = not in_memory and nbytes > 0
         """Whether its chunks are copied to the cache."""
         self._blocks: list[Block | None] = [None] * len(files.chunks)
-        self._heads: dict[int, Block] = {}
-        self._head_bytes = 0
+        self._heads: dict[int, Block] = {}  # by chunk its first values, see `_head`
+        self._head_bytes = 0  # of all `_heads`
 
     def _block(self, number: int) -> Block:
-        """The values of a chunk."""
+        """The values of chunk ``number``, which are read, copied or mapped when they are first needed."""
         if self._blocks[number] is None:
             file, chunk = self._files.chunks[number]
             block = self._read_into_memory(file, chunk) if self.in_memory else None
@@ -412,7 +408,8 @@ class Column:
         return Block(arrays)
 
     def _head(self, number: int, last: int) -> Block | None:
-        """The values of a chunk that would have to be copied up to row ``last``; None if they are read otherwise."""
+        """The values of a chunk from its first row to ``last`` at least, read without copying the chunk: the size of
+        images is chosen from few rows. None: the chunk needs no copy, or so many values are wanted that it is copied."""
         file, chunk = self._files.chunks[number]
         if last >= HEAD_ROWS or self._head_bytes >= HEAD_BYTES or self._blocks[number] is not None:
             return None

@@ -131,7 +131,7 @@ def simplify(array: pa.Array) -> pa.Array:
 
 
 def is_text(kind: pa.DataType, plain: bool = False) -> bool:
-    """Whether a type is that of strings; ``plain``: and neither a view nor a dictionary."""
+    """Whether a type is that of strings, also as views or encoded by a dictionary; ``plain``: neither of these two."""
     if pa.types.is_dictionary(kind) and not plain:
         return is_text(kind.value_type)
     return (

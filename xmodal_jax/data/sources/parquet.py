@@ -313,11 +313,12 @@ class ArrowTable(Table):
         return usable
 
     def _choose_test(self) -> np.ndarray:
-        """Which rows are the test split of a data set without splits, bool ``[R]``, by the hash of a name: that of a
-        row's group, those of its files, or its number.
+        """Which rows are the test split of a data set without splits, bool ``[R]``: the hash of a row's name decides. Its
+        name is its group; or else the names of its files; or else its number.
 
-        Rows with the same picture, or with files of the same name, are in one split.
+        Rows of one group, or with files of one name, are in one split.
         """
+        # The distinct names, and for each row the index of its name, -1: the row has none.
         group, paths = self._chosen.group, [c.path for c in self._chosen.files.values() if c.path]
         names, codes = [], np.full(len(self._rows), -1)
         if group is not None or len(paths) == 1:
@@ -329,12 +330,13 @@ class ArrowTable(Table):
                 [_to_text(path) for path in of_row if path is not None]
                 for of_row in zip(*columns, strict=True)
             ]
-            times = Counter(of_row[0] for of_row in of_rows if of_row)
-            joined = ["/".join(p) if not p or times[p[0]] == 1 else p[0] for p in of_rows]
+            # The first file is the picture: if several rows have it, it is their name.
+            rows_with = Counter(of_row[0] for of_row in of_rows if of_row)
+            joined = ["/".join(p) if not p or rows_with[p[0]] == 1 else p[0] for p in of_rows]
             number_of: dict[str, int] = {"": -1}
             codes = np.array([number_of.setdefault(name, len(number_of) - 1) for name in joined])
             names = [*number_of][1:]
-        # Names that are few, such as "image.png" in each row, tell nothing, unless they are those of groups.
+        # Few names for many rows, such as "image.png" in each, do not tell pictures apart; groups may be few.
         if group is None and len(names) * 10 < len(codes):
             names, codes = [], np.full(len(codes), -1)
         unnamed = np.flatnonzero(codes < 0)

@@ -67,7 +67,7 @@ def expand_braces(pattern: str) -> list[str]:
             commas.append(k)
         elif character == "}" and depth:
             depth -= 1
-            alternatives = _alternatives(pattern, start, commas, k) if depth == 0 else []
+            alternatives = _brace_alternatives(pattern, start, commas, k) if depth == 0 else []
             if alternatives:
                 rests = expand_braces(pattern[k + 1 :])
                 inner = [text for alternative in alternatives for text in expand_braces(alternative)]
@@ -75,8 +75,9 @@ def expand_braces(pattern: str) -> list[str]:
     return [pattern]
 
 
-def _alternatives(pattern: str, start: int, commas: list[int], stop: int) -> list[str]:
-    """What the braces at ``start`` and ``stop`` can stand for; empty: they have no meaning."""
+def _brace_alternatives(pattern: str, start: int, commas: list[int], stop: int) -> list[str]:
+    """What the braces of ``pattern`` at ``start`` and ``stop`` stand for: the texts between ``commas``, or the numbers of
+    a range. Empty: they hold neither, and are part of the name."""
     if commas:
         ends = [start, *commas, stop]
         return [pattern[a + 1 : b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
@@ -283,7 +284,7 @@ class TarTable(Table):
         self._offsets = self._join("roles", "offsets", -1)
         self._sizes = self._join("roles", "sizes", -1)
         labels = self._read_labels(in_split, bad_examples)
-        in_split &= labels > -2
+        in_split &= labels > -2  # -2: the label cannot be used
         self._samples = np.flatnonzero(in_split)
         groups = np.concatenate([index.groups for index in self._indexes])[in_split]
         if groups.any():
@@ -296,8 +297,9 @@ class TarTable(Table):
         files = [role for role in self._offsets if role != "json" and kind_of(role) != "text"]
         self.has_file = {role: self._offsets[role][in_split] >= 0 for role in files}
         self.caption_counts = {m: c[in_split] for m, c in self._join("texts", "caption_counts", 0).items()}
-        nothing = np.zeros((0, 0), np.int64)  # these are in the arrays above
-        self._indexes = [index._replace(offsets=nothing, sizes=nothing) for index in self._indexes]
+        # `_offsets` and `_sizes` have these of all shards.
+        empty = np.zeros((0, 0), np.int64)
+        self._indexes = [index._replace(offsets=empty, sizes=empty) for index in self._indexes]
 
     def _join(self, names: str, field: str, missing: int) -> dict[str, np.ndarray]:
         """A field of all indexes with one row for each of ``names``, by name: ``[N]``, of all samples.
@@ -446,11 +448,11 @@ class TarTable(Table):
         """As `read`, for ``samples`` of all splits."""
         texts = [m for m in modalities if kind_of(m) == "text"]
         files = [m for m in modalities if m not in texts and m in self._offsets]
-        worded = [r for r in self._offsets if texts and (r == "json" or kind_of(r) == "text")]
+        text_roles = [r for r in self._offsets if texts and (r == "json" or kind_of(r) == "text")]
         contents: list[dict[str, bytes]] = [{} for _ in samples]
         for k in np.argsort(samples):  # as they lie in the shards
             sample, shard = samples[k], int(self._shard_of[samples[k]])
-            for role in (*files, *worded):
+            for role in (*files, *text_roles):
                 offset = int(self._offsets[role][sample])
                 if offset >= 0:
                     contents[k][role] = self._reader.read(shard, offset, int(self._sizes[role][sample]))

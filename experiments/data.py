@@ -5,8 +5,8 @@
     python experiments/data.py parquet:PATH --columns image=pixel_values text=caption
 
 It opens the splits as a training run does, prints what is in them, and writes RUN_DIR/report.html with examples to see
-and to hear, histograms, and what to look at. Examples that cannot be used are left out and listed. The same data set and
-options then go to a training script: contrastive.py --data folder:PATH.
+and to hear, histograms, and what to look at. Examples that cannot be used are left out and listed. The same data set
+and options then go to a training script: contrastive.py --data folder:PATH.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ class DataOptions:
 
     image_size: int | None = None
     """Side of images and video frames in pixels. None: the size that the data set has, 32 for shapes; for image
-    files the median of their shorter sides, at most --largest-side. Arrays (npz:PATH) are not resized but must have this
-    size."""
+    files the median of their shorter sides, at most --largest-side. Arrays (npz:PATH) are not resized but must have
+    this size."""
     largest_side: Advanced[int | None] = None
     """Largest side in pixels to which image files are resized where --image-size is not given. None: 64, which the
     default networks are made for, or that of a pretrained image encoder."""
@@ -64,8 +64,8 @@ class DataOptions:
     """Filter by which images are resized: nearest, box, bilinear, hamming, bicubic or lanczos. None: that of a
     pretrained image encoder, or bicubic."""
     image_centre: Advanced[float | None] = None
-    """Fraction of the resized side of an image that is kept, around the centre (not with --image-fit pad): 0.875 resizes
-    to 256 pixels and crops to 224. None: as for a pretrained image encoder, or 1."""
+    """Fraction of the resized side of an image that is kept, around the centre (not with --image-fit pad): 0.875
+    resizes to 256 pixels and crops to 224. None: as for a pretrained image encoder, or 1."""
     channels: Advanced[int] = 3
     """Colour channels of images and video frames: 1 (gray) or 3 (RGB)."""
     sample_rate: Advanced[int] = 16000
@@ -78,11 +78,11 @@ class DataOptions:
     """Modalities to read: text, image, audio, video, vector, series, or KIND_NAME for further ones of a kind (such as
     image_2). None: all that the data set has; for shapes text, image and audio."""
     on_bad_example: OnBadExample = "stop"
-    """What to do with an example that cannot be used, such as a damaged file: ``stop`` the run, or ``skip`` the example,
-    which is then counted and listed in the report."""
+    """What to do with an example that cannot be used, such as a damaged file: ``stop`` the run, or ``skip`` the
+    example, which is then counted and listed in the report."""
     columns: Advanced[tuple[str, ...] | None] = None
-    """Columns of metadata, Parquet or Arrow files, as NAME=COLUMN: file_name=photo label=species text_es=spanish. NAME is
-    file_name, label, group or a modality (image, text_es). vector=age,weight,lab_* joins several columns of numbers.
+    """Columns of metadata, Parquet or Arrow files, as NAME=COLUMN: file_name=photo label=species text_es=spanish. NAME
+    is file_name, label, group or a modality (image, text_es). vector=age,weight,lab_* joins several columns of numbers.
     Fields of tar:SHARDS: image_2=right.png text=json.alt. None: those with the usual or common names."""
     allow_outside: Advanced[bool] = False
     """Whether metadata (folder:PATH) may name files outside of their folder, by absolute paths or with "..". Otherwise
@@ -103,7 +103,8 @@ class DataOptions:
     """Folder of the data sets that TensorFlow Datasets has prepared (tfds:NAME). None: the environment variable
     TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     prompt: Advanced[str | None] = None
-    """Template of a caption, with {} for the class name, for a data set with labels but no captions. None: a template that suits the data set, usually "a photo of a {}"."""
+    """Template of a caption, with {} for the class name, for a data set with labels but no captions. None: a template
+    that suits the data set, usually "a photo of a {}"."""
     train_size: int | None = None
     """Number of training examples of a generated data set (shapes, spoken:FILE, poly:SPEC). For shapes the number of
     scenes (None: 10,000); for spoken:FILE the number of utterances (None: one for each training line of FILE); for
@@ -121,8 +122,8 @@ class DataOptions:
     workers: Advanced[int] = 8
     """Number of threads that decode images, recordings and videos."""
     memory_limit_gib: Advanced[float] = 4.0
-    """Size in GiB up to which decoded files are kept in memory. The files of a larger data set are decoded again for each
-    batch."""
+    """Size in GiB up to which decoded files are kept in memory. The files of a larger data set are decoded again for
+    each batch."""
     check_files: Advanced[bool | None] = None
     """Whether every file is decoded at the start, to find those that cannot be. None: if the decoded files are kept in
     memory, or if there are at most 20,000 examples; of a larger data set, a file that is damaged is found when it is

@@ -33,7 +33,8 @@ def find_common_voice(root: Path) -> dict[str, SplitFiles]:
 
 
 def _read_common_voice(path: Path, options: ReadOptions, bad_examples: BadExamples) -> list[Record]:
-    """A record for each line of a table, with the columns ``path`` and ``sentence`` unless ``options`` say otherwise."""
+    """A record for each line of a table, with the columns ``path`` and ``sentence`` unless ``options`` say
+    otherwise."""
     lines = list(read_csv(path, bad_examples, separator="\t", quoted=False))
     columns = {"audio": "path", "text": "sentence"} | {
         field_of(name) or name: column for name, column in (options.columns or {}).items()

@@ -409,7 +409,8 @@ class Column:
 
     def _head(self, number: int, last: int) -> Block | None:
         """The values of a chunk from its first row to ``last`` at least, read without copying the chunk: the size of
-        images is chosen from few rows. None: the chunk needs no copy, or so many values are wanted that it is copied."""
+        images is chosen from few rows. None: the chunk needs no copy, or so many values are wanted that it is
+        copied."""
         file, chunk = self._files.chunks[number]
         if last >= HEAD_ROWS or self._head_bytes >= HEAD_BYTES or self._blocks[number] is not None:
             return None

@@ -313,8 +313,8 @@ class ArrowTable(Table):
         return usable
 
     def _choose_test(self) -> np.ndarray:
-        """Which rows are the test split of a data set without splits, bool ``[R]``: the hash of a row's name decides. Its
-        name is its group; or else the names of its files; or else its number.
+        """Which rows are the test split of a data set without splits, bool ``[R]``: the hash of a row's name decides.
+        Its name is its group; or else the names of its files; or else its number.
 
         Rows of one group, or with files of one name, are in one split.
         """

@@ -76,8 +76,8 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _brace_alternatives(pattern: str, start: int, commas: list[int], stop: int) -> list[str]:
-    """What the braces of ``pattern`` at ``start`` and ``stop`` stand for: the texts between ``commas``, or the numbers of
-    a range. Empty: they hold neither, and are part of the name."""
+    """What the braces of ``pattern`` at ``start`` and ``stop`` stand for: the texts between ``commas``, or the numbers
+    of a range. Empty: they hold neither, and are part of the name."""
     if commas:
         ends = [start, *commas, stop]
         return [pattern[a + 1 : b] for a, b in zip(ends[:-1], ends[1:], strict=True)]

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.types import KINDS
-
 RawBatch = dict[str, Any]
 """A batch as NumPy arrays, before tokenization.
 
@@ -240,6 +238,8 @@ class SourceView(Source):
 
 def is_measured_field(field: str) -> bool:
     """Whether a field of a batch holds measured quantities or their mask: ``vector``, ``series_ecg_mask``."""
+    from xmodal_jax.types import KINDS  # here: it loads JAX, which generated data sets do not need
+
     kind = KINDS.get(field.partition("_")[0])
     return kind is not None and kind.measured
 

@@ -340,3 +340,12 @@ def test_a_table_of_another_name_and_a_file_for_a_folder_are_named(tmp_path):
         ValueError, match=r"1 bad ones left out, the first: .*metadata.csv:2: .*a.png. does not exist"
     ):
         FolderSource(tmp_path, "all", bad_examples=BadExamples("skip"))
+
+
+def test_folders_of_systems_are_no_classes(tmp_path):
+    TREES["class folders"](tmp_path)
+    expected = open_folder(tmp_path).class_names
+    for path in [path for path in tmp_path.rglob("*") if path.is_dir()] + [tmp_path]:
+        (path / "__MACOSX").mkdir()
+        (path / "__MACOSX" / "a.png").write_bytes(b"junk")
+    assert open_folder(tmp_path).class_names == expected

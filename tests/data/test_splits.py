@@ -260,3 +260,46 @@ def test_containers_declare_their_splits_as_folders_do(tmp_path, form, monkeypat
     assert test == SECOND and train | validation == TRAIN and not train & validation
     options = dataclasses.replace(QUIET, validation="dev", test_split="test")
     assert pictures(open_splits(f"{form}:{tmp_path}/three", options, BadExamples())) == [TRAIN, SECOND, THIRD]
+
+
+@pytest.mark.parametrize("validation, test", [("val", "validation"), ("dev", "val"), ("dev-clean", "dev")])
+def test_two_names_of_one_split_are_refused(validation, test):
+    with pytest.raises(ValueError, match=f"validation and test_split are both {validation} .{test}."):
+        DataOptions(validation=validation, test_split=test)
+    DataOptions(validation="dev-clean", test_split="dev-other")
+
+
+def test_the_test_split_does_not_decide_about_the_best_checkpoint(tmp_path):
+    save_splits(tmp_path, train=20, test=9)
+    for name in ("test", "Test", "testing"):
+        with pytest.raises(ValueError, match=f"--validation {name}: that is the test split .test. too"):
+            open_splits(f"folder:{tmp_path}", DataOptions(validation=name, progress=False), BadExamples())
+    options = DataOptions(validation="test", test_split="0.2", progress=False)
+    assert len(open_splits(f"folder:{tmp_path}", options, BadExamples()).validation) == 2 * 9
+
+
+@pytest.mark.parametrize("name", ["training", "Train"])
+def test_another_word_for_the_training_split_is_refused(name):
+    for option in ("validation", "test_split"):
+        with pytest.raises(ValueError, match=f"{option} must be another split than the training split"):
+            DataOptions(**{option: name})
+
+
+def test_a_name_of_a_training_split_is_remarked(tmp_path):
+    save_splits(tmp_path, **{"train-a": 20, "train-b": 9, "test": 5})
+    bad = BadExamples()
+    open_splits(f"folder:{tmp_path}", DataOptions(validation="train-b", progress=False), bad)
+    assert [r for r in bad.remarks if r.startswith("--validation train-b: if the training data have these")]
+
+
+def test_a_split_that_is_not_there_is_named_with_its_flag(tmp_path):
+    save_splits(tmp_path, train=20, test=9)
+    for flag in ("validation", "test_split"):
+        with pytest.raises(ValueError, match=f"^--{flag.replace('_', '-')} voices: .* has no split 'voices'"):
+            open_splits(f"folder:{tmp_path}", DataOptions(**{flag: "voices"}, progress=False), BadExamples())
+
+
+@pytest.mark.parametrize("prompt", ["a {} and {}", "a {} {x}", "a {} {", "a {0}"])
+def test_a_prompt_has_one_place_for_the_class(prompt):
+    with pytest.raises(ValueError, match="prompt must contain {}"):
+        DataOptions(prompt=prompt)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from xmodal_jax.data.bad_examples import BadExamples
+from collections.abc import Iterable
+
+from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.open import DataOptions, apply_missing, derive_source, open_source, read_split
 from xmodal_jax.data.source import Source
-from xmodal_jax.data.split_names import Part, parse_part, split_of
+from xmodal_jax.data.split_names import Part, parse_part, split_of, splits_overlap
 from xmodal_jax.data.views import hold_out
 
 
@@ -35,13 +37,19 @@ def open_parts(
             f"--data {spec}: the training split has {len(source)} example, of which none can be held out for "
             "validation: add some."
         )
-    open_named = lambda name: open_source(spec, name, options, bad_examples=bad_examples)
+    open_named = lambda name, flag=None: _open_named(spec, name, options, bad_examples, flag)
+    for flag, part in (("--test-split", test_part), ("--validation", validation_part)):
+        if part is not None and part.name is not None and split_of(part.name) == "train":
+            bad_examples.remark(
+                f"{flag} {part.name}: if the training data have these examples too, the scores are not those of unseen "
+                "ones"
+            )
     own_validation = source.validation_split
     if test_part is None:
         test_part = _default_test(spec, source, validation_part, bad_examples)
     tests: dict[str, Source] = {}
     if test_part is not None and test_part.name is not None:
-        tests["test"] = open_named(test_part.name)
+        tests["test"] = open_named(test_part.name, "--test-split")
         # Where the test examples are those of a validation split, that must not decide anything.
         own_validation = None if split_of(test_part.name) == "validation" else own_validation
     elif test_part is not None:
@@ -54,13 +62,38 @@ def open_parts(
             "of the training examples instead)"
         )
     if validation_part is not None and validation_part.name is not None:
-        validated = open_named(validation_part.name)
+        _refuse_overlap(validation_part.name, [test_part.name] if test_part else source.test_splits)
+        validated = open_named(validation_part.name, "--validation")
     else:
         usual = Part(count=max(1, min(validation, len(source) // 10)))
         source, held_out = hold_out(source, (validation_part or usual).size(len(source)))
         validated = derive_source(held_out, spec, "validation", options)
     train = apply_missing(derive_source(source, spec, "train", options), options)
     return train, validated, tests or {name: open_named(name) for name in train.test_splits}
+
+
+def _open_named(
+    spec: str, name: str, options: DataOptions, bad_examples: BadExamples, flag: str | None
+) -> Source:
+    """A split by name; the message of an error tells the ``flag`` that named it (None: no flag did)."""
+    try:
+        return open_source(spec, name, options, bad_examples=bad_examples)
+    except BadExampleError:
+        raise
+    except ValueError as error:
+        if flag is None or getattr(options, flag[2:].replace("-", "_")) is None:
+            raise
+        raise ValueError(f"{flag} {name}: {error}") from error
+
+
+def _refuse_overlap(validation: str, tests: Iterable[str | None]) -> None:
+    """Raises ValueError if the validation split is a test split too."""
+    same = next((test for test in tests if test is not None and splits_overlap(validation, test)), None)
+    if same is not None:
+        raise ValueError(
+            f"--validation {validation}: that is the test split ({same}) too, which would decide about the best "
+            "checkpoint. Choose another one, or another --test-split."
+        )
 
 
 def _default_test(

@@ -133,7 +133,15 @@ def _open(file: str | Path | bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         if _brand(file) in (b"avif", b"avis") and not features.check("avif"):
             raise ValueError("Pillow was built without AVIF here: pip install 'pillow>=11.3'") from error
-        raise
+        # Pillow's message names a place in memory, another one each time.
+        raise ValueError(f"it is no image of a known format: {_beginning(file)}") from error
+
+
+def _beginning(file: str | Path | bytes) -> str:
+    """How a file begins, for messages."""
+    with open_binary(file) as stream:
+        head = stream.read(12)
+    return f"it begins with {head!r}" if head else "it is empty"
 
 
 def _brand(file: str | Path | bytes) -> bytes | None:
@@ -372,7 +380,9 @@ def decode_audio(
             waveform = sound.read(frames, dtype="float32")
             return resample_and_cut(waveform, sound.samplerate, sample_rate, max_seconds)
     except soundfile.SoundFileError as error:
-        raise ValueError(f"cannot be decoded as audio: {error}") from error
+        # The message for contents names a place in memory, another one each time.
+        reason = re.sub(r"^Error opening .*?: ", "", str(error).rstrip("."))
+        raise ValueError(f"cannot be decoded as audio ({reason}): {_beginning(file)}") from error
 
 
 def _decode_m4a(file: str | Path | bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:

@@ -24,7 +24,7 @@ from xmodal_jax.data.sources.poly import PolySource
 from xmodal_jax.data.sources.spoken import SpokenLines
 from xmodal_jax.data.sources.tar import TarSource
 from xmodal_jax.data.sources.tfds import TfdsSource
-from xmodal_jax.data.split_names import parse_part
+from xmodal_jax.data.split_names import parse_part, splits_overlap
 from xmodal_jax.data.views import IncompleteSource, Subset, keep_complete
 from xmodal_jax.types import MODALITIES
 
@@ -165,13 +165,24 @@ class DataOptions:
             )
         parse_columns(self.columns or ())
         test, validation = (parse_part(name, getattr(self, name)) for name in ("test_split", "validation"))
-        if test and validation and test.name and test.name == validation.name:
+        if (
+            test
+            and validation
+            and test.name
+            and validation.name
+            and splits_overlap(test.name, validation.name)
+        ):
+            both = test.name if test.name == validation.name else f"{validation.name} ({test.name})"
             raise ValueError(
-                f"validation and test_split are both {test.name}: choose two splits, so that the test examples decide "
+                f"validation and test_split are both {both}: choose two splits, so that the test examples decide "
                 "nothing."
             )
-        if self.prompt is not None and "{}" not in self.prompt:
-            raise ValueError(f"prompt must contain {{}} where the class name goes, got {self.prompt!r}.")
+        if self.prompt is not None and (
+            self.prompt.count("{}") != 1 or set("{}") & {*self.prompt.replace("{}", "")}
+        ):
+            raise ValueError(
+                f"prompt must contain {{}} where the class name goes, once and no other braces, got {self.prompt!r}."
+            )
 
     @property
     def column_of(self) -> dict[str, str] | None:

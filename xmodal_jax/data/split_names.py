@@ -36,6 +36,14 @@ def find_splits(split: str, names: Collection[str]) -> list[str]:
     return sorted(name for name in names if split_of(name) == split)
 
 
+def splits_overlap(first: str, second: str) -> bool:
+    """Whether two names can mean the same examples: equal ones, and a bare word and any name of its meaning, such as
+    ``val`` and ``validation``, or ``dev`` and ``dev-clean``."""
+    meaning = split_of(first)
+    is_bare = first.lower() in SPLIT_OF_WORD or second.lower() in SPLIT_OF_WORD
+    return first == second or (meaning is not None and meaning == split_of(second) and is_bare)
+
+
 def test_and_validation(names: Collection[str]) -> tuple[tuple[str, ...], str | None]:
     """``(test_splits, validation_split)`` of a data set with the splits ``names``, as `Source` declares them."""
     has = {split: bool(find_splits(split, names)) for split in ("test", "validation")}
@@ -85,6 +93,6 @@ def parse_part(option: str, value: str | None) -> Part | None:
         if not 0 < float(value) < 1:
             raise ValueError(f"{option} must be a share between 0 and 1, as 0.1, not {value}.")
         return Part(share=float(value))
-    if value in ("", "train", "all"):
+    if value in ("", "all") or SPLIT_OF_WORD.get(value.lower()) == "train":
         raise ValueError(f"{option} must be another split than the training split, not {value!r}.")
     return Part(name=value)

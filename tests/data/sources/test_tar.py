@@ -626,3 +626,33 @@ def test_a_million_samples_open_from_their_indexes(tmp_path, monkeypatch):
     ]
     assert len(table) == count and all(isinstance(array, np.ndarray) for array in arrays)
     assert sum(array.nbytes for array in arrays) < 100 * count
+
+
+def test_shards_that_are_no_files_are_refused(tmp_path):
+    (tmp_path / "a" / "0.tar").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / "0.tar")  # reading it would wait for ever
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "0.tar").symlink_to("nowhere")
+    for folder, reason in (
+        ("a", "no regular file"),
+        ("b", "no regular file"),
+        ("c", "a link to a file that is not"),
+    ):
+        with pytest.raises(ValueError, match=rf"{folder}/0\.tar is {reason}"):
+            find_shards(str(tmp_path / folder))
+
+
+def test_a_compressed_shard_beside_others_is_refused(tmp_path):
+    write_tar(tmp_path / "0.tar", samples(3))
+    (tmp_path / "0.tar.gz").write_bytes(b"")  # what 0.tar was made of
+    assert len(find_shards(str(tmp_path))) == 1
+    (tmp_path / "1.tar.gz").write_bytes(b"")  # its samples would be missing
+    with pytest.raises(ValueError, match=r"1\.tar\.gz is compressed"):
+        find_shards(str(tmp_path))
+
+
+def test_an_empty_path_is_refused(tmp_path):
+    write_tar(tmp_path / "0.tar", samples(3))
+    with pytest.raises(ValueError, match="has an empty path before or after '::'"):
+        find_shards(f"{tmp_path}/0.tar::")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from xmodal_jax.core.text_files import normalise
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.data.layouts.layout import ReadOptions, SplitFiles, subfolders
+from xmodal_jax.data.layouts.layout import SYSTEM_FOLDERS, ReadOptions, SplitFiles, subfolders
 from xmodal_jax.data.media import modality_of_file
 from xmodal_jax.data.metadata import Record
 from xmodal_jax.data.split_names import split_of
@@ -47,7 +47,7 @@ def _read_classes(folder: Path, options: ReadOptions, bad_examples: BadExamples)
     for class_folder in subfolders(folder):
         label = normalise(class_folder.name)
         for parent, folders, names in os.walk(class_folder):
-            folders.sort()
+            folders[:] = sorted(folder for folder in folders if folder not in SYSTEM_FOLDERS)
             for name in sorted(names):
                 modality = modality_of_file(name)
                 path = Path(parent) / name

@@ -70,9 +70,17 @@ def first_folder(candidates: Sequence[Path]) -> Path:
     return next((folder for folder in candidates if folder.is_dir()), candidates[0])
 
 
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that operating systems and archive programs add."""
+
+
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones."""
-    return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+    """The folders in a folder, sorted, without hidden ones and those in `SYSTEM_FOLDERS`."""
+    return sorted(
+        d
+        for d in folder.iterdir()
+        if d.is_dir() and not d.name.startswith(".") and d.name not in SYSTEM_FOLDERS
+    )
 
 
 class Caption(NamedTuple):

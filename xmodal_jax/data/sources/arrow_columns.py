@@ -95,6 +95,14 @@ def _tag(feature: Any) -> str | None:
     return tag if isinstance(tag, str) else None
 
 
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    """The names of a feature of the type ``ClassLabel``; None: it is none, or has no names."""
+    names = feature.get("names") if _tag(feature) == "ClassLabel" else None
+    names = [*names.values()] if isinstance(names, dict) else names
+    usable = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    return tuple(names) if usable else None
+
+
 def _file_column(path: ColumnPath, kind: pa.DataType) -> FileColumn | None:
     """How a column of a type holds files; None if it cannot. Strings are names of files."""
     if is_bytes(kind):
@@ -130,18 +138,36 @@ class _Schema:
     """The columns of a table by name, and what is known of them.
 
     Args:
-      file: one of the table's files, whose first rows are read where the types do not tell enough.
+      files: the table's files. A column is what the first file says in which it has values: pandas writes one without
+        any as of the type null. Its first rows are read where the types do not tell enough.
       chosen: further columns that are asked for: fields of structs, as ``translation.es``.
+
+    Raises:
+      ValueError: what ``datasets`` says of the columns cannot be read, or a column that is asked for has no values.
     """
 
-    def __init__(self, file: ArrowFile, chosen: Iterable[str]):
-        self._file = file
-        self.paths: dict[str, ColumnPath] = {field.name: (field.name,) for field in file.schema}
-        self.types = {field.name: field.type for field in file.schema}
-        self.features = read_features(file.schema, file.path)
+    def __init__(self, files: Sequence[ArrowFile], chosen: Iterable[str]):
+        self.file_of: dict[str, ArrowFile] = {}
+        self.types: dict[str, pa.DataType] = {}
+        names = dict.fromkeys(field.name for file in files for field in file.schema)
+        for file in files:
+            for field in file.schema:
+                if field.name not in self.types and not pa.types.is_null(field.type):
+                    self.types[field.name], self.file_of[field.name] = field.type, file
+        self.types = {name: self.types[name] for name in names if name in self.types}
+        self.empty = tuple(name for name in names if name not in self.types)
+        """The columns without any value."""
+        self.paths: dict[str, ColumnPath] = {name: (name,) for name in self.types}
+        self._features_of = [(file, read_features(file.schema, file.path)) for file in files]
+        self.features = {
+            name: feature for _, features in reversed(self._features_of) for name, feature in features.items()
+        }
         for column in chosen:
             path = tuple(column.split("."))
+            if column in self.empty:
+                raise ValueError(f"{files[0].path}: the column {column} (--columns) has no value in any row.")
             if column not in self.paths and path[0] in self.paths:
+                file = self.file_of[path[0]]
                 self.types[column] = read_type(file.schema, path, file.path)
                 self.paths[column] = path
         for name, feature in self.features.items():
@@ -162,7 +188,7 @@ class _Schema:
     def _first_values(self, path: ColumnPath | None) -> list[str] | list[bytes]:
         """The strings (text that is not UTF-8 has lone surrogates) or bytes in the first rows of a column that are not
         null."""
-        part = next(iter(self._file.scan(path, most=SAMPLED_ROWS)), None) if path else None
+        part = next(iter(self.file_of[path[0]].scan(path, most=SAMPLED_ROWS)), None) if path else None
         if part is None:
             return []
         values = Block([simplify(part)]).get(np.arange(len(part)))
@@ -189,15 +215,29 @@ class _Schema:
 
     def class_names(self, column: ColumnPath | None) -> tuple[str, ...] | None:
         """The names of the classes of a column of type ``ClassLabel``."""
-        feature = self.features.get(column[0]) if column and len(column) == 1 else None
-        names = feature.get("names") if _tag(feature) == "ClassLabel" else None
-        names = [*names.values()] if isinstance(names, dict) else names
-        usable = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
-        return tuple(names) if usable and _is_number(self.types[column[0]]) else None
+        if column is None or len(column) != 1 or not _is_number(self.types[column[0]]):
+            return None
+        names, first = None, None
+        for file, features in self._features_of:
+            of_file = _class_names(features.get(column[0]))
+            if of_file and names and of_file != names:
+                raise ValueError(
+                    f"{file.path}: the classes of the column {column[0]} are {shorten(', '.join(of_file))}, but "
+                    f"{shorten(', '.join(names))} in {first}: a number must mean the same class in all files."
+                )
+            if of_file and not names:
+                names, first = of_file, file.path
+        if names and (len({*names}) < len(names) or not all(name.strip() for name in names)):
+            raise ValueError(
+                f"{first}: the classes of the column {column[0]} are {shorten(', '.join(map(repr, names)))}: each must "
+                "have a name of its own."
+            )
+        return names
 
     def list_types(self) -> str:
         """The columns with their types, for messages."""
-        return ", ".join(f"{shorten(field.name)} ({shorten(str(field.type))})" for field in self._file.schema)
+        types = {**{name: "null" for name in self.empty}, **self.types}
+        return ", ".join(f"{shorten(name)} ({shorten(str(kind))})" for name, kind in types.items())
 
 
 def _fields_by_type(
@@ -233,18 +273,45 @@ def _fields_by_type(
     return fields_of
 
 
+_EXPECTED = {
+    "text": "strings, or lists of strings",
+    "label": "whole numbers or strings",
+    "group": "whole numbers or strings",
+}
+"""What columns must hold, by role; the others files."""
+
+
+def _file_kind(schema: _Schema, column: str) -> str:
+    """The modality of a column with names of files of any; ValueError if they are of several."""
+    kinds = sorted(schema.contents(column) & set(FILE_MODALITIES)) or ["image"]
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{schema.file_of[column].path}: the column {column} names files of {' and '.join(kinds)}: write a column "
+            "for each, and null where a row has none."
+        )
+    return kinds[0]
+
+
 def _assemble_columns(
     schema: _Schema,
     fields: Mapping[str, Sequence[str]],
     modalities: Collection[str] | None,
-    path: Path,
     measured: Mapping[str, Sequence[str]],
+    columns: Collection[str],
+    bad_examples: BadExamples,
 ) -> TableColumns:
     """The columns of each modality, the label and the group, from the ``fields`` that each column holds; ``measured``:
     the columns of each modality of measured quantities, in order.
 
+    Args:
+      schema: the columns.
+      fields: by column what it holds.
+      modalities: those that are asked for; None: all.
+      columns: those that ``--columns`` names.
+      bad_examples: is told of labels that cannot be read and were not asked for.
+
     Raises:
-      ValueError: the type of a column does not fit, and ``modalities`` ask for it (None: for all).
+      ValueError: the type of a column does not fit, and ``modalities`` ask for it.
     """
     files: dict[str, FileColumn] = {}
     texts: dict[str, list[ColumnPath]] = defaultdict(list)
@@ -253,13 +320,7 @@ def _assemble_columns(
         kind, place = schema.types[column], schema.paths[column]
         for field in of_column:
             if field == "file_name":
-                kinds = sorted(schema.contents(column) & set(FILE_MODALITIES))
-                if len(kinds) != 1:
-                    raise ValueError(
-                        f"{path}: the column {column} has files of {' and '.join(kinds) or 'no known kind'}; expected "
-                        "one kind. Say which by --columns, as image=COLUMN."
-                    )
-                field = kinds[0]
+                field = _file_kind(schema, column)
             role = field if field in ("label", "group") else kind_of(field)
             is_key = is_text(kind) or (_is_number(kind) and (role == "label" or pa.types.is_integer(kind)))
             if field in measured and holds_numbers(kind):
@@ -270,20 +331,18 @@ def _assemble_columns(
                 texts[field].append(place)
             elif role in ("label", "group") and is_key:
                 single[role] = place
-            elif modalities is None or field in (*modalities, "label", "group"):
-                kind_of_values = field if field in measured else role
-                expected = {
-                    "text": "strings, or lists of strings",
-                    "label": "whole numbers or strings",
-                    "group": "whole numbers or strings",
-                    **dict.fromkeys(measured, "numbers, or lists of numbers"),
-                }.get(
-                    kind_of_values,
-                    "files: bytes, structs of bytes and path, or names of files",
+            elif role == "label" and column not in columns:
+                bad_examples.remark(
+                    f"{schema.file_of[place[0]].path}: the column {column} is not read: labels are {_EXPECTED[role]}, "
+                    f"and it is {shorten(str(kind))} (--columns label=COLUMN chooses another)"
                 )
+            elif modalities is None or field in (*modalities, "label", "group"):
+                expected = _EXPECTED.get(role, "files: bytes, structs of bytes and path, or names of files")
+                expected = "numbers, or lists of numbers" if field in measured else expected
+                advice = "or write it so" if role in ("label", "group") else "or leave it out by --modalities"
                 raise ValueError(
-                    f"{path}: the column {column}, which is to be the {field}, is {kind}; expected {expected}. Choose "
-                    "another by --columns NAME=COLUMN, or leave it out by --modalities."
+                    f"{schema.file_of[place[0]].path}: the column {column}, which is to be the {field}, is {kind}; "
+                    f"expected {expected}. Choose another by --columns {field}=COLUMN, {advice}."
                 )
     label = single.get("label")
     numbers = {
@@ -322,19 +381,23 @@ def choose_columns(
     for file in files:
         if (twice := first_duplicate(file.schema.names)) is not None:
             raise ValueError(f"{file.path}: the column {shorten(twice)} is there twice: rename one.")
-    schema = _Schema(files[0], [c for spec in columns.values() for c in (spec, *spec.split(","))])
+    schema = _Schema(files, [c for spec in columns.values() for c in (spec, *spec.split(","))])
     contents = functools.cache(schema.contents)
     roles = assign_columns(data_set, [*schema.types], contents, chosen=columns, modalities=modalities)
     by_type = _fields_by_type(schema, roles.fields, data_set)
     fields = roles.fields | by_type
-    chosen = _assemble_columns(schema, fields, modalities, files[0].path, roles.measured)
+    chosen = _assemble_columns(schema, fields, modalities, roles.measured, columns.values(), bad_examples)
     if not chosen.files and not chosen.texts and not chosen.measured:
         raise ValueError(
             f"{data_set}: no column with images, audio, video or captions is known by its name or type; found "
             f"{schema.list_types()}. Say which they are: --columns image=COLUMN text=COLUMN label=COLUMN."
         )
-    for file in files[1:]:
-        _check_same(chosen.paths(), file, files[0])
+    for file in files:
+        for path in chosen.paths():
+            _check_same(path, file, schema.file_of[path[0]])
+    if schema.empty:
+        names = ", ".join(map(shorten, schema.empty))
+        bad_examples.remark(f"{data_set}: columns without any value: {names}")
     fields_of_structs = {name for name, path in schema.paths.items() if len(path) > 1}
     used = {path[0] for path in chosen.paths()}
     guessed = roles.guessed | {column: of_column[0] for column, of_column in by_type.items()}
@@ -343,18 +406,20 @@ def choose_columns(
     return chosen
 
 
-def _check_same(paths: Iterable[ColumnPath], file: ArrowFile, first: ArrowFile) -> None:
-    """Raises ValueError if a file has other columns than the first one."""
+def _check_same(path: ColumnPath, file: ArrowFile, first: ArrowFile) -> None:
+    """Raises ValueError if a file has a column of another type than the file ``first``, or does not have it."""
 
     def family(kind: pa.DataType) -> str:
         """What values of a type are read as."""
         checks = {"text": is_text, "bytes": is_bytes, "a list": is_list, "a number": _is_number}
         return next((name for name, check in checks.items() if check(kind)), str(kind))
 
-    for path in paths:
+    try:
         kind = read_type(file.schema, path, file.path)
-        expected = read_type(first.schema, path, first.path)
-        if family(kind) != family(expected) and not pa.types.is_null(kind) and not pa.types.is_null(expected):
-            raise ValueError(
-                f"{file.path}: the column {'.'.join(path)} is {kind}, but {expected} in {first.path}."
-            )
+    except ValueError as error:
+        raise ValueError(f"{str(error).rstrip('.')}, while {first.path} has it.") from error
+    expected = read_type(first.schema, path, first.path)
+    if family(kind) != family(expected) and not pa.types.is_null(kind) and not pa.types.is_null(expected):
+        raise ValueError(
+            f"{file.path}: the column {'.'.join(path)} is {kind}, but {expected} in {first.path}."
+        )

@@ -106,6 +106,8 @@ class ParquetFile(ArrowFile):
             _check_names(self.schema)
             columns = range(self._metadata.num_columns)
             self._paths = [self._metadata.schema.column(i).path for i in columns]
+        except FileNotFoundError as error:
+            raise _not_there(path) from error
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a Parquet file, or a truncated one: {first_line(error)}."
@@ -198,6 +200,10 @@ def _damaged(path: Path, column: ColumnPath, error: Exception) -> ValueError:
     return ValueError(f"{path}: the column {name} cannot be read, the file is damaged: {first_line(error)}.")
 
 
+def _not_there(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"{path} does not exist, which other files of the data set name: copy it too.")
+
+
 def _identity(path: Path) -> str:
     """Size and time of a file: another one if it has changed."""
     stat = os.stat(path)
@@ -266,6 +272,8 @@ class IPCFile(ArrowFile):
             self._mapping = MappedFile(path)
             self.schema, self._batches = _read_batches(self._mapping.buffer)
             _check_names(self.schema)
+        except FileNotFoundError as error:
+            raise _not_there(path) from error
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: not an Arrow file, or a truncated one: {first_line(error)}."

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def first_line(error: Exception) -> str:
@@ -120,9 +121,14 @@ def simplify(array: pa.Array) -> pa.Array:
         return array.cast(pa.large_string())
     if pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind):
         return array.cast(pa.large_binary())
-    is_other_list = (pa.types.is_list_view, pa.types.is_large_list_view, pa.types.is_fixed_size_list)
-    if any(is_kind(kind) for is_kind in is_other_list):
+    if pa.types.is_fixed_size_list(kind):
         array = array.cast(pa.large_list(kind.value_type))
+    elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        # A cast would set the last offset to 0 (pyarrow 26).
+        lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+        offsets = pa.array(np.cumsum([0, *lengths]), pa.int64())
+        nulls = array.is_null() if array.null_count else None
+        array = pa.LargeListArray.from_arrays(offsets, array.flatten(), mask=nulls)
     if is_list(array.type) and not is_text(array.type.value_type, plain=True):
         values = simplify(array.values)
         lists = pa.LargeListArray if pa.types.is_large_list(array.type) else pa.ListArray

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from xmodal_jax.data.split_names import find_splits, split_of, test_and_validati
 from xmodal_jax.data.table import Content, FolderFile, Row, Table
 from xmodal_jax.types import kind_of
 
-_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
+_SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(-[0-9a-f]+)?")
 
 
 def split_of_file(name: str) -> str | None:
@@ -57,7 +58,7 @@ def _find_parquet(path: str | Path, bad_examples: BadExamples) -> dict[str | Non
     if root.is_file():
         return {None: [root]}
     if root.is_dir():
-        files = [file for file in root.rglob("*.parquet") if file.is_file()]
+        files = [file for file in root.rglob("*") if file.suffix.lower() == ".parquet" and file.is_file()]
     else:
         files = [Path(file) for file in glob.glob(str(root), recursive=True) if os.path.isfile(file)]
         root = Path(os.path.commonpath([file.parent for file in files])) if files else root
@@ -66,6 +67,7 @@ def _find_parquet(path: str | Path, bad_examples: BadExamples) -> dict[str | Non
     if not names:
         kind = "no .parquet file in it" if root.is_dir() else "no such file or folder"
         raise FileNotFoundError(f"parquet:{path}: there is {kind}.")
+    _remark_shards(names.values(), bad_examples)
     splits: dict[str | None, list[Path]] = defaultdict(list)
     for name, file in names.items():
         splits[split_of_file(name)].append(file)
@@ -74,6 +76,27 @@ def _find_parquet(path: str | Path, bad_examples: BadExamples) -> dict[str | Non
     for file in splits.pop(None, ()):
         bad_examples.remark(f"{file} is not read: its name says no split, as those of other files do")
     return dict(splits)
+
+
+def _remark_shards(files: Iterable[Path], bad_examples: BadExamples) -> None:
+    """Remarks shards that are not there, such as ``train-00001-of-00003``, and those of two divisions of one split."""
+    numbers: dict[tuple[Path, str], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for file in files:
+        if shard := _SHARD.fullmatch(file.stem):
+            numbers[file.parent, shard[1]][int(shard[3])].add(int(shard[2]))
+    for (folder, name), by_total in numbers.items():
+        for total, present in by_total.items():
+            if missing := sorted({*range(total)} - present):
+                bad_examples.remark(
+                    f"{folder}: {len(missing)} of {total} shards of {name} are not there, the first "
+                    f"{name}-{missing[0]:05d}-of-{total:05d}: what is in them is not read"
+                )
+        if len(by_total) > 1:
+            totals = " and ".join(f"-of-{total:05d}" for total in sorted(by_total))
+            bad_examples.remark(
+                f"{folder}: {name} is there in two divisions, {totals}: if they have the same rows, these are read "
+                "twice, and can be in training and test: remove one"
+            )
 
 
 def _find_arrow(path: str | Path) -> dict[str | None, list[Path]]:
@@ -131,6 +154,8 @@ def _open_files(
       ValueError: a file is damaged.
     """
     files = {name: [*map(open_file, of_split)] for name, of_split in sorted(paths.items(), key=str)}
+    # A file without rows can have other columns, or such whose type is not known: it decides nothing.
+    files = {name: [file for file in of_split if file.rows] for name, of_split in files.items()}
     if [*map(str, files)] in (["None"], ["train"]):
         return {"all": next(iter(files.values()))}
     return {str(name): of_split for name, of_split in files.items()}
@@ -526,13 +551,17 @@ def _encode(arrays: Iterable[pa.Array]) -> tuple[list[bytes | int | float], np.n
     kinds = {array.type for array in arrays}
     if any(is_text(kind) for kind in kinds):
         target = pa.large_binary()
+    elif any(pa.types.is_floating(kind) for kind in kinds):
+        target = pa.float64()
     else:
-        target = pa.float64() if any(pa.types.is_floating(kind) for kind in kinds) else pa.int64()
+        # Large numbers of 64 bits without a sign would become negative ones.
+        target = pa.decimal128(20) if any(pa.types.is_uint64(kind) for kind in kinds) else pa.int64()
     plain = pa.chunked_array([array.cast(target, safe=False) for array in arrays], target)
     # One array: the parts of a chunked one would each have a dictionary of their own.
     encoded = plain.combine_chunks().dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return encoded.dictionary.to_pylist(), codes.astype(np.int32)
+    values = encoded.dictionary.to_pylist()
+    return [int(v) if isinstance(v, Decimal) else v for v in values], codes.astype(np.int32)
 
 
 def _find_on_hub(name: str) -> dict[str | None, list[Path]]:

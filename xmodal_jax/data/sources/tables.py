@@ -79,6 +79,8 @@ def _decode(row: Row | str, options: MediaOptions) -> _Decoded | str:
         try:
             arrays[modality], cut = _decode_file(modality, file, options)
         except FileNotFoundError:
+            if isinstance(file, FolderFile) and "://" in file.name:
+                return f"{name} is an address: download the file, and name it by its path"
             return f"{name} does not exist" + (f" in {file.folder}" if isinstance(file, FolderFile) else "")
         except Exception as error:  # decoders raise many types of exceptions on damaged files
             return f"{name} cannot be decoded: {error or type(error).__name__}"

@@ -106,11 +106,16 @@ def find_shards(argument: str) -> list[Shard]:
     """
     shards: list[Shard] = []
     for part in argument.split("::"):
+        if not part:
+            raise ValueError(f"tar:{argument} has an empty path before or after '::'.")
         if re.match(r"[a-z][a-z0-9+.-]*:/|pipe:", part):
             raise ValueError(f"tar:{part} is no file on this machine: download the shards first.")
         shards += [shard for text in expand_braces(os.path.expanduser(part)) for shard in _shards_of(text)]
     for shard in shards:
         refuse_compressed(shard.path)
+        if not shard.path.is_file():  # reading a pipe could wait for ever
+            kind = "is no regular file" if shard.path.exists() else "is a link to a file that is not there"
+            raise ValueError(f"tar: the shard {shard.path} {kind}.")
     twice = first_duplicate(os.path.normpath(shard.path) for shard in shards)
     if twice is not None:
         raise ValueError(f"tar:{argument} names the shard {twice} twice.")
@@ -152,10 +157,14 @@ def _match_splits(pattern: str) -> list[tuple[Path, str]]:
 def _shards_in_folder(folder: Path) -> list[Path]:
     """The tar files of a folder and of those of its folders that are splits."""
     folders = [folder, *(d for d in sorted(folder.iterdir()) if d.is_dir() and split_of(d.name))]
-    if shards := [path for d in folders for path in sorted(d.glob("*.tar"))]:
-        return shards
+    shards = [path for d in folders for path in sorted(d.glob("*.tar")) if not path.name.startswith(".")]
     for path in (path for d in folders for path in sorted(d.glob("*.t*"))):
-        refuse_compressed(path)
+        if path.name.partition(".tar")[0] not in {
+            shard.stem for shard in shards if shard.parent == path.parent
+        }:
+            refuse_compressed(path)  # it would not be read
+    if shards:
+        return shards
     raise FileNotFoundError(
         f"tar: {folder} has no .tar files, nor have folders train/ and test/ in it. Name the shards, such as "
         f"tar:{folder}/{{000..099}}.tar."
@@ -331,7 +340,8 @@ class TarTable(Table):
             )
             raise ValueError(
                 f"{self.data_set}: most samples have two members of one kind; sample {first[1]} of {first[0]}: "
-                f"{ambiguous[0]}, and a name such as image_2 or text_es keeps both."
+                f"{ambiguous[0]}, and a name such as image_2 or text_es keeps both. If they belong to different "
+                "samples, rename the files: the key of a sample ends at the first dot of the file name."
             )
         present = {name for index in indexes for name in (*index.roles, *index.texts)}
         if any(index.names or (index.label_numbers != NO_NUMBER).any() for index in indexes):

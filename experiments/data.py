@@ -20,14 +20,13 @@ import tyro
 from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.splits import fit_tokenizer, open_splits
+from xmodal_jax.data.splits import fit_transforms, open_splits
 from xmodal_jax.data.statistics import describe
 from xmodal_jax.experiment import write_report
 from xmodal_jax.report import data as panels
 from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.config import DataConfig, DataFlags
 from xmodal_jax.train.run import Run
-from xmodal_jax.types import kind_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,14 +57,15 @@ def main(config: Config) -> None:
     run = Run.create(config.run_dir, config, tensorboard=False)
     bad_examples = BadExamples(config.input.on_bad_example, announce=run.print)
 
-    # The splits as a training run opens them, and the tokenizer, which tells how many captions are cut.
+    # The splits as a training run opens them, the tokenizer, which tells how many captions are cut, and standard units.
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         sources = {"train": splits.train, "validation": splits.validation, **splits.tests}
-        if "text" in map(kind_of, splits.train.modalities):
-            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-            tokens = tokenize.tokenizer.vocab_size
-            run.print(f"tokenizer: {tokens} tokens; texts have up to {tokenize.max_length}")
+        prepare = fit_transforms(splits.train, bad_examples, config.text_options)
+        if prepare.tokenize:
+            run.print(
+                f"tokenizer: {prepare.vocab_size} tokens; texts have up to {prepare.tokenize.max_length}"
+            )
 
     with timer("statistics"):
         statistics = {
@@ -81,9 +81,11 @@ def main(config: Config) -> None:
     with write_report(run, "Data", config.data, metrics, timer, bad_examples) as report:
         report.add_cards(metrics, [*(f"{name}/examples" for name in statistics), "data/bad_examples"])
         panels.add_counts(report, statistics)
-        panels.add_contact_sheet(report, splits.train, count=config.shown, seed=config.seed, sample_rate=rate)
+        shown = dict(sample_rate=rate, standardise=prepare.standardise)
+        panels.add_contact_sheet(report, splits.train, count=config.shown, seed=config.seed, **shown)
+        panels.add_features(report, prepare.standardise)
         panels.add_statistics(report, statistics)
-        panels.add_conspicuous(report, sources, statistics, sample_rate=rate)
+        panels.add_conspicuous(report, sources, statistics, **shown)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from xmodal_jax.data.source import Source
+from xmodal_jax.data.standardise import StandardiseTransform
 from xmodal_jax.data.statistics import SplitStatistics, shared_contents
 from xmodal_jax.report.alignment import content
 from xmodal_jax.report.figures import INK, MUTED, PALETTE, WIDTH, shorten
@@ -16,6 +17,8 @@ from xmodal_jax.report.page import Report
 
 CLASSES_SHOWN = 40
 """Classes in the figure of their frequencies, at most."""
+FEATURES_SHOWN = 60
+"""Features of a modality in the table of their statistics, at most."""
 CONSPICUOUS_SHOWN = 24
 """Conspicuous examples of each split in the page, at most."""
 
@@ -106,16 +109,43 @@ def add_statistics(report: Report, splits: Mapping[str, SplitStatistics]) -> Non
         report.add_text("Equal contents", "No two examples have equal contents.")
 
 
+def add_features(report: Report, standardise: StandardiseTransform | None) -> None:
+    """A table of the mean and the standard deviation of each feature of measured quantities over the training split.
+
+    ``standardise``: fitted to that split; None: there are no measured quantities, and no table.
+    """
+    rows, note = [], ""
+    for modality, statistics in ({} if standardise is None else standardise.statistics).items():
+        names = statistics.names or [str(k) for k in range(len(statistics.mean))]
+        features = list(zip(names, statistics.mean, statistics.std, strict=True))
+        rows += [
+            [modality, name, f"{mean:.4g}", f"{std:.4g}"] for name, mean, std in features[:FEATURES_SHOWN]
+        ]
+        if len(features) > FEATURES_SHOWN:
+            note += f"Of {modality}, {FEATURES_SHOWN} of {len(features):,} are shown. "
+    if rows:
+        report.add_table("Features", ["modality", "feature", "mean", "standard deviation"], rows, note=note)
+
+
 def add_contact_sheet(
-    report: Report, source: Source, *, count: int, seed: int = 0, sample_rate: int = 16_000
+    report: Report,
+    source: Source,
+    *,
+    count: int,
+    seed: int = 0,
+    sample_rate: int = 16_000,
+    standardise: StandardiseTransform | None = None,
 ) -> None:
-    """A table of ``count`` random examples with all their modalities as training sees them, and their class."""
+    """A table of ``count`` random examples with all their modalities as training sees them, and their class.
+
+    ``standardise``: of measured quantities, which are shown in standard deviations; None: there are none.
+    """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:count])
     report.add_table(
         "Examples",
         [*source.modalities, *(["class"] if source.class_labels(chosen[:1]) is not None else []), "where"],
         [
-            [*_example(source, int(index), sample_rate), _where(source, "train", int(index))]
+            [*_example(source, int(index), sample_rate, standardise), _where(source, "train", int(index))]
             for index in chosen
         ],
         note="Random examples of the training split, as a batch holds them: resized, cut, resampled.",
@@ -137,9 +167,10 @@ def add_conspicuous(
     splits: Mapping[str, SplitStatistics],
     *,
     sample_rate: int = 16_000,
+    standardise: StandardiseTransform | None = None,
 ) -> None:
     """Examples that may be mistakes, such as images of one colour and silent recordings; and those with the longest
-    captions."""
+    captions. ``standardise``: see `add_contact_sheet`."""
     modalities = list(dict.fromkeys(m for source in sources.values() for m in source.modalities))
     rows, note = [], ""
     for name, split in splits.items():
@@ -152,21 +183,28 @@ def add_conspicuous(
             note += f"Of {name}, {CONSPICUOUS_SHOWN} of {len(reasons):,} are shown. "
         source = sources[name]
         for index, reason in reasons[:CONSPICUOUS_SHOWN]:
-            contents = dict(zip(source.modalities, _example(source, index, sample_rate), strict=False))
+            contents = dict(
+                zip(source.modalities, _example(source, index, sample_rate, standardise), strict=False)
+            )
             cells = [contents.get(m, "") for m in modalities]
             rows.append([name, reason, *cells, _where(source, name, index)])
     if rows:
         report.add_table("Look at these", ["split", "why", *modalities, "where"], rows, note=note)
 
 
-def _example(source: Source, index: int, sample_rate: int) -> list[object]:
-    """The cells of one example: the content of each modality (empty where it is missing), and its class."""
+def _example(
+    source: Source, index: int, sample_rate: int, standardise: StandardiseTransform | None
+) -> list[object]:
+    """The cells of one example: the content of each modality (empty where it is missing), and its class.
+
+    ``sample_rate``: of audio, Hz. ``standardise``: of measured quantities.
+    """
     batch = source.batch(np.array([index]))
     present = batch.get("present", {})
     cells: list[object] = []
     for modality in source.modalities:
         is_present = bool(present.get(modality, [True])[0])
-        cells.append(content(batch, modality, 0, sample_rate) if is_present else "")
+        cells.append(content(batch, modality, 0, sample_rate, standardise) if is_present else "")
     labels = source.class_labels(np.array([index]))
     if labels is not None:
         label = int(labels[0])

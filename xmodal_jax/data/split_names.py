@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import NamedTuple
 
 SPLIT_OF_WORD = {
@@ -48,6 +49,22 @@ def test_and_validation(names: Collection[str]) -> tuple[tuple[str, ...], str | 
     """``(test_splits, validation_split)`` of a data set with the splits ``names``, as `Source` declares them."""
     has = {split: bool(find_splits(split, names)) for split in ("test", "validation")}
     return ("test",) * has["test"], "validation" if has["validation"] else None
+
+
+TRAIN_ALONE = "{} has the split train alone: a tenth of it is the test split"
+"""Remark on a data set whose only split is ``train``; ``{}`` is its name."""
+
+
+def require_undivided_split(split: str, data_set: str | Path) -> None:
+    """Checks the split of a data set without splits of its own, a tenth of which is the test split.
+
+    Raises:
+      ValueError: ``split`` is not ``train``, ``test`` or ``all``; the message names ``data_set``.
+    """
+    if split not in ("train", "test", "all"):
+        raise ValueError(
+            f"{data_set} has no splits, so that the split must be train, test or all: {split!r}."
+        )
 
 
 class Part(NamedTuple):

@@ -16,6 +16,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.order import share_out
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.standardise import StandardiseTransform, fit_standardisation
+from xmodal_jax.data.table import evenly_spaced
 from xmodal_jax.data.text import (
     Tokenizer,
     TokenizeTransform,
@@ -119,7 +120,7 @@ def read_captions(
     Raises:
       ValueError: the examples have no captions.
     """
-    indices = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
+    indices = evenly_spaced(len(source), limit)
     captions = []
     # In chunks, because many sources read images and sounds as well.
     for chunk in np.array_split(indices, -(-len(indices) // _CHUNK)):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from xmodal_jax.core.text_files import shorten
 from xmodal_jax.data.source import RawBatch, Source, first_of_group
+from xmodal_jax.data.table import evenly_spaced
 from xmodal_jax.types import kind_of
 
 _CHUNK = 200
@@ -71,7 +72,7 @@ def describe(
       sample_rate: of audio, Hz.
       progress: whether to show a progress bar.
     """
-    read = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
+    read = evenly_spaced(len(source), limit)
     words: dict[str, list[int]] = {}
     seconds: dict[str, list[float]] = {}
     digests: dict[str, Counter[bytes]] = {m: Counter() for m in source.modalities}

@@ -14,6 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 
+def evenly_spaced(total: int, count: int) -> np.ndarray:
+    """Up to ``count`` of the numbers 0..total-1, evenly spaced, with the first and the last one: int64, ascending."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
+
+
 class FolderFile(NamedTuple):
     """A file in a folder; its spelling there may differ (see `metadata.find_file`)."""
 
@@ -94,6 +99,5 @@ class Table(abc.ABC):
         rows = (
             np.flatnonzero(np.any([self.has_file[m] for m in names], axis=0)) if names else np.zeros(0, int)
         )
-        spaced = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))
-        read = self.read(rows[spaced].tolist(), names)
+        read = self.read(rows[evenly_spaced(len(rows), count)].tolist(), names)
         return [file for row in read if not isinstance(row, str) for file in row.files.values()]

@@ -304,7 +304,7 @@ def test_without_splits_a_tenth_of_the_keys_is_the_test_split(tmp_path):
     ]
     assert captions(open_tar(tmp_path, "train")) == [str(i) for i in np.flatnonzero(~in_test)]
     assert len(open_tar(tmp_path)) == 200
-    with pytest.raises(ValueError, match="no shards of another split than train, .* 'validation'"):
+    with pytest.raises(ValueError, match="has no split 'validation': .* must be train, test or all"):
         open_tar(tmp_path, "validation")
     few = write_tar(tmp_path / "few" / "a.tar", [(f"{i}.txt", str(i)) for i in range(3)])
     assert captions(open_tar(few, "test")) == [str(np.flatnonzero(choose_test(list("012"), few))[0])]

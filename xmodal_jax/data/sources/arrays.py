@@ -19,6 +19,8 @@ from xmodal_jax.data.measured_columns import mask_missing
 from xmodal_jax.data.media import require_file
 from xmodal_jax.data.metadata import MIN_CLASS_LIMIT, choose_test
 from xmodal_jax.data.source import RawBatch, Source, first_of_group, is_measured_field
+from xmodal_jax.data.split_names import require_undivided_split
+from xmodal_jax.data.table import evenly_spaced
 from xmodal_jax.types import KINDS, MODALITIES, is_measured, kind_of
 
 _FIELDS = {
@@ -100,7 +102,7 @@ def nbytes(arrays: dict[str, Any]) -> int:
 
 def estimate_nbytes(source: Source, sample: int = 16) -> int:
     """Bytes that all examples of a source would take in memory, estimated from ``sample`` of them."""
-    indices = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
+    indices = evenly_spaced(len(source), sample)
     return nbytes(source.batch(indices)) * len(source) // len(indices)
 
 
@@ -450,8 +452,7 @@ def _in_split(source: ArraySource, split: str, path: Path) -> np.ndarray:
     """
     if split == "all":
         return np.ones(len(source), bool)
-    if split not in ("train", "test"):
-        raise ValueError(f"{path} has no split {split!r}; without split files it is train, test or all.")
+    require_undivided_split(split, path)
     # Examples that show the same picture are in one split: the number of the first of them decides.
     in_test = choose_test([str(first) for first in first_of_group(source).tolist()], path)
     return in_test == (split == "test")

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from xmodal_jax.core.text_files import shorten
 from xmodal_jax.data.shapes.speech import default_cache_dir
 from xmodal_jax.data.sources.arrow_values import Block, MappedFile, check_array, first_line, simplify
+from xmodal_jax.data.table import evenly_spaced
 
 ColumnPath = tuple[str, ...]
 """A column, or a field of a struct column: ``("image", "bytes")``."""
@@ -344,7 +345,7 @@ class Files:
         """Up to ``count`` rows that can be read without copying: the first of some chunks, int64."""
         sizes = np.diff(self.chunk_starts)
         starts = self.sort_rows(self.chunk_starts[:-1][sizes > 0])
-        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(16, len(starts))).astype(int))]
+        starts = starts[evenly_spaced(len(starts), 16)]
         size_of = dict(zip(self.chunk_starts[:-1].tolist(), sizes.tolist(), strict=True))
         each = -(-count // len(starts))
         return np.concatenate([start + np.arange(min(each, size_of[start])) for start in starts.tolist()])[

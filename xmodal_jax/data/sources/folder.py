@@ -19,8 +19,8 @@ from xmodal_jax.data.layouts.layout import Layout, ReadOptions, SplitFiles
 from xmodal_jax.data.measured_columns import Cell, ColumnSizes, join_rows, measure_cells
 from xmodal_jax.data.metadata import Record, choose_test
 from xmodal_jax.data.sources.tables import TableSource
-from xmodal_jax.data.split_names import find_splits, test_and_validation
-from xmodal_jax.data.table import Content, FolderFile, Row, Table
+from xmodal_jax.data.split_names import find_splits, require_undivided_split, test_and_validation
+from xmodal_jax.data.table import Content, FolderFile, Row, Table, evenly_spaced
 from xmodal_jax.types import kind_of
 
 
@@ -86,10 +86,7 @@ def _list_part(
     root: Path, files: SplitFiles, split: str, bad_examples: BadExamples, options: ReadOptions
 ) -> _Listing:
     """The split ``train`` or ``test`` of a folder without splits, a tenth of which is the test split; or ``all``."""
-    if split not in ("train", "test", "all"):
-        raise ValueError(
-            f"{root} has no split folders, so that the split must be train, test or all: {split!r}."
-        )
+    require_undivided_split(split, root)
     records = files.records(options, bad_examples)
     all_parts = [(files, records)]
     if split != "all":
@@ -237,8 +234,7 @@ class FolderTable(Table):
                 name = next(names, None)
                 if name is not None and not name.lower().endswith(".mp4"):
                     files.append(FolderFile(split_files.folder, name))
-        spaced = np.linspace(0, len(files) - 1, min(count, len(files))).astype(np.int64)
-        return [files[k] for k in np.unique(spaced)]
+        return [files[k] for k in evenly_spaced(len(files), count)]
 
 
 def _measure(records: Iterable[Record]) -> dict[str, ColumnSizes]:

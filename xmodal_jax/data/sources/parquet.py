@@ -27,8 +27,14 @@ from xmodal_jax.data.sources.arrow_files import ArrowFile, ColumnPath, Files, IP
 from xmodal_jax.data.sources.arrow_numbers import join_columns, read_numbers
 from xmodal_jax.data.sources.arrow_values import first_line, is_text
 from xmodal_jax.data.sources.tables import TableSource
-from xmodal_jax.data.split_names import find_splits, split_of, test_and_validation
-from xmodal_jax.data.table import Content, FolderFile, Row, Table
+from xmodal_jax.data.split_names import (
+    TRAIN_ALONE,
+    find_splits,
+    require_undivided_split,
+    split_of,
+    test_and_validation,
+)
+from xmodal_jax.data.table import Content, FolderFile, Row, Table, evenly_spaced
 from xmodal_jax.types import kind_of
 
 _SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(-[0-9a-f]+)?")
@@ -164,10 +170,7 @@ def _open_files(
 def _choose_splits(split: str, names: Collection[str], data_set: str) -> list[str]:
     """Those of the splits ``names`` that ``split`` means; ValueError if there are none."""
     if [*names] == ["all"]:
-        if split not in ("train", "test", "all"):
-            raise ValueError(
-                f"{data_set} has no splits, so that the split must be train, test or all: {split!r}."
-            )
+        require_undivided_split(split, data_set)
         return ["all"]
     chosen = find_splits(split, names)
     if not chosen:
@@ -220,7 +223,7 @@ class ArrowTable(Table):
         if divided:
             self.test_splits, self.validation_split = test_and_validation([*by_split])
         elif "train" in paths:
-            bad_examples.remark(f"{data_set} has the split train alone: a tenth of it is the test split")
+            bad_examples.remark(TRAIN_ALONE.format(data_set))
         # The files of this split come first, so that its rows are the first of all.
         others = [files for name, files in by_split.items() if name not in chosen]
         files = [file for name in chosen for file in by_split[name]]
@@ -474,9 +477,7 @@ class ArrowTable(Table):
         else:
             valid = [self._columns[path].valid() for column in columns.values() for path in column if path]
             numbers = self._files.sort_rows(np.flatnonzero(np.any(valid, axis=0)))
-            numbers = numbers[
-                np.unique(np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int))
-            ]
+            numbers = numbers[evenly_spaced(len(numbers), count)]
         contents = zip(*(self._contents(modality, numbers) for modality in columns), strict=True)
         first = (
             next((c for c in of_row if c is not None and not isinstance(c, str)), None) for of_row in contents

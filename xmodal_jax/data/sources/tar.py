@@ -20,8 +20,14 @@ from xmodal_jax.core.text_files import first_duplicate
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.labels import Labels
 from xmodal_jax.data.sources.tables import TableSource
-from xmodal_jax.data.split_names import find_splits, split_of, test_and_validation
-from xmodal_jax.data.table import Content, Row, Table
+from xmodal_jax.data.split_names import (
+    TRAIN_ALONE,
+    find_splits,
+    require_undivided_split,
+    split_of,
+    test_and_validation,
+)
+from xmodal_jax.data.table import Content, Row, Table, evenly_spaced
 from xmodal_jax.data.tar_index import (
     NO_NUMBER,
     FieldRoles,
@@ -369,17 +375,11 @@ class TarTable(Table):
         """
         lengths = [len(index.numbers) for index in self._indexes]
         if set(splits) <= {None, "train"}:
-            if split not in ("train", "test", "all"):
-                raise ValueError(
-                    f"{self.data_set}: no shards of another split than train, so that the split must be train, test "
-                    f"or all: {split!r}."
-                )
+            require_undivided_split(split, self.data_set)
             if split == "all":
                 return np.ones(sum(lengths), bool), [True] * len(lengths)
             if "train" in splits:
-                bad_examples.remark(
-                    f"{self.data_set} has the split train alone: a tenth of it is the test split"
-                )
+                bad_examples.remark(TRAIN_ALONE.format(self.data_set))
             in_test = _choose_test(np.concatenate([index.hashes for index in self._indexes]), self.data_set)
             return in_test == (split == "test"), [True] * len(lengths)
         names = [name or "train" for name in splits]
@@ -497,8 +497,7 @@ class TarTable(Table):
         if not names:
             return []
         samples = np.flatnonzero(np.any([self._offsets[m] >= 0 for m in names], axis=0))
-        spaced = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(np.int64))
-        rows = self._read_samples(samples[spaced], names)
+        rows = self._read_samples(samples[evenly_spaced(len(samples), count)], names)
         return [next(iter(row.files.values())) for row in rows if not isinstance(row, str)]
 
 

@@ -63,7 +63,8 @@ def require_undivided_split(split: str, data_set: str | Path) -> None:
     """
     if split not in ("train", "test", "all"):
         raise ValueError(
-            f"{data_set} has no splits, so that the split must be train, test or all: {split!r}."
+            f"{data_set} has no split {split!r}: it is not divided into splits, so that the split must be train, test "
+            "or all."
         )
 
 

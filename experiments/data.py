@@ -19,6 +19,7 @@ import tyro
 
 from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.mixture_splits import DataSpec, describe_spec
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_transforms, open_splits
 from xmodal_jax.data.statistics import describe
@@ -33,8 +34,8 @@ from xmodal_jax.train.run import Run
 class Config(DataConfig):
     """What training would see of a data set."""
 
-    data: Annotated[str, tyro.conf.Positional]
-    """Data set, in one of the forms of ``--data`` of the other scripts."""
+    data: Annotated[DataSpec, tyro.conf.Positional]
+    """Data set, in one of the forms of ``--data`` of the other scripts; several are mixed."""
     input: DataFlags = DataOptions(train_size=2000, on_bad_example="skip", check_files=True)
     examples: int = 10_000
     """Number of examples of each split whose contents are read, evenly spaced; all examples are counted."""
@@ -78,7 +79,7 @@ def main(config: Config) -> None:
     metrics = {f"{name}/examples": split.examples for name, split in statistics.items()}
     metrics |= {f"{name}/conspicuous": len(split.conspicuous) for name, split in statistics.items()}
     metrics["data/bad_examples"] = len(bad_examples)
-    with write_report(run, "Data", config.data, metrics, timer, bad_examples) as report:
+    with write_report(run, "Data", describe_spec(config.data), metrics, timer, bad_examples) as report:
         report.add_cards(metrics, [*(f"{name}/examples" for name in statistics), "data/bad_examples"])
         panels.add_counts(report, statistics)
         shown = dict(sample_rate=rate, standardise=prepare.standardise)

@@ -61,3 +61,31 @@ def test_it_stops_at_the_first_bad_example_if_asked(folder, tmp_path):
     assert done.returncode != 0
     assert re.search(r"metadata\.jsonl\D+1[3-6]\b", done.stderr), done.stderr[-500:]
     assert "--on-bad-example skip" in done.stderr
+
+
+@pytest.mark.slow  # a minute, for its compilation
+def test_data_sets_that_never_met_are_mixed(folder, tmp_path):
+    """Images with captions and recordings with captions, of which no example has an image and a recording."""
+    rng = np.random.default_rng(0)
+    captions = np.array([f"picture number {k % 12} spoken" for k in range(40)])
+    audio = (3000 * rng.normal(size=(40, 8000))).astype(np.int16)
+    np.savez(tmp_path / "speech.npz", audio=audio, caption=captions, label=np.arange(40) % 2)
+    words = (
+        "--data", f"folder:{folder}", f"npz:{tmp_path}/speech.npz", "--data-weights", "1", "3", "--smoke",
+        "--on-bad-example", "skip", "--run-dir", tmp_path / "run",
+    )  # fmt: skip
+    done = run(*words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    assert {name.split("/")[0] for name in metrics if name.endswith("recall@1")} == {
+        "image_to_text", "text_to_image", "text_to_audio", "audio_to_text", "data", "speech",
+    }  # fmt: skip
+    assert "data/image_to_text/recall@1" in metrics and "speech/text_to_audio/recall@1" in metrics
+    assert not any("image_to_audio" in name for name in metrics)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [record for record in records if "train/loss" in record]
+    assert losses and all(record["train/image_audio"] == 0.0 for record in losses)
+    for record in losses:
+        pairs = record["train/text_image"] + record["train/text_audio"]
+        assert record["train/loss"] == pytest.approx(pairs / 2, rel=1e-4)
+    assert "This report is incomplete" not in (tmp_path / "run" / "report.html").read_text()

@@ -8,17 +8,19 @@ import pytest
 
 from tests.support import LAYOUTS, assert_device_invariant, random_params
 from xmodal_jax.models.contrastive import (
+    CCA,
     CORAL,
     MMD,
     ContrastiveConfig,
     InfoNCE,
+    Pairs,
     Sigmoid,
     Triplet,
     make_contrastive,
     matching_ids,
     text_ids,
 )
-from xmodal_jax.models.towers import AudioFeatures, Augmentation
+from xmodal_jax.models.towers import AudioFeatures, Augmentation, features_field
 from xmodal_jax.nets.encoders import (
     AudioTransformerConfig,
     DCGANEncoderConfig,
@@ -157,6 +159,70 @@ def test_a_modality_missing_in_all_examples_gives_its_tower_no_gradient():
     grads, _ = jax.jit(jax.grad(method.loss, has_aux=True))(params, batch, key)
     assert all(not np.any(g) for g in jax.tree.leaves(jax.device_get(grads["audio"])))
     assert any(np.any(g) for g in jax.tree.leaves(jax.device_get(grads["image"])))
+
+
+TEXTS = ("text", "text_a", "text_b")
+
+
+def never_met(n=16):
+    """A batch in which each example has the text, and half of them one of the other two modalities each."""
+    rng = np.random.default_rng(3)
+    batch = {m: rng.integers(1, 19, (n, 5)).astype(np.int32) for m in TEXTS}
+    batch |= {f"{m}_mask": np.ones((n, 5), bool) for m in TEXTS}
+    first = np.arange(n) < n // 2
+    present = {"text": np.ones(n, bool), "text_a": first, "text_b": ~first}
+    return {**batch, "index": np.arange(n, dtype=np.int32), "present": present}
+
+
+def test_modalities_that_never_meet_align_through_the_one_they_share():
+    """Loss and gradients are those of the pairs with that one alone, and their own pair counts for nothing."""
+    method = make_contrastive(CONFIG, TEXTS, vocab_size=19)
+    anchored = make_contrastive(dataclasses.replace(CONFIG, anchor="text"), TEXTS, vocab_size=19)
+    batch, key = on_device(never_met()), jax.random.key(0)
+    params = random_params(method.init, key, batch)
+    run = lambda method: jax.jit(jax.value_and_grad(method.loss, has_aux=True))(params, batch, key)
+    ((loss, aux), grads), ((expected, _), expected_grads) = run(method), run(anchored)
+    assert aux["text_a_text_b"] == 0.0 and loss > 0.1
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    for grad, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-6 * np.abs(other).max())
+
+
+def test_a_batch_without_any_pair_has_a_loss_of_zero():
+    method = make_contrastive(CONFIG, TEXTS, vocab_size=19)
+    batch, key = never_met(), jax.random.key(0)
+    batch["present"]["text"] = np.zeros(16, bool)
+    params = random_params(method.init, key, on_device(batch))
+    (loss, _), grads = jax.jit(jax.value_and_grad(method.loss, has_aux=True))(params, on_device(batch), key)
+    assert loss == 0.0 and not any(np.any(g) for g in jax.tree.leaves(jax.device_get(grads)))
+
+
+OBJECTIVES = [InfoNCE(), InfoNCE(implementation="tiled"), Sigmoid(), Triplet(), MMD(), CORAL(), CCA()]
+
+
+@pytest.mark.parametrize(
+    "objective", OBJECTIVES, ids=lambda o: f"{o.name} {getattr(o, 'implementation', '')}".strip()
+)
+def test_a_pair_that_no_example_has_is_exactly_zero(objective):
+    a, b = jax.random.normal(jax.random.key(0), (2, 6, 3))
+    params = objective.initial_params()
+
+    def loss(a, b, scale, params):
+        return objective(Pairs(a, b, jnp.zeros(6, bool), None, None), params, scale)
+
+    value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(a, b, jnp.float32(2.0), params)
+    assert value == 0.0 and all(np.all(g == 0) for g in jax.tree.leaves(grads))
+
+
+def test_the_devices_do_not_change_the_loss_of_a_mixture():
+    """Also where some devices have no example of a pair that others have."""
+    method = make_contrastive(CONFIG, TEXTS, vocab_size=19)
+    # The output of the encoders, so that there is little to compile.
+    features = {
+        features_field(m): np.random.default_rng(k).normal(size=(16, 16)) for k, m in enumerate(TEXTS)
+    }
+    batch = never_met() | {name: x.astype(np.float32) for name, x in features.items()}
+    assert_device_invariant(method, batch, layouts=[("pmap", 4, 1)])
 
 
 def test_embeddings_are_unit_vectors_and_prediction_takes_any_modalities():

@@ -23,6 +23,7 @@ from xmodal_jax.core.parts import Advanced, Basic, FilledIn
 from xmodal_jax.train import command_line
 from xmodal_jax.train.command_help import field_docs, options_of, short_help, wrap_description
 from xmodal_jax.train.command_line import _message_of, default_of, parse, run_script
+from xmodal_jax.train.config import RunConfig, shrink
 from xmodal_jax.train.loop import NonFiniteError, describe_interruption
 from xmodal_jax.train.run import Run, from_json, to_json
 
@@ -381,6 +382,33 @@ class Resumable(Config):
     """Directory."""
     resume: bool = False
     """Go on."""
+
+
+@pytest.mark.parametrize(
+    ("words", "data"),
+    [
+        ("", "shapes"), ("--data a", "a"), ("--data a b", ("a", "b")), ("--data a --steps 5 --data b", ("a", "b")),
+        ("--data=a --data=b c --steps 5", ("a", "b", "c")), ("--steps 5 --data a b --data=c", ("a", "b", "c")),
+    ],
+)  # fmt: skip
+def test_several_data_sets_follow_one_flag_or_repeat_it(words, data, tmp_path):
+    config = parse(RunConfig, None, words.split())
+    assert config.data == data and config.steps == (5 if "5" in words else RunConfig().steps)
+    assert from_json(RunConfig, to_json(config)) == config
+    run_dir = ["--run-dir", str(tmp_path)]
+    with Run.create(tmp_path, config, tensorboard=False) as run:
+        run.log(1, {"train/loss": 1.0})
+    assert parse(RunConfig, None, [*run_dir, "--resume"]).data == data
+    assert shrink(dataclasses.replace(config, data=("a?train_size=90&seed=1", "b?x=100"))).data == (
+        "a?train_size=64&seed=1", "b?x=100",
+    )  # fmt: skip
+
+
+def test_weights_of_data_sets_are_numbers(capsys):
+    assert parse(RunConfig, None, "--data-weights 2 0.5".split()).input.data_weights == (2.0, 0.5)
+    with pytest.raises(SystemExit):
+        parse(RunConfig, None, "--data-weights 2 x".split())
+    assert capsys.readouterr().err == "--data-weights: numbers or None is expected, got '2', 'x'\n"
 
 
 def test_a_resumed_run_needs_no_other_flag_and_given_flags_override(tmp_path):

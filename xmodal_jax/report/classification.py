@@ -138,8 +138,12 @@ def add_attention(
     examples = [
         AttentionExample(
             _title(raw, k, index, split, predicted, class_names, correct[index]),
-            # The content of each modality's panel, and the attention to its parts.
-            {m: PANEL_CONTENT[kind_of(m)](inputs, m, k, w[k]) for m, w in weights.items()},
+            # The content of the panel of each modality that the example has, and the attention to its parts.
+            {
+                m: PANEL_CONTENT[kind_of(m)](inputs, m, k, w[k])
+                for m, w in weights.items()
+                if batch["present"][m][k]
+            },
         )
         for k, index in enumerate(indices.tolist())
     ]

@@ -546,12 +546,18 @@ def _message_of(box: str, config_class: Any) -> str:
 WRONG_VALUE = (
     r"invalid literal for (int)\(\) with base 10: (.*)$"
     r"|could not convert string to (float): (.*)$"
-    r"|no type matching (\S+) could be instantiated from \[(.*?)\]\. Got errors: .*$"
+    r"|no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors: .*$"
 )
 """What tyro writes of a value that is not of the type of its option: the message of Python's conversion, or, where the
 option has several types, one message for each."""
 
-TYPE_WORDS = {"int": "a whole number", "float": "a number", "{None}": "None"}
+TYPE_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "{None}": "None",
+    "{[int [int ...]]}": "whole numbers",
+    "{[float [float ...]]}": "numbers",
+}
 """How messages name the types of options; others as tyro writes them in its help."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -270,4 +271,12 @@ def shrink(config):
         eval_every=2,
         checkpoint_every=2,
         input=dataclasses.replace(config.input, train_size=min(config.input.train_size or 64, 64)),
+        data=_shrink_data(config.data),
     )
+
+
+def _shrink_data(spec: DataSpec) -> DataSpec:
+    """What ``--data`` says, with at most 64 examples where a data set has a ``train_size`` of its own."""
+    if not isinstance(spec, str):
+        return tuple(map(_shrink_data, spec))
+    return re.sub(r"(?<=[?&]train_size=)\d+", lambda size: str(min(int(size[0]), 64)), spec)

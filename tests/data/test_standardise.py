@@ -188,3 +188,18 @@ def test_integers_are_numbers(tmp_path):
     for name in ("vector", "vector_flags"):
         np.testing.assert_allclose(batch[name].mean(axis=0), 0.0, atol=1e-6)
         np.testing.assert_allclose(batch[name].std(axis=0), 1.0, atol=1e-6)
+
+
+def test_features_can_have_names(tmp_path):
+    names = np.array(["age", "pulse"])
+    arrays = dict(vector=np.ones((10, 2)), vector_blood=np.ones((10, 1)), vector_feature_names=names)
+    np.savez(tmp_path / "a.npz", **arrays)
+    source = load_npz(tmp_path / "a.npz", "train")
+    assert source.feature_names == {"vector": ("age", "pulse")}
+    assert fit_standardisation(source).statistics["vector"].names == ("age", "pulse")
+    np.savez(tmp_path / "b.npz", **{**arrays, "vector_feature_names": names[:1]})
+    with pytest.raises(ValueError, match=r"'vector_feature_names' is <U5 \[1\]; expected strings \[2\]"):
+        load_npz(tmp_path / "b.npz", "train")
+    np.savez(tmp_path / "c.npz", vector=np.ones((10, 2)), series_feature_names=names)
+    with pytest.raises(ValueError, match="expected a field 'series' that it names the features of"):
+        load_npz(tmp_path / "c.npz", "train")

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.core import trees
 from xmodal_jax.core.nesting import nested, value_at
+from xmodal_jax.core.parts import parts_of
 from xmodal_jax.data.media import DEFAULT_RESIZE
 from xmodal_jax.data.text import Tokenizer, tokenizer_from_files
 from xmodal_jax.models.lora import LoRA, with_lora
@@ -265,14 +266,17 @@ def with_own_encoders(config: Config, fields: Mapping[str, str]) -> Config:
     Raises:
       ValueError: the model has no encoder of the modality, or there is no such module.
     """
-    model = config.model
-    for name, spec in config.own_encoders.items():
+    for name in config.own_encoders:
         if name not in fields:
             raise ValueError(f"this experiment takes no encoder of {name}: leave --{_flag(name)} out")
+    if not config.own_encoders:
+        return config
+    model = config.model
+    for name, spec in config.own_encoders.items():
         import_object(spec)
         encoder = CustomEncoderConfig.in_place_of(get_field(model, fields[name]))
         model = replace_field(model, fields[name], dataclasses.replace(encoder, module=spec))
-    return config if model is config.model else dataclasses.replace(config, model=model)
+    return dataclasses.replace(config, model=model)
 
 
 def pretrained_remarks(config: Any, flag: str = "-") -> list[str]:
@@ -401,6 +405,11 @@ def find_folders(config: PretrainedConfig, allowed: Collection[str] | None = Non
     """
     folders = {}
     for name, encoder in config.pretrained.items():
+        if name in MODALITIES and PretrainedEncoderConfig.name not in parts_of(ENCODERS.get(name)):
+            raise ValueError(
+                f"there are no pretrained encoders of {name}: leave --{_flag(name)} out, or name one of your own by "
+                "module:PACKAGE.MODULE:NAME"
+            )
         if allowed is not None and name not in allowed:
             raise ValueError(f"this experiment takes no encoder of {name}: leave --{_flag(name)} out")
         if encoder.partition(":")[0] != "hf" or not encoder[3:]:

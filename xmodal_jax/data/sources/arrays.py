@@ -414,6 +414,38 @@ def _mask_measured(arrays: dict[str, Any], name: str, path: Path) -> np.ndarray:
     return present
 
 
+def _mask_all_measured(
+    arrays: dict[str, Any], modalities: tuple[str, ...], present: dict[str, np.ndarray], path: Path
+) -> None:
+    """`_mask_measured` of all of ``modalities`` that are measured; an example without any value lacks the modality in
+    ``present``."""
+    for name in filter(is_measured, modalities):
+        has_values = _mask_measured(arrays, name, path)
+        if not has_values.all():
+            present[name] = present.get(name, np.ones(len(has_values), bool)) & has_values
+
+
+def _pop_feature_names(fields: dict[str, np.ndarray], path: Path) -> dict[str, tuple[str, ...]]:
+    """Removes the fields ``<m>_feature_names`` and returns them by modality.
+
+    Raises:
+      ValueError: one is not a list of strings, one for each feature of its modality.
+    """
+    names = {}
+    for field in [name for name in fields if name.endswith("_feature_names")]:
+        modality, values = field.removesuffix("_feature_names"), fields.pop(field)
+        features = fields[modality].shape[-1] if modality in fields else None
+        if values.dtype.kind != "U" or values.shape != (features,):
+            expected = (
+                f"strings [{features}]" if features else f"a field {modality!r} that it names the features of"
+            )
+            raise ValueError(
+                f"{path}: {field!r} is {values.dtype} {list(values.shape)}; expected {expected}."
+            )
+        names[modality] = tuple(map(str, values))
+    return names
+
+
 def _select_modalities(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> dict[str, Any]:
     """The fields of ``modalities``, and the fields that belong to no modality, such as ``label``."""
     absent = [m for m in modalities if m not in modalities_of(arrays)]
@@ -469,9 +501,10 @@ def load_npz(
     """Read one split of a data set from ``PATH.npz`` or a folder of ``.npy`` files, one per field.
 
     Fields are those of a batch (`xmodal_jax.types.Batch`): ``image``, ``video``, ``text`` (token ids) or ``caption``
-    (or ``captions.json``), ``audio``, ``label``, ``<m>_mask``, ``<m>_present``; also ``class_names`` (strings). Others
-    are passed on. Several modalities of one kind are named ``KIND_NAME``, such as ``image_1``, ``image_2`` (with
-    captions ``caption_NAME``), and follow the rules of their kind.
+    (or ``captions.json``), ``audio``, ``vector``, ``series``, ``label``, ``<m>_mask``, ``<m>_present``; also
+    ``class_names`` and ``vector_feature_names`` (strings). Others are passed on. Several modalities of one kind are
+    named ``KIND_NAME``, such as ``image_1``, ``image_2`` (with captions ``caption_NAME``), and follow the rules of
+    their kind.
 
     ``group``, integers or strings ``[N]`` (such as file names), is equal for examples that show the same picture: the
     captions of one image. A negative number or an empty string: unknown.
@@ -498,6 +531,7 @@ def load_npz(
     file, holds_all = _find_split(root, split)
     fields = _read_fields(file)
     class_names = _check_class_names(fields.pop("class_names", None), file)
+    feature_names = _pop_feature_names(fields, file)
     arrays: dict[str, Any] = {k: _check(k, v, file) for k, v in fields.items()}
     available = modalities_of(arrays)
     if not available:
@@ -512,10 +546,7 @@ def load_npz(
     present = _pop_presence(arrays, available, file)
     _note_others(arrays, file, bad_examples)
     _add_masks(arrays, available, file)
-    for name in filter(is_measured, available):
-        has_values = _mask_measured(arrays, name, file)
-        if not has_values.all():  # without a value there is no vector or series
-            present[name] = present.get(name, np.ones(len(has_values), bool)) & has_values
+    _mask_all_measured(arrays, available, present, file)
     if modalities is not None:
         arrays = _select_modalities(arrays, modalities, file)
         present = {m: v for m, v in present.items() if m in modalities}
@@ -534,6 +565,7 @@ def load_npz(
     if not used.all():
         arrays = _map(lambda a: a[used], arrays)
     source = ArraySource(arrays, class_names)
+    source.feature_names = {m: names for m, names in feature_names.items() if m in source.modalities} or None
     if image_size is not None:
         _check_image_size(source, image_size, path)
     return source

@@ -38,6 +38,7 @@ COLUMNS |= {"factor_accuracy": "factors right", "exact_accuracy": "captions righ
 COLUMNS |= {name: name for name in ("precision", "recall", "coverage")}
 ADAM = Optimizer("adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0)
 SAMPLES = 12  # images of each objective in the report
+TITLE = "Objectives of the conditional GAN"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,12 +107,9 @@ def main(config: Config) -> None:
     if not run.writes:
         return
     metrics = {key: value for each in runs for key, value in each.metrics.items()}
-    title, details = (
-        "Objectives of the conditional GAN",
-        f"{describe_spec(config.data)} · {config.steps} steps",
-    )
+    details = f"{describe_spec(config.data)} · {config.steps} steps"
     totals = dict(seeds=config.all_seeds, steps=config.steps)
-    with write_report(run, title, details, metrics, timer, bad_examples, **totals) as report:
+    with write_report(run, TITLE, details, metrics, timer, bad_examples, **totals) as report:
         report.headline = [key for key in metrics if key.endswith("/judge_kernel_distance")][:4]
         add_comparison(report, "The judge's scores on unseen captions", runs, COLUMNS, seeds=config.seeds)
         if images:

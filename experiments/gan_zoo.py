@@ -72,8 +72,7 @@ class Config(text_to_image_gan.Config):
 
 
 def train(config: Config, name: str, folder: pathlib.Path) -> None:
-    """Trains a GAN with the objective ``name`` in ``folder``; with ``config.resume``, only if its run is not
-    finished."""
+    """Trains a GAN with the objective ``name`` in ``folder``, unless a run is resumed and finished."""
     if config.resume and read_result(folder).get("steps", 0) == config.steps:
         return
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(text_to_image_gan.Config)}

@@ -36,8 +36,8 @@ import tyro
 from benchmarks.fault_kinds import OUTCOMES, Kind, Result, draw, judge, time_limit
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-KINDS = ("metadata", "media", "arrays", "safetensors", "configs", "tokenizers", "spoken", "rating", "flags",
-         "checkpoints")  # fmt: skip
+KINDS = ("metadata", "media", "arrays", "parquet", "tar", "safetensors", "configs", "tokenizers", "spoken", "rating",
+         "flags", "checkpoints")  # fmt: skip
 """Modules of `benchmarks.fault_kinds`."""
 BAD = ("raw", "hung", "wrong")
 WORDS = {"refused": "refused with file and field", "wrong": "silently wrong"}

@@ -153,7 +153,7 @@ HARMLESS = {
 REFUSED_FILES = {
     "empty": lambda content: b"",
     "UTF-16": lambda content: content.decode().encode("utf-16"),
-    "other columns": lambda content: content.replace(b"file_name", b"filename"),
+    "other columns": lambda content: content.replace(b"file_name", b"where"),
     "zeros": lambda content: bytes(len(content)),
     "compressed": zlib.compress,
 }

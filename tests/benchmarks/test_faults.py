@@ -15,6 +15,8 @@ COUNTS = {
     "metadata": 40,
     "media": 60,
     "arrays": 40,
+    "parquet": 25,
+    "tar": 25,
     "safetensors": 60,
     "rating": 40,
     "spoken": 12,

@@ -1,5 +1,6 @@
 """What scripts share: the result before the report, whatever a report has to show."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,13 +8,15 @@ import pytest
 
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.experiment import last_losses, write_report
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.experiment import last_losses, start, write_report
+from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.report import figures
 from xmodal_jax.report.classification_figures import accuracy_bars
 from xmodal_jax.report.comparison import read_result as read_result_file
 from xmodal_jax.report.page import Item
-from xmodal_jax.train.config import RunConfig
-from xmodal_jax.train.run import Run
+from xmodal_jax.train.config import RunConfig, StartConfig
+from xmodal_jax.train.run import Run, from_json
 
 NAMES = (
     "$^$",
@@ -155,3 +158,25 @@ def test_a_result_that_is_none_is_named(run):
     (run.path / "result.json").write_text("")
     with pytest.raises(ValueError, match="result.json holds no result .*delete it"):
         read_result_file(run.path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlignmentConfig(StartConfig):
+    """The configuration of a run with encoders."""
+
+    model: ContrastiveConfig = ContrastiveConfig()
+    """Towers and objective."""
+
+
+def test_options_of_mixtures_are_in_the_configuration_only_where_they_are_used(tmp_path):
+    plain = AlignmentConfig(run_dir=tmp_path / "plain")
+    mixed = AlignmentConfig(
+        run_dir=tmp_path / "mixed", data=("a", "b"), input=DataOptions(data_weights=(2.0, 1.0), test_data="c")
+    )
+    stored = []
+    for config in (plain, mixed):
+        with start(config).run as run:
+            stored.append(run.read_config())
+            assert from_json(AlignmentConfig, stored[-1]) == config
+    assert stored[0]["data"] == "shapes" and not {"data_weights", "test_data"} & set(stored[0]["input"])
+    assert stored[1]["data"] == ["a", "b"] and stored[1]["input"]["data_weights"] == [2.0, 1.0]

@@ -106,20 +106,21 @@ def logistic_regression(name: str) -> dict[str, float]:
 def run(
     script: str, data: str, modalities: list[str], config: Config, folder: pathlib.Path
 ) -> dict[str, Any]:
-    """The metrics of one experiment."""
+    """The metrics of one experiment, a list of one value for each seed where there are several."""
     command = [sys.executable, f"experiments/{script}.py", "--data", data, "--modalities", *modalities]
     command += ["--steps", str(config.steps), "--seeds", str(config.seeds), "--batch-size", "64"]
     command += ["--eval-every", str(max(1, config.steps // 4)), "--run-dir", str(folder), "--no-progress"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads((folder / "result.json").read_text())["metrics"]
+    result = json.loads((folder / "result.json").read_text())
+    return result.get("per_seed") or result["metrics"]
 
 
 def format_score(value: Any) -> str:
     """Mean and standard deviation over seeds of a metric."""
     values = np.atleast_1d(np.asarray(value, np.float64))
-    return f"{values.mean():.3f} ± {values.std():.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 
 def compare_table(name: str, config: Config, folder: pathlib.Path) -> list[tuple[str, str, str, str]]:

@@ -255,7 +255,7 @@ def test_sizes_are_those_of_the_data():
     sizes = sizes_of(batch, names, CONFIGS, vocab_size=11, classes=3)
     assert sizes["image"] == ((8, 6, 3), 0) and sizes["text"] == ((5,), 11) and sizes["label"] == ((), 3)
     assert sizes["audio"].shape[1] == CONFIGS.audio.spectrogram.mels and sizes["audio_frames"].shape == (9, 7)
-    with pytest.raises(ValueError, match="'video': a VAE takes image, text, audio, label"):
+    with pytest.raises(ValueError, match="'video': a VAE takes image, text, audio, vector, series, label"):
         sizes_of({"video": np.zeros((2, 1, 8, 8, 3))}, ("video",), CONFIGS)
 
 

@@ -288,7 +288,7 @@ def test_configurations_that_say_nothing_are_refused(changes, message):
 @pytest.mark.parametrize(
     "model, modality, size, changes, message",
     [
-        ("vae", "video", Size((2, 8, 8, 1)), {}, "takes image, text, audio, label"),
+        ("vae", "video", Size((2, 8, 8, 1)), {}, "takes image, text, audio, vector, series, label"),
         ("vae", "text", Size((5,)), {}, "size.values must say"),
         ("cvae", "label", Size((), 4), {}, "needs another modality"),
         ("dae", "text", Size((5,), 11), {}, "set corruption to 'masking'"),

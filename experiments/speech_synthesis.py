@@ -106,7 +106,7 @@ def main(config: Config) -> None:
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         headline = [k for k in metrics if k.endswith(("/wer", "/mel_distance", "/length_error"))]
         report.add_metrics(metrics, headline=headline)
-        tokens = [tokenizer.tokens(text) for text in sentences.texts]
+        tokens = [tokenizer.tokens(text, tokenize.max_length) for text in sentences.texts]
         utterances = (synthesized, vocoded, recorded)
         panels.add_speech(report, sentences.texts, tokens, *utterances, distances, transcripts, model)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))

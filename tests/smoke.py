@@ -111,6 +111,8 @@ def run_one(name: str, smoke: Smoke, runs: pathlib.Path) -> str | None:
     missing = [file for file in FILES if not (folder / file).is_file() or not (folder / file).stat().st_size]
     if missing:
         return f"{name} left no {', '.join(missing)}"
+    if "This report is incomplete" in (folder / "report.html").read_text(encoding="utf-8"):
+        return f"{name}: an error cut its report short"
     print(f"smoke: {name}, {time.monotonic() - start:.0f} s", flush=True)
     return None
 

@@ -229,6 +229,16 @@ def gpt2_like(words=("!", "w1", "w2"), end="<end>"):
     return Tokenizer(backend, {"pad": None, "bos": end, "eos": end, "unk": None})
 
 
+def test_the_tokens_of_a_text_that_is_cut_are_those_of_its_ids():
+    tokenizer = gpt2_like(words=[f"w{k}" for k in range(9)])
+    text = " ".join(f"w{k}" for k in range(8))
+    for length in (4, 10, 12):
+        ids, mask = tokenizer.encode_batch([text], length)
+        assert tokenizer.tokens(text, length) == [tokenizer.token(int(k)) for k in ids[0][mask[0]]]
+    assert tokenizer.tokens(text) == tokenizer.tokens(text, 10) and len(tokenizer.tokens(text, 4)) == 4
+    assert tokenizer.tokens("", 4) == []
+
+
 def test_filler_is_no_word_where_id_0_is_one():
     """Generated tokens, which end without an end token and are filled with 0; and captions."""
     tokenizer = gpt2_like()

@@ -99,9 +99,15 @@ class Tokenizer:
         """The token of an id; None: there is none."""
         return self._backend.id_to_token(token_id)
 
-    def tokens(self, caption: str) -> list[str]:
-        """The tokens of a caption as text, special tokens included, one for each of its ids."""
-        return self._backend.encode(caption).tokens if caption else []
+    def tokens(self, caption: str, max_length: int | None = None) -> list[str]:
+        """The tokens of a caption as text, special tokens included, one for each of its ids; at most ``max_length``
+        (None: all), cut as `encode_batch` does."""
+        if not caption:
+            return []
+        encoding = self._backend.encode(caption)
+        if max_length is None or len(encoding.ids) <= max_length:
+            return encoding.tokens
+        return [self.token(k) or "" for k in self._cut(encoding.ids, encoding.special_tokens_mask, max_length)]
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
         """Tokens per caption, special tokens included, int64 ``[N]``."""

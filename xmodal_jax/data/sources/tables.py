@@ -354,9 +354,13 @@ class TableSource(Source):
         chunks = (self._table.read(rows[start : start + READ_TOGETHER], self._files) for start in starts)
         contents = itertools.chain.from_iterable(chunks)
         with ThreadPoolExecutor(self._workers) as pool:
-            start = time.perf_counter()
-            probed = [decode(row) for row in itertools.islice(contents, PROBED)]
-            self._threaded = time.perf_counter() - start > PROBED * SMALL
+            probed, seconds = [], [0.0]
+            for row in itertools.islice(contents, PROBED):
+                start = time.perf_counter()
+                probed.append(decode(row))
+                seconds.append(time.perf_counter() - start)
+            # The median: the first file of a format also loads its decoder.
+            self._threaded = float(np.median(seconds)) > SMALL
             if self._threaded:
                 others = _map_ahead(pool, decode, contents, ahead=4 * self._workers)
             else:

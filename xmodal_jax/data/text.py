@@ -107,7 +107,9 @@ class Tokenizer:
         encoding = self._backend.encode(caption)
         if max_length is None or len(encoding.ids) <= max_length:
             return encoding.tokens
-        return [self.token(k) or "" for k in self._cut(encoding.ids, encoding.special_tokens_mask, max_length)]
+        return [
+            self.token(k) or "" for k in self._cut(encoding.ids, encoding.special_tokens_mask, max_length)
+        ]
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
         """Tokens per caption, special tokens included, int64 ``[N]``."""

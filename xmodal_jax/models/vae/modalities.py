@@ -616,7 +616,9 @@ def measured_config(kind: str) -> MeasuredConfig:
       ValueError: the kind is not measured, or has no default encoder.
     """
     if not is_measured(kind):
-        raise ValueError(f"{kind!r}: a VAE takes {', '.join(KINDS)}, and further kinds of measured quantities")
+        raise ValueError(
+            f"{kind!r}: a VAE takes {', '.join(KINDS)}, and further kinds of measured quantities"
+        )
     encoder = DEFAULTS.get(kind)
     options = {"kind": kind, "judge_encoder": encoder, "__doc__": f"Measured quantities of the kind {kind}."}
     return type(f"{kind.title()}Config", (MeasuredConfig,), options)(encoder=encoder)

@@ -24,6 +24,7 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,13 +107,33 @@ def run_script(
                 raise
             print(message, file=sys.stderr)
             raise SystemExit(status) from None
+        if _is_one_of_several():
+            _end_together()
 
 
 def _is_one_of_several() -> bool:
     """Whether this is one of several processes that have found each other."""
-    import jax  # takes a while to import, which a mistake in the flags need not wait for
+    if "jax" not in sys.modules:  # takes a while to import, which a mistake in the flags need not wait for
+        return False
+    import jax
 
     return jax.distributed.is_initialized()
+
+
+def _end_together() -> None:
+    """Ends this process with status 0 when all others have come here too, which may wait for the report that one of
+    them writes. JAX's own end would wait for minutes where SIGTERM has come after the last step of the training, for an
+    agreement on a step to stop at, or leave the processes that wait without a handler of the signal."""
+    from jax._src import distributed
+
+    state = distributed.global_state
+    try:
+        state.client.wait_at_barrier("end of the program", timeout_in_ms=600_000)
+    except RuntimeError:  # another process has failed, or takes too long: JAX ends this one
+        return
+    if state.process_id == 0:  # serves the others, who would fail if it ended first
+        time.sleep(1.0)
+    _exit_alone(0)
 
 
 def _exit_alone(status: int) -> NoReturn:

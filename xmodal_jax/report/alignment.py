@@ -11,6 +11,7 @@ from xmodal_jax.data.shapes.drawing import PALETTE
 from xmodal_jax.data.shapes.scenes import COLOURS
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.standardise import StandardiseTransform
+from xmodal_jax.data.statistics import content_of
 from xmodal_jax.evaluation.embeddings import Gallery, chance_of, directions, items_of_pair, ordered
 from xmodal_jax.metrics.latent import modality_gap
 from xmodal_jax.metrics.retrieval import ranks
@@ -18,7 +19,7 @@ from xmodal_jax.report import figures
 from xmodal_jax.report.measured import show_measured
 from xmodal_jax.report.page import Audio, Hit, Item, Report
 from xmodal_jax.train.run import format_value
-from xmodal_jax.types import KINDS, is_measured, kind_of
+from xmodal_jax.types import is_measured, kind_of
 
 QUERIES = 8
 """Queries shown for each direction of retrieval."""
@@ -40,17 +41,12 @@ def content(
     ``sample_rate``: of audio, in Hz. ``standardise``: of measured quantities, which are shown in standard deviations;
     None: relative to the largest value of the example.
     """
-    shown_as = KINDS[kind_of(modality)].shown_as
     if is_measured(modality):
         return show_measured(batch, modality, index, standardise)
-    if shown_as == "text":
-        # The text as a string is in the field "caption" ("caption_left" of the modality "text_left").
-        return str(batch[modality.replace("text", "caption", 1)][index])
-    if shown_as == "sound":
-        mask = batch.get(f"{modality}_mask")
-        length = batch[modality].shape[1] if mask is None else int(mask[index].sum())  # without padding
-        return Audio(np.asarray(batch[modality][index][:length]), sample_rate)
-    return np.asarray(batch[modality][index])
+    value = content_of(batch, modality, index)
+    if isinstance(value, str):
+        return value
+    return Audio(np.asarray(value), sample_rate) if kind_of(modality) == "audio" else np.asarray(value)
 
 
 def add_galleries(

@@ -353,26 +353,25 @@ class TableSource(Source):
         starts = range(0, len(rows), READ_TOGETHER)
         chunks = (self._table.read(rows[start : start + READ_TOGETHER], self._files) for start in starts)
         contents = itertools.chain.from_iterable(chunks)
-        with ThreadPoolExecutor(self._workers) as pool:
-            probed, seconds = [], [0.0]
-            for row in itertools.islice(contents, PROBED):
-                start = time.perf_counter()
-                probed.append(decode(row))
-                seconds.append(time.perf_counter() - start)
-            # The median: the first file of a format also loads its decoder.
-            self._threaded = float(np.median(seconds)) > SMALL
-            if self._threaded:
-                others = _map_ahead(pool, decode, contents, ahead=4 * self._workers)
-            else:
-                others = map(decode, contents)
-            results = itertools.chain(probed, others)
-            yield from tqdm(
-                results,
-                total=len(rows),
-                desc=f"reading {self._table.name}",
-                unit="file",
-                disable=not progress,
-            )
+        probed, seconds = [], [0.0]
+        for row in itertools.islice(contents, PROBED):
+            start = time.perf_counter()
+            probed.append(decode(row))
+            seconds.append(time.perf_counter() - start)
+        # The median: the first file of a format also loads its decoder.
+        self._threaded = float(np.median(seconds)) > SMALL
+        if self._threaded:
+            others = _map_ahead(self._pool, decode, contents, ahead=4 * self._workers)
+        else:
+            others = map(decode, contents)
+        results = itertools.chain(probed, others)
+        yield from tqdm(
+            results,
+            total=len(rows),
+            desc=f"reading {self._table.name}",
+            unit="file",
+            disable=not progress,
+        )
 
     def __len__(self) -> int:
         return len(self._row_of)

@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "owner": "DirectoryInUse",
         "parallel": "Engine DeviceData make_engine make_mesh over_seeds",
         "run": "Run to_json from_json stack_scores format_value summary_line write_atomic",
+        "schedule": "StepPlan",
         "step": "TrainState Training make_training make_init make_step make_initial_step",
     },
 )

@@ -16,6 +16,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import DEFAULT_VOCAB_SIZE
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.nets.encoders import CustomEncoderConfig, PretrainedEncoderConfig, max_text_tokens
+from xmodal_jax.train.schedule import ResumeSchedule
 from xmodal_jax.types import MODALITIES
 
 MODULE_PREFIX = "module:"
@@ -122,6 +123,10 @@ class RunConfig(TrainingConfig):
     """Directory to write the run's files to; None: ``runs/<experiment>-<time>``."""
     resume: bool = False
     """Continue from the newest checkpoint in --run-dir."""
+    resume_schedule: Advanced[ResumeSchedule] = "extend"
+    """Learning rate of a run that is resumed with another number of --steps: as if that number had been asked for from
+    the beginning (extend: it may jump up), a new schedule of the remaining steps with its own warm-up (restart), or
+    that of the last step to the end (keep). The rates before and after are printed."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "dispatch", "fsdp", "seeds"):
@@ -140,6 +145,10 @@ class RunConfig(TrainingConfig):
             )
         if self.resume and self.run_dir is None:
             raise ValueError("--resume needs --run-dir, the directory of the run to continue")
+        if self.resume_schedule != "extend" and not self.resume:
+            raise ValueError(
+                f"--resume-schedule {self.resume_schedule} needs --resume: a new run has one schedule"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

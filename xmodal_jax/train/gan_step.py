@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 from xmodal_jax.core import collectives, trees
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.train.optim import Optimizer, learning_rate_schedule, make_optimizer
+from xmodal_jax.train.schedule import StepPlan, plan_of
 from xmodal_jax.train.step import Training, check_params
 from xmodal_jax.types import GAN, Batch, Key, Params
 
@@ -292,28 +293,31 @@ def eval_params(state: GANState) -> Params:
     }
 
 
-def make_training(gan: GAN, optimizer: GANOptimizer, steps: int, *, params: Params | None = None) -> Training:
-    """Binds ``gan`` to its optimizers for a training of ``steps`` steps.
+def make_training(
+    gan: GAN, optimizer: GANOptimizer, steps: int | StepPlan, *, params: Params | None = None
+) -> Training:
+    """Binds ``gan`` to its optimizers for a training of these ``steps``.
 
     ``params``: parameters of both networks to start from, in place of those of ``gan.init``.
 
     Raises:
       ValueError: the generator is to be pretrained, and the method has no loss for that.
     """
-    pretrain_steps = int(optimizer.pretrain_fraction * steps)
+    plan = plan_of(steps)
+    pretrain_steps = int(optimizer.pretrain_fraction * plan.first_steps)
     if pretrain_steps and gan.pretrain_generator is None:
         raise ValueError(
             "optimizer.pretrain_fraction trains the generator to reconstruct images: choose model.reconstruction"
         )
     first_step = {"discriminator": pretrain_steps, "generator": 0}
     tx = {
-        name: make_optimizer(config, steps - first_step[name])
+        name: make_optimizer(config, plan.after(first_step[name]))
         for name, config in optimizer.by_network.items()
     }
 
     def schedule_of(name: str, config: Optimizer) -> Callable:
         """A network's learning rate by the step of the whole training; its schedule begins at its first step."""
-        schedule = learning_rate_schedule(config, steps - first_step[name])
+        schedule = learning_rate_schedule(config, plan.after(first_step[name]))
         return lambda step: schedule(jnp.maximum(step - first_step[name], 0))
 
     return Training(

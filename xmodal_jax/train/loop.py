@@ -28,6 +28,7 @@ from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import DeviceData, Engine, make_engine
 from xmodal_jax.train.preemption import termination
 from xmodal_jax.train.run import Run, stack_scores, to_json
+from xmodal_jax.train.schedule import StepPlan, explain_resume
 from xmodal_jax.train.step import Training, describe_non_finite, make_training
 from xmodal_jax.types import GAN, Method
 
@@ -163,19 +164,10 @@ class TrainingLoop:
         self.config, self.run, self.timer, self.loader = config, run, timer, loader
         self._steps_flag = steps_flag
         self._evaluate_params, self._monitor = evaluate, monitor
-        make = gan_step.make_training if isinstance(method, GAN) else make_training
-        self.training = training = make(method, optimizer, config.steps, params=params)
         self.seeds = config.all_seeds
-        # ``seeds`` is the length of the state's leading axis; None, for one seed: there is no such axis.
-        options = dict(fsdp=config.fsdp, seeds=len(self.seeds) if len(self.seeds) > 1 else None)
-        self.engine = make_engine(config.parallel, training.init, training.make_step, **options)
-        self._run_initial: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
-        """As `Engine.run`, for the steps of the method's initial stage, such as pretraining; None: it has no such
-        stage. It is a separate compiled program."""
-        if training.initial_steps:
-            self._run_initial = make_engine(
-                config.parallel, training.init, training.make_initial_step, **options
-            ).run
+        self._method, self._optimizer, self._params = method, optimizer, params
+        self._set_plan(StepPlan.begin(config.steps))
+        training = self.training
         self._checkpoints = Checkpoints(run.path / "checkpoints", best_metric=monitor)
         self._feed = BatchFeed(loader, self.engine, config)
         # ``resident``: the data set as arrays on the device, if it fits there; None: batches come from the host.
@@ -219,6 +211,23 @@ class TrainingLoop:
         self._bar: tqdm | None = None
 
     # -- set-up ---------------------------------------------------------------------------------------
+
+    def _set_plan(self, plan: StepPlan) -> None:
+        """Makes the programs of a training by ``plan``; they are compiled when they are called first."""
+        self.plan = plan
+        """The learning-rate schedule of each step."""
+        make = gan_step.make_training if isinstance(self._method, GAN) else make_training
+        self.training = training = make(self._method, self._optimizer, plan, params=self._params)
+        # ``seeds`` is the length of the state's leading axis; None, for one seed: there is no such axis.
+        options = dict(fsdp=self.config.fsdp, seeds=len(self.seeds) if len(self.seeds) > 1 else None)
+        self.engine = make_engine(self.config.parallel, training.init, training.make_step, **options)
+        self._run_initial: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+        """As `Engine.run`, for the steps of the method's initial stage, such as pretraining; None: it has no such
+        stage. It is a separate compiled program."""
+        if training.initial_steps:
+            self._run_initial = make_engine(
+                self.config.parallel, training.init, training.make_initial_step, **options
+            ).run
 
     def set_up(self) -> None:
         """Initialises the state (with ``config.resume``, restores it from the newest checkpoint) and what `dispatch`
@@ -280,13 +289,36 @@ class TrainingLoop:
                 f"already: resume it with at least {self._steps_flag} {metadata['step']}, or start anew with another "
                 "--run-dir"
             )
-        self.state = self.engine.put_state(state)
         self.step = self.start = metadata["step"]
+        self._resume_plan(metadata)
+        self.state = self.engine.put_state(state)
         self.diverged += metadata.get("diverged", [])  # checkpoints of earlier versions have none
         self._best_score = -math.inf if metadata["best"] is None else metadata["best"]
         self._evaluations_since_best = metadata["waited"]
         self._feed.restore(metadata["position"])
+
+    def _resume_plan(self, metadata: Mapping[str, Any]) -> None:
+        """Goes on with the plan of a checkpoint with this ``metadata``; if the number of steps is another, changes it
+        as ``config.resume_schedule`` says, and prints what becomes of the learning rate."""
         self.run.print(f"resuming after step {self.start}")
+        steps, choice = self.config.steps, self.config.resume_schedule
+        if "plan" in metadata:
+            before = StepPlan.from_json(metadata["plan"])
+        else:  # a checkpoint of an earlier version
+            before = StepPlan.begin((metadata.get("config") or {}).get("steps", steps))
+        plan = before.resume(self.start, steps=steps, choice=choice)
+        if plan != self.plan:
+            self._set_plan(plan)
+            self._feed.engine = self.engine
+        if steps == before.steps:
+            return
+        logged = {r["step"]: r for r in self.run.read_metrics() if "train/loss" in r}.get(self.start, {})
+        rates = tabulate(self.training.learning_rates, steps)
+        last_and_next = {
+            name: (logged.get(f"train/{name}"), float(rate[self.start]) if self.start < steps else None)
+            for name, rate in rates.items()
+        }
+        self.run.print(explain_resume(self._steps_flag, before, self.start, steps, choice, last_and_next))
 
     # -- one dispatch ---------------------------------------------------------------------------------
 
@@ -444,6 +476,7 @@ class TrainingLoop:
             # Evaluations since the best one; the name is that of earlier versions' checkpoints.
             "waited": self._evaluations_since_best,
             "diverged": list(self.diverged),
+            "plan": self.plan.to_json(),
         }
 
     # -- end ------------------------------------------------------------------------------------------

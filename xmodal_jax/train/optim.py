@@ -14,6 +14,7 @@ import optax
 from xmodal_jax.core import trees
 from xmodal_jax.core.parts import Basic
 from xmodal_jax.train.muon import scale_by_muon
+from xmodal_jax.train.schedule import StepPlan, plan_of
 from xmodal_jax.types import Params
 
 _WITHOUT_DECAY = ("adam", "adafactor")
@@ -84,8 +85,22 @@ class Optimizer:
                 raise ValueError(f"{pattern!r} is not a regular expression: {e}") from e
 
 
-def learning_rate_schedule(config: Optimizer, steps: int) -> Callable:
-    """``schedule(step) -> learning rate``: linear warm-up, then the chosen schedule down to the last of ``steps``."""
+def learning_rate_schedule(config: Optimizer, steps: int | StepPlan) -> Callable:
+    """``schedule(step) -> learning rate``: linear warm-up, then the chosen schedule down to the last of ``steps``; of a
+    plan with several segments, one such schedule after the other."""
+    schedules, starts = [], []
+    for start, end, is_constant in plan_of(steps).segments:
+        if is_constant:
+            so_far = optax.join_schedules(schedules, starts[1:])
+            schedules.append(optax.constant_schedule(float(so_far(start - 1))))
+        else:
+            schedules.append(_one_schedule(config, end - start))
+        starts.append(start)
+    return schedules[0] if len(schedules) == 1 else optax.join_schedules(schedules, starts[1:])
+
+
+def _one_schedule(config: Optimizer, steps: int) -> Callable:
+    """`learning_rate_schedule` of one segment of ``steps`` steps."""
     warmup = int(config.warmup if config.warmup >= 1 else config.warmup * steps)
     peak, steps_after = config.learning_rate, max(steps - warmup, 1)
     # The schedules below count their steps from the end of the warm-up.
@@ -147,8 +162,8 @@ def _add_l1(strength: float, mask) -> optax.GradientTransformation:
     return optax.masked(optax.GradientTransformation(lambda _: optax.EmptyState(), update), mask)
 
 
-def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """The Optax transformation for a training of ``steps`` steps; frozen parameters have no optimizer state.
+def make_optimizer(config: Optimizer, steps: int | StepPlan) -> optax.GradientTransformation:
+    """The Optax transformation for a training of these ``steps``; frozen parameters have no optimizer state.
 
     In this order: clipping, regularisation, the update rule, decoupled weight decay, and the learning rate.
     """

@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 from xmodal_jax.core import accumulation, collectives, trees
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.train import optim
+from xmodal_jax.train.schedule import StepPlan, plan_of
 from xmodal_jax.types import Batch, Key, Method, Params
 
 
@@ -64,9 +65,9 @@ class Training(NamedTuple):
 
 
 def make_training(
-    method: Method, config: optim.Optimizer, steps: int, *, params: Params | None = None
+    method: Method, config: optim.Optimizer, steps: int | StepPlan, *, params: Params | None = None
 ) -> Training:
-    """Binds ``method`` to an optimizer for a training of ``steps`` steps.
+    """Binds ``method`` to an optimizer for a training of these ``steps``.
 
     ``params``: parameters to start from; None: those that the method initialises.
     """
@@ -82,7 +83,7 @@ def make_training(
     if method.initial_stage is None:
         return training
     return training._replace(
-        initial_steps=round(method.initial_stage.fraction * steps),
+        initial_steps=round(method.initial_stage.fraction * plan_of(steps).first_steps),
         make_initial_step=lambda axis: make_initial_step(method, tx, config, axis_name=axis),
     )
 

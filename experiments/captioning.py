@@ -78,7 +78,8 @@ def main(config: Config) -> None:
         captions = generate(params, validation.source, decoding="greedy")
         return validation.caption_scores(captions, prefix="validation/")
 
-    metadata = {"source": modality, "target": "text", "shape": shape, "tokenizer": tokenizer.files(), **sizes}
+    source = {"kind": "captioning", "source": modality, "target": "text", "shape": shape}
+    metadata = source | {"tokenizer": tokenizer.files(), **sizes}
     result = fit(
         method, loader, config, optimizer, run, timer,
         evaluate=validate, monitor="validation/cider", metadata=metadata,

@@ -81,7 +81,7 @@ def main(config: Config) -> None:
 
     result = fit(
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/recall@1",
-        metadata={"modalities": modalities, **prepare.metadata},
+        metadata={"kind": "contrastive", "modalities": modalities, **prepare.metadata},
     )  # fmt: skip
 
     # Test: retrieval between all pairs, zero-shot classification, a linear probe and the gap between modalities.

@@ -89,7 +89,8 @@ def main(config: Config) -> None:
     validate = lambda params: validation.scores(classify(params, validation.source), prefix="validation/")
     result = fit(
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/accuracy",
-        metadata={"modalities": modalities, "classes": class_names, "tokenizer": None, **prepare.metadata},
+        metadata={"kind": "fusion", "modalities": modalities, "classes": class_names, "tokenizer": None}
+        | prepare.metadata,
     )  # fmt: skip
     unimodal_modalities = modalities[:1] if config.smoke else modalities
     unimodal = evaluate.fit_unimodal(make, unimodal_modalities, loader, config, run, timer)

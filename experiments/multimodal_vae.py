@@ -94,8 +94,8 @@ def main(config: Config) -> None:
     metadata = {"modalities": vae.modalities, "sizes": {m: [*s.shape, s.values] for m, s in sizes.items()}}
     optimizer, method = pretrained.set_learning_rates(config.optimizer), pretrained.attach(vae.method, sizes)
     result = fit(
-        method, loader, config, optimizer, run, timer,
-        evaluate=validate, monitor="validation/coherence", metadata=metadata | data.metadata,
+        method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/coherence",
+        metadata={"kind": "multimodal_vae"} | metadata | data.metadata,
     )  # fmt: skip
 
     # Test: generation across modalities and from the prior, likelihood, latent probes.

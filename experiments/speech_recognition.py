@@ -79,7 +79,8 @@ def main(config: Config) -> None:
         scores = validation.error_rates(transcripts, prefix="validation/")
         return scores | {"validation/word_accuracy": 1 - scores["validation/wer"]}
 
-    metadata = {"source": "audio", "target": "text", "shape": (), "tokenizer": tokenizer.files(), **sizes}
+    source = {"kind": "speech_recognition", "source": "audio", "target": "text", "shape": ()}
+    metadata = source | {"tokenizer": tokenizer.files(), **sizes}
     result = fit(
         method, loader, config, optimizer, run, timer,
         evaluate=validate, monitor="validation/word_accuracy", metadata=metadata,

@@ -19,7 +19,7 @@ from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation import speech
 from xmodal_jax.evaluation.text import ReferenceTexts, source_modality
 from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
-from xmodal_jax.inference.load import load_translator
+from xmodal_jax.inference.translators import load_translator
 from xmodal_jax.models.speech import SpeechConfig, log_mel_transform, make_speech
 from xmodal_jax.report import figures
 from xmodal_jax.report import speech as panels
@@ -81,10 +81,11 @@ def main(config: Config) -> None:
         distance = float(speech.mel_distances(synthesize(params, validation), validation_recorded).mean())
         return {"validation/mel_distance": distance, "validation/closeness": -distance}
 
-    metadata = {"source": "text", "target": "audio", "frames": frames, "speakers": voices}
+    text_metadata = {"tokenizer": tokenizer.files(), "length": tokenize.max_length}
+    metadata = {"kind": "speech_synthesis", "source": "text", "target": "audio", **text_metadata}
     result = fit(
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/closeness",
-        metadata=metadata | {"tokenizer": tokenizer.files(), "length": tokenize.max_length},
+        metadata=metadata | {"frames": frames, "speakers": voices},
     )  # fmt: skip
 
     # Test: sentences that do not occur in training, compared with the recordings and transcribed by the recogniser.

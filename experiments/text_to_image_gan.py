@@ -95,7 +95,7 @@ def main(config: Config) -> None:
         return judge.scores({"validation": generate(params, "validation")})
 
     files = {"tokenizer": tokenize.tokenizer.files()} if tokenize else {}
-    metadata = {"source": "text", "target": "image", **sizes, **files}
+    metadata = {"kind": "text_to_image_gan", "source": "text", "target": "image", **sizes, **files}
     result = fit(gan, loader, config, config.optimizer, run, timer, evaluate=validate, metadata=metadata)
 
     # Test: an image for every caption of every split, or for the first caption of every picture.

@@ -21,8 +21,8 @@ import tyro
 from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.experiment import write_report
-from xmodal_jax.inference.load import load_translator
 from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
+from xmodal_jax.inference.translators import load_translator
 from xmodal_jax.models.seq2seq import Generation
 from xmodal_jax.report.page import Audio
 from xmodal_jax.train.command_line import run_script

@@ -95,7 +95,7 @@ def main(config: Config) -> None:
     optimizer, method = pretrained.set_learning_rates(config.optimizer), pretrained.attach(vae.method, sizes)
     if model.critic_objective is not None:
         optimizer = GANOptimizer(discriminator=config.critic, generator=optimizer)
-    metadata = data.metadata | {"modality": modality, "size": [*size.shape, size.values]}
+    metadata = data.metadata | {"kind": "vae", "modality": modality, "size": [*size.shape, size.values]}
     result = fit(method, loader, config, optimizer, run, timer, evaluate=validate, metadata=metadata)
 
     # Test: reconstruction, samples, likelihood, latent probes.

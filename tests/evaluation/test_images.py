@@ -19,8 +19,8 @@ from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation import image_judge as judging
 from xmodal_jax.evaluation import images as drawing
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerator
-from xmodal_jax.inference.load import load_translator
 from xmodal_jax.inference.translate import write_outputs
+from xmodal_jax.inference.translators import load_translator
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.gan import ClassCondition, make_gan
 from xmodal_jax.models.seq2seq import ContrastiveObjective, GreedySearchConfig, make_seq2seq

@@ -21,8 +21,8 @@ from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
-from xmodal_jax.inference.load import Translator, load_translator, text_cleaner
 from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
+from xmodal_jax.inference.translators import Translator, load_translator, text_cleaner
 from xmodal_jax.models.seq2seq import (
     AttentionObjective,
     BeamSearchConfig,

@@ -34,6 +34,7 @@ def predict_all(
     *,
     batch_size: int = 256,
     transform: Callable | None = None,
+    few_shapes: bool = False,
 ) -> Any:
     """``predict(params, batch)`` for every example of ``source`` in order, as NumPy arrays.
 
@@ -46,11 +47,17 @@ def predict_all(
       source: the examples.
       batch_size: examples at a time; the last batch is padded to this size.
       transform: applied to every raw batch, such as tokenization; None: nothing is.
+      few_shapes: whether fewer examples than ``batch_size`` are padded to a power of two, so that calls with different
+        numbers of examples share compiled programs.
     """
     size, results = len(source), []
+    if few_shapes:
+        batch_size = min(batch_size, 1 << (size - 1).bit_length())
+    else:
+        batch_size = min(batch_size, size)
     mesh = _mesh_of(params)
     run, devices = _compiled(predict, mesh), 1 if mesh is None else mesh.size
-    batch_size = -(-min(batch_size, size) // devices) * devices  # the next multiple of the number of devices
+    batch_size = -(-batch_size // devices) * devices  # the next multiple of the number of devices
     shard = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
     for batch in iterate_epoch(source, batch_size, transform=transform, shard=shard):
         batch = numeric_fields(batch)  # without strings, which devices cannot hold

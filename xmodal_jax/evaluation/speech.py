@@ -149,7 +149,7 @@ def recognize(
     """Transcribes sets of utterances, given as keyword arguments, and compares each with the true ``texts``.
 
     ``recognizer``: a function from waveforms to texts, the ``apply`` of a recognition run that
-    `inference.load.load_translator` returns; None: nothing is transcribed. ``speech``: by name, each set with an
+    `inference.translators.load_translator` returns; None: nothing is transcribed. ``speech``: by name, each set with an
     utterance for each text.
     """
     if recognizer is None:

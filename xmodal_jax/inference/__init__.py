@@ -1,11 +1,12 @@
-"""Trained runs on new files: each is a function from one modality to another, and several make a chain.
+"""Trained runs on new data.
 
 ::
 
-    from xmodal_jax.inference import load_translator
+    from xmodal_jax.inference import load
 
-    caption = load_translator("runs/captioning-20250131-101500")
-    texts = caption.apply(images)  # uint8 [N, H, W, C] of the size that the run was trained on
+    model = load("runs/contrastive-20250131-101500")
+    print(model.describe())
+    model.embed(images=["a.png", "b.png"])  # [2, dim]
 """
 
 from xmodal_jax.core.lazy import lazy_exports
@@ -13,7 +14,11 @@ from xmodal_jax.core.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "load": "Translator load_translator",
+        "loading": "load kind_of_run",
+        "model": "TrainedModel",
+        "inputs": "InputFormat InputSource",
+        "contrastive": "Classification ContrastiveModel",
+        "translators": "Translator load_translator",
         "translate": "TranslationInput apply_chain find_chain find_inputs read_inputs write_outputs",
     },
 )

@@ -13,7 +13,7 @@ import numpy as np
 from xmodal_jax.core.text_files import normalise, read_lines
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import decode_audio, decode_image, decode_video, modality_of_file, to_pcm
-from xmodal_jax.inference.load import Translator
+from xmodal_jax.inference.translators import Translator
 from xmodal_jax.report.page import png
 from xmodal_jax.train.run import write_atomic
 

@@ -1,0 +1,86 @@
+"""A trained shared embedding space on new data."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests.inference.runs import COLOURS, coloured_pictures, plain_picture, png_bytes, train_contrastive
+from xmodal_jax.inference import load
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contrastive")
+    train_contrastive(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return load(run)
+
+
+def test_it_knows_the_colours(model):
+    pictures = [plain_picture(c, (30, 20)) for c in ("#e00000", "#00d000", "#0000f0")]
+    result = model.classify(COLOURS, images=pictures)
+    assert result.names == list(COLOURS) and result.classes == COLOURS
+    np.testing.assert_allclose(result.scores.sum(axis=1), 1, rtol=1e-5)
+    similarity = model.similarity(model.embed(images=pictures), model.embed(texts=COLOURS))
+    assert similarity.argmax(axis=1).tolist() == [0, 1, 2]
+    logits = np.float64(model.scale) * similarity  # softmax in NumPy, in float64
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(result.scores, probabilities, rtol=1e-3)
+
+
+def test_embeddings_are_those_of_the_method(model):
+    source = coloured_pictures(5, seed=1)
+    whole = model.embed_source(source)
+    np.testing.assert_allclose(model.embed(images=source.arrays["image"]), whole["image"], atol=1e-6)
+    np.testing.assert_allclose(model.embed(texts=list(source.arrays["caption"])), whole["text"], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(whole["image"], axis=1), 1, rtol=1e-5)
+    one_at_a_time = [model.embed(images=x)[0] for x in source.arrays["image"]]
+    np.testing.assert_allclose(one_at_a_time, whole["image"], atol=1e-6)
+    assert model.embed(texts=[]).shape == (0, model.dim)
+
+
+def test_numbers_of_inputs_share_programs(model):
+    with jax.log_compiles(False):
+        before = model._method.predict  # one function object for all calls
+        for count in (3, 4, 5, 6, 7, 8):
+            model.embed(images=[plain_picture("red")] * count)
+        assert model._method.predict is before
+    from xmodal_jax.evaluation.embeddings import _compiled
+
+    assert _compiled(before, None)._cache_size() <= 8  # images and texts of 1, 4, 8 and a few more examples
+
+
+def test_a_run_that_was_moved_works(run, model, tmp_path):
+    shutil.copytree(run, tmp_path / "elsewhere")
+    moved = load(tmp_path / "elsewhere")
+    picture = png_bytes(plain_picture("red"))
+    np.testing.assert_array_equal(moved.embed(images=picture), model.embed(images=picture))
+
+
+def test_it_says_what_it_takes_and_gives(model):
+    text = model.describe()
+    for words in ("contrastive", "60 training steps", "8 x 8 pixels", "classify(classes", "embed(", "a str"):
+        assert words in text
+
+
+def test_mistakes_are_explained(model, tmp_path):
+    with pytest.raises(ValueError, match=r"inputs of one modality \(text, image\), got none"):
+        model.embed()
+    with pytest.raises(ValueError, match="got text, image"):
+        model.embed(texts=["a"], images=[plain_picture("red")])
+    with pytest.raises(ValueError, match="no modality 'audio'; it has text, image"):
+        model.embed(audio=[b""])
+    with pytest.raises(ValueError, match="classes is a list of names"):
+        model.classify("red", images=[plain_picture("red")])
+    with pytest.raises(ValueError, match="prompts is a list of texts"):
+        model.classify(["red"], ["a photo"], images=[plain_picture("red")])
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load(tmp_path / "none")
+    with pytest.raises(ValueError, match="holds the seed"):
+        load(model.path, seed=3)

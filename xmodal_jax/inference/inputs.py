@@ -1,0 +1,396 @@
+"""What people hold, as the inputs of a trained run: paths, bytes of files, pictures, arrays, sounds, texts, numbers.
+
+New inputs are brought into the format of the run's training data: the size of its images, the rate of its audio, its
+tokens, its standard units.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from xmodal_jax.core.text_files import normalise, printable
+from xmodal_jax.data.media import (
+    Resize,
+    decode_audio,
+    decode_image,
+    decode_video,
+    resample_and_cut,
+    to_square,
+)
+from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.splits import FittedTransforms, make_text_cleaner
+from xmodal_jax.data.standardise import standardisation_from_json
+from xmodal_jax.data.text import TokenizeTransform, tokenizer_from_files
+from xmodal_jax.data.views import modality_fields
+from xmodal_jax.types import kind_of
+
+PLURALS = {"images": "image", "texts": "text", "videos": "video", "vectors": "vector"}
+"""Keywords of inputs that are not the name of their modality."""
+WORKERS = 8
+"""Threads that decode inputs."""
+
+
+class InputFormat(NamedTuple):
+    """The format of a run's training data, which new inputs are brought into."""
+
+    modalities: tuple[str, ...]
+    """The modalities of the inputs."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shape of one training example by field, such as ``{"image": (64, 64, 3)}``."""
+    sample_rate: int
+    """Samples of audio per second."""
+    max_seconds: float | None
+    """Length that audio is cut to; None: any length."""
+    resize: Resize
+    """How images and video frames become squares."""
+    transform: FittedTransforms
+    """Tokens of captions, and standard units of measured quantities."""
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], modalities: Sequence[str]) -> InputFormat:
+        """The format of a run from the metadata of its checkpoint (`train.checkpoint.RestoredCheckpoint`)."""
+        options = metadata["config"].get("input", {})
+        return cls(
+            tuple(modalities),
+            {name: tuple(shape) for name, shape in metadata["shapes"].items()},
+            sample_rate=options.get("sample_rate", 16_000),
+            max_seconds=options.get("max_seconds"),
+            resize=Resize.from_options(options),
+            transform=_read_transforms(metadata),
+        )
+
+    def describe(self, modality: str) -> str:
+        """What an input of ``modality`` may be, in words."""
+        return _KINDS[kind_of(modality)].accepts(self, modality)
+
+
+def _read_transforms(metadata: Mapping[str, Any]) -> FittedTransforms:
+    """The transforms that were fitted to a run's training data, from the metadata of its checkpoint."""
+    tokenize = standardise = None
+    if metadata.get("tokenizer"):
+        length = metadata.get(
+            "max_length", metadata.get("length")
+        )  # contrastive and fusion runs have the first
+        clean = make_text_cleaner(metadata["config"].get("text_cleanup", "none"))
+        tokenize = TokenizeTransform(tokenizer_from_files(metadata["tokenizer"]), length, clean=clean)
+    if metadata.get("standardisation"):
+        standardise = standardisation_from_json(metadata["standardisation"], "the checkpoint")
+    return FittedTransforms(tokenize, standardise)
+
+
+class _KindOfInput(NamedTuple):
+    """How inputs of one kind are read."""
+
+    read: Callable[[Any, InputFormat, str], Any]
+    """``read(example, format, modality)``: the example as it stands in a batch. Raises ValueError or OSError."""
+    stack: Callable[[list, InputFormat, str], dict[str, np.ndarray]]
+    """``stack(examples, format, modality)``: the fields of a batch; an example of None is missing."""
+    accepts: Callable[[InputFormat, str], str]
+    """``accepts(format, modality)``: what an input may be, in words."""
+    is_one: Callable[[Any], bool]
+    """Whether a value is one input rather than several."""
+
+
+class InputSource(Source):
+    """Inputs as a data set: they are read when a batch needs them, files in several threads.
+
+    ::
+
+        source = InputSource({"image": ["a.png", picture, None], "text": ["red", "blue", "green"]}, format)
+        source.batch(np.array([0, 1]))  # {"image": uint8 [2, H, W, C], "caption": ..., "present": ...}
+
+    Args:
+      inputs: for each modality as many inputs; None: the example lacks the modality.
+      format: of the run's training data.
+
+    Raises:
+      ValueError: the numbers of inputs differ, there are none, or an example has no modality at all.
+    """
+
+    def __init__(self, inputs: Mapping[str, Sequence[Any]], format: InputFormat):
+        """Keeps the inputs, which are not read yet."""
+        counts = {name: len(values) for name, values in inputs.items()}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"all modalities need the same number of inputs, got {counts or 'no inputs'}")
+        self.inputs, self.format, self._length = dict(inputs), format, next(iter(counts.values()))
+        self.modalities = tuple(inputs)
+        if not self._length:
+            raise ValueError("there is no input")
+        missing = np.array([[value is None for value in values] for values in inputs.values()])
+        if missing.all(axis=0).any():
+            index = int(missing.all(axis=0).argmax())
+            raise ValueError(f"example {index} has none of {', '.join(self.modalities)}: leave it out")
+        self._present = None if not missing.any() else dict(zip(self.modalities, ~missing, strict=True))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batch(self, indices: np.ndarray) -> RawBatch:
+        """The fields of the inputs ``indices``.
+
+        Raises:
+          ValueError: an input cannot be used; the message names it.
+        """
+        fields: RawBatch = {}
+        for modality in self.modalities:
+            kind = _KINDS[kind_of(modality)]
+            fields |= kind.stack(self._read(modality, kind, indices), self.format, modality)
+        if self._present is not None:
+            fields["present"] = {m: present[indices] for m, present in self._present.items()}
+        return fields
+
+    def _read(self, modality: str, kind: _KindOfInput, indices: np.ndarray) -> list:
+        """The inputs ``indices`` of one modality as they stand in a batch; None for those that are missing."""
+        values = [self.inputs[modality][index] for index in indices.tolist()]
+        if not any(isinstance(value, (str, Path, bytes)) for value in values) or kind_of(modality) == "text":
+            return [
+                self._read_one(modality, kind, *item) for item in zip(indices.tolist(), values, strict=True)
+            ]
+        read = functools.partial(self._read_one, modality, kind)
+        return list(_pool().map(read, indices.tolist(), values))
+
+    def _read_one(self, modality: str, kind: _KindOfInput, index: int, value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return kind.read(value, self.format, modality)
+        except (ValueError, OSError, TypeError) as error:
+            name = f" ({printable(str(value))})" if isinstance(value, (str, Path)) else ""
+            reason = getattr(error, "strerror", None) or error  # without the number of the error and the path
+            raise ValueError(f"{modality} {index}{name}: {reason}") from error
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """The threads that decode files, which all sources share."""
+    return ThreadPoolExecutor(WORKERS, thread_name_prefix="inputs")
+
+
+def collect_inputs(format: InputFormat, keywords: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """The inputs of each modality from keyword arguments: ``images=`` or ``image=`` for the modality image.
+
+    A value is a list of inputs, an array of them, or one input. Keywords whose value is None are left out.
+
+    Raises:
+      ValueError: a keyword names no modality of the run.
+    """
+    inputs = {}
+    for keyword, value in keywords.items():
+        modality = PLURALS.get(keyword, keyword)
+        if modality not in format.modalities:
+            known = ", ".join(format.modalities)
+            raise ValueError(f"this run has no modality {modality!r}; it has {known}")
+        if value is not None:
+            inputs[modality] = as_list(modality, value)
+    return inputs
+
+
+def as_list(modality: str, value: Any) -> Sequence[Any]:
+    """Several inputs of ``modality``: a value that is one input becomes a list of one."""
+    if _KINDS[kind_of(modality)].is_one(value):
+        return [value]
+    return list(np.asarray(value)) if hasattr(value, "shape") else list(value)
+
+
+# Readers of single inputs.
+
+
+def _read_text(value: Any, format: InputFormat, modality: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a text is a str, got {type(value).__name__}")
+    return normalise(value)
+
+
+def _read_image(value: Any, format: InputFormat, modality: str) -> np.ndarray:
+    """Pixels uint8 ``[S, S, C]`` from a path, the bytes of a file, a Pillow image, or pixels uint8."""
+    size, _, channels = format.shapes[modality]
+    if isinstance(value, (str, Path, bytes)):
+        return decode_image(value, size, channels, format.resize)
+    picture = value if isinstance(value, Image.Image) else _to_picture(value)
+    return to_square(picture, size, channels, format.resize)
+
+
+def _to_picture(value: Any) -> Image.Image:
+    """A Pillow image of an array of pixels, uint8 ``[H, W]`` or ``[H, W, C]`` with 1, 3 or 4 channels."""
+    pixels = _to_array(value, "an image is a path, the bytes of a file, a Pillow image or an array of pixels")
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"pixels are uint8 in 0..255, got {pixels.dtype}: convert them first")
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
+        raise ValueError(
+            f"pixels have the shape [H, W] or [H, W, C] with 1, 3 or 4 channels, got {pixels.shape}"
+        )
+    if not pixels.size:
+        raise ValueError(f"the image is empty: its shape is {pixels.shape}")
+    return Image.fromarray(pixels)
+
+
+def _to_array(value: Any, expected: str) -> np.ndarray:
+    """``value`` as an array of numbers; ``expected``: what is accepted, for the error."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{expected}, got {type(value).__name__}")
+    return array
+
+
+def _read_audio(value: Any, format: InputFormat, modality: str) -> np.ndarray:
+    """Samples int16 ``[t]`` at the run's rate, from a path, the bytes of a file, or (waveform, rate)."""
+    if isinstance(value, (str, Path, bytes)):
+        return decode_audio(value, format.sample_rate, format.max_seconds)[0]
+    if not _is_sound(value):
+        raise ValueError("a sound is a path, the bytes of a file, or a pair (waveform, samples per second)")
+    waveform, rate = np.asarray(value[0]), int(value[1])
+    if rate < 1 or waveform.ndim not in (1, 2):
+        raise ValueError(
+            f"a waveform has the shape [T] or [T, channels] and a positive rate, got {waveform.shape}, {rate}"
+        )
+    if waveform.dtype.kind == "i":
+        waveform = waveform / np.float32(np.iinfo(waveform.dtype).max + 1)
+    elif waveform.dtype.kind != "f" or np.abs(waveform).max(initial=0) > 1.01:
+        raise ValueError("a waveform holds floats in [-1, 1], or int16 or int32")
+    return resample_and_cut(waveform, rate, format.sample_rate, format.max_seconds)[0]
+
+
+def _is_sound(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0 and np.ndim(value[0]) > 0
+
+
+def _read_video(value: Any, format: InputFormat, modality: str) -> np.ndarray:
+    """Frames uint8 ``[F, S, S, C]`` from a path, the bytes of a file, or a list or array of frames."""
+    frames, size, _, channels = format.shapes[modality]
+    if isinstance(value, (str, Path, bytes)):
+        return decode_video(value, frames, size, channels, format.resize)
+    if not len(value):
+        raise ValueError("the video has no frames")
+    chosen = np.round(np.linspace(0, len(value) - 1, frames)).astype(int)  # evenly spaced, as files are read
+    pictures = [value[k] if isinstance(value[k], Image.Image) else _to_picture(value[k]) for k in chosen]
+    return np.stack([to_square(picture, size, channels, format.resize) for picture in pictures])
+
+
+def _read_vector(value: Any, format: InputFormat, modality: str) -> np.ndarray:
+    """Numbers ``[D]`` in the unit of the data, from an array or a dict by the names of features; NaN is missing."""
+    (size,) = format.shapes[modality]
+    if isinstance(value, Mapping):
+        return _by_name(value, _feature_names(format, modality))
+    numbers = _to_array(value, "a vector is an array or a dict of numbers").astype(np.float64)
+    if numbers.shape != (size,):
+        raise ValueError(f"the vector has the shape {numbers.shape}, the training data have ({size},)")
+    return numbers
+
+
+def _by_name(value: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
+    """The values of the features ``names``, NaN where there is none."""
+    unknown = [name for name in value if name not in names]
+    if unknown:
+        raise ValueError(
+            f"there is no feature {unknown[0]!r}; the features are {', '.join(names) or 'without names'}"
+        )
+    return np.array([np.nan if value.get(name) is None else float(value[name]) for name in names])
+
+
+def _feature_names(format: InputFormat, modality: str) -> tuple[str, ...]:
+    """The names of a modality's features; empty where they are numbered."""
+    standardise = format.transform.standardise
+    statistics = None if standardise is None else standardise.statistics.get(modality)
+    return (statistics.names or ()) if statistics is not None else ()
+
+
+def _read_series(value: Any, format: InputFormat, modality: str) -> np.ndarray:
+    """Numbers ``[t, C]`` in the unit of the data, ``t`` at most that of the training data; NaN is missing."""
+    steps, channels = format.shapes[modality]
+    numbers = _to_array(value, "a series is an array of numbers").astype(np.float64)
+    if numbers.ndim != 2 or numbers.shape[1] != channels:
+        raise ValueError(f"the series has the shape {numbers.shape}, the training data have [T, {channels}]")
+    if not 1 <= len(numbers) <= steps:
+        raise ValueError(f"the series has {len(numbers)} steps, at least 1 and at most {steps} can be used")
+    return numbers
+
+
+# How examples become the fields of a batch.
+
+
+def _stack_arrays(examples: list, format: InputFormat, modality: str) -> dict[str, np.ndarray]:
+    """One field of arrays of equal shape; zeros where an example is missing."""
+    known = next((x for x in examples if x is not None), None)
+    if known is None:
+        known = np.zeros(format.shapes[modality], np.uint8)
+    return {modality: np.stack([np.zeros_like(known) if x is None else x for x in examples])}
+
+
+def _stack_texts(examples: list, format: InputFormat, modality: str) -> dict[str, np.ndarray]:
+    field = modality_fields(modality)[-1]
+    return {field: np.array(["" if x is None else x for x in examples], object)}
+
+
+def _stack_audio(examples: list, format: InputFormat, modality: str) -> dict[str, np.ndarray]:
+    """Waveforms padded to whole seconds, so that few lengths occur and few programs are compiled."""
+    longest = max((len(x) for x in examples if x is not None), default=1)
+    length = -(-longest // format.sample_rate) * format.sample_rate
+    return _pad(examples, (length,), modality, np.int16)
+
+
+def _stack_series(examples: list, format: InputFormat, modality: str) -> dict[str, np.ndarray]:
+    return _pad(examples, format.shapes[modality], modality, np.float64)
+
+
+def _pad(examples: list, shape: Sequence[int], modality: str, dtype: Any) -> dict[str, np.ndarray]:
+    """Sequences padded with zeros to ``shape``, and their mask ``[N, T]``."""
+    values, mask = np.zeros((len(examples), *shape), dtype), np.zeros((len(examples), shape[0]), bool)
+    for k, example in enumerate(examples):
+        if example is not None:
+            values[k, : len(example)], mask[k, : len(example)] = example, True
+    return {modality: values, f"{modality}_mask": mask}
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, (str, Path, bytes))
+
+
+_PIXELS = "a path, the bytes of a file, a Pillow image, or pixels uint8 [H, W, C] of any size"
+_KINDS: dict[str, _KindOfInput] = {
+    "text": _KindOfInput(_read_text, _stack_texts, lambda f, m: "a str", lambda v: isinstance(v, str)),
+    "image": _KindOfInput(
+        _read_image,
+        _stack_arrays,
+        lambda f, m: f"{_PIXELS}; it becomes {f.shapes[m][0]} x {f.shapes[m][1]} pixels",
+        lambda v: _is_file(v) or isinstance(v, Image.Image) or (hasattr(v, "shape") and len(v.shape) < 4),
+    ),
+    "audio": _KindOfInput(
+        _read_audio,
+        _stack_audio,
+        lambda f, m: (
+            "a path, the bytes of a file, or (waveform, samples per second); "
+            f"it becomes {f.sample_rate} Hz" + (f", at most {f.max_seconds:g} s" if f.max_seconds else "")
+        ),
+        lambda v: _is_file(v) or _is_sound(v),
+    ),
+    "video": _KindOfInput(
+        _read_video,
+        _stack_arrays,
+        lambda f, m: (
+            f"a path, the bytes of a file, or frames uint8 [F, H, W, C]; {f.shapes[m][0]} frames are used"
+        ),
+        lambda v: _is_file(v) or (hasattr(v, "shape") and len(v.shape) < 5),
+    ),
+    "vector": _KindOfInput(
+        _read_vector,
+        _stack_arrays,
+        lambda f, m: f"{f.shapes[m][0]} numbers in the unit of the data, or a dict by the names of features",
+        lambda v: isinstance(v, Mapping) or (hasattr(v, "shape") and len(v.shape) < 2),
+    ),
+    "series": _KindOfInput(
+        _read_series,
+        _stack_series,
+        lambda f, m: f"numbers [T, {f.shapes[m][1]}] in the unit of the data, T at most {f.shapes[m][0]}",
+        lambda v: hasattr(v, "shape") and len(v.shape) < 3,
+    ),
+}
+"""How the inputs of each kind of modality are read."""

@@ -1,0 +1,106 @@
+"""What all trained runs have in common when they are used on new data."""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from xmodal_jax.data.source import Source
+from xmodal_jax.evaluation.embeddings import predict_all
+from xmodal_jax.inference.inputs import InputFormat, InputSource
+from xmodal_jax.train.checkpoint import RestoredCheckpoint
+
+BATCH_SIZE = 128
+"""Examples that are computed at a time; fewer are padded to a power of two."""
+
+
+class Task(NamedTuple):
+    """A trained run, restored, and where it came from."""
+
+    path: pathlib.Path
+    """Directory of the run, or the folder it was exported to."""
+    restored: RestoredCheckpoint
+    """Parameters and metadata."""
+
+
+class TrainedModel:
+    """A trained run, to be used on new data. `inference.load` makes one.
+
+    A subclass is what one kind of run can do: its public methods. All of them take inputs as people hold them (see
+    `InputFormat`) and return NumPy arrays, Pillow images, pairs (waveform, samples per second) or strings, one for each
+    input, in order. One input counts as a list of one. Inputs are read, computed and padded in batches; a call with
+    another number of inputs compiles nothing new unless it needs a larger batch.
+
+    Attributes:
+      path: directory of the run, or the folder that it was exported to.
+      metadata: that of its checkpoint.
+      step: training steps of the checkpoint.
+      params: the parameters to evaluate.
+      format: the format of its inputs.
+    """
+
+    kind: ClassVar[str]
+    """What was trained, in words: "contrastive", "captioning", …"""
+    actions: ClassVar[tuple[str, ...]]
+    """The names of the methods that use the run."""
+
+    path: pathlib.Path
+    metadata: Mapping[str, Any]
+    step: int
+    params: Any
+    format: InputFormat
+
+    def __init__(self, task: Task, modalities: tuple[str, ...]):
+        """``modalities``: those that the model takes as inputs."""
+        self.path, (self.params, self.metadata, self.step) = task.path, task.restored
+        self.format = InputFormat.from_metadata(self.metadata, modalities)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path}, step {self.step}>"
+
+    def describe(self) -> str:
+        """What the run is, what it takes and what it gives, as text."""
+        data = self.metadata["config"].get("data", "")
+        lines = [f"{self.kind}: {self.path}, {self.step} training steps on {data}", "inputs:"]
+        lines += [f"  {modality}: {self.format.describe(modality)}" for modality in self.format.modalities]
+        lines.append("methods:")
+        for name in self.actions:
+            method = getattr(self, name)
+            summary = (inspect.getdoc(method) or "").partition("\n\n")[0].replace("\n", " ")
+            lines.append(f"  {name}{_arguments(method)}: {summary}")
+        return "\n".join(lines)
+
+    def predict(
+        self, predict: Callable[[Any, Any], Any], source: Source, *, batch_size: int = BATCH_SIZE
+    ) -> Any:
+        """``predict(params, batch)`` of all examples of ``source``, as NumPy arrays. The batches have tokens of the
+        texts and standardised quantities. ``predict`` is compiled once for each shape of a batch, so it must be the
+        same function in every call."""
+
+        def transform(batch):
+            batch = self.format.transform(batch)
+            return {k: v for k, v in batch.items() if not k.startswith("caption")}
+
+        return predict_all(
+            predict, self.params, source, batch_size=batch_size, transform=transform, few_shapes=True
+        )
+
+    def read(self, inputs: Mapping[str, Any]) -> InputSource:
+        """The inputs by modality as a data set in the run's format."""
+        return InputSource(inputs, self.format)
+
+
+def _arguments(method: Callable) -> str:
+    """The names of a method's arguments, such as ``(index, query, k=10)``."""
+    shown = []
+    for name, parameter in inspect.signature(method).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            shown.append(f"{name}=…")
+        else:
+            default = (
+                "" if parameter.default in (inspect.Parameter.empty, None) else f"={parameter.default!r}"
+            )
+            shown.append(name + default)
+    return f"({', '.join(shown)})"

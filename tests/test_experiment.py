@@ -66,7 +66,8 @@ def test_the_result_comes_first_and_an_error_in_the_report_does_not_cost_it(run,
     assert (
         said.err == "note: the report is incomplete (RuntimeError: a figure went wrong); the result is not\n"
     )
-    assert said.out.splitlines()[-1] == "test/loss 2.000"
+    *_, last, next_step = said.out.splitlines()
+    assert last == "test/loss 2.000" and next_step.startswith("look at it  python -m webbrowser file:/")
     assert read_result(run)["timing"]["report"] >= 0
     assert not (run.path / "lock.json").exists()
 
@@ -142,7 +143,7 @@ def test_a_run_without_scores_has_its_losses_in_the_headline_and_says_that_six_s
         report.add_metrics(metrics)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "note: After only 6 training steps the scores say nothing about the method."
-    assert lines[-1] == "train/loss 2.000 · train/d_loss 0.500 · train/g_loss 1.500"
+    assert lines[-2] == "train/loss 2.000 · train/d_loss 0.500 · train/g_loss 1.500"
     assert "After only 6 training steps" in (run.path / "report.html").read_text()
 
 
@@ -150,7 +151,7 @@ def test_a_table_of_no_scores_says_so(run, ending, capsys):
     with write_report(run, "A title", "", {}, **ending) as report:
         report.add_metrics({})
     assert "There are no scores." in (run.path / "report.html").read_text()
-    assert capsys.readouterr().out.splitlines()[-1] == "no scores"
+    assert capsys.readouterr().out.splitlines()[-2] == "no scores"
 
 
 def test_a_result_that_is_none_is_named(run):

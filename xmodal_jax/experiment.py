@@ -29,6 +29,7 @@ from xmodal_jax.data.mixture_splits import describe_spec
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.splits import choose_batch_size, prepare_source
+from xmodal_jax.report.next_steps import experiment_file, next_steps
 from xmodal_jax.report.page import Report
 from xmodal_jax.train import config as run_config
 from xmodal_jax.train.config import RunConfig
@@ -184,9 +185,9 @@ def write_report(
 ) -> Iterator[Report]:
     """Writes ``result.json``, and then ``report.html`` with what the ``with`` block adds to the report that it gets.
 
-    The end of the block adds bad examples, configuration and timing, closes the run and prints the metrics that the
-    report has on cards. If the block raises an error, the report has what was added before, and says so: the result
-    stays, and the run ends well.
+    The end of the block adds bad examples, configuration and timing, closes the run, and prints the metrics that the
+    report has on cards and what to do next (`report.next_steps`). If the block raises an
+    error, the report has what was added before, and says so: the result stays, and the run ends well.
 
     Args:
       title, subtitle: of the report.
@@ -209,6 +210,7 @@ def write_report(
             "resumed": result.resumed,
             "parameters": trees.count(result.params[0]),
         } | entries
+    entries = {"experiment": experiment_file(run.config).stem} | entries
     run.write_result(metrics, timing=timer.report(), **entries)
     report = Report(title, subtitle)
     steps = entries.get("steps")
@@ -231,6 +233,8 @@ def write_report(
     print(bad_examples.summary() or "no bad examples")
     print(page)
     print(summary_line(metrics, (report.headline or list(metrics))[:4]) or "no scores")
+    for line in next_steps(run, entries.get("seeds", ())):
+        print(line)
 
 
 FEW_STEPS = 50

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import pathlib
 import shlex
 import sys
@@ -13,6 +14,7 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.experiment import write_report
 from xmodal_jax.report.comparison import read_result
 from xmodal_jax.report.next_steps import MAX_LINES, NEXT_STEPS, next_steps, without_flags
+from xmodal_jax.train.checkpoint import seal
 from xmodal_jax.train.command_line import default_of, parse
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.run import Run
@@ -41,12 +43,19 @@ def script():
         yield load
 
 
+def save_checkpoint(folder, **metadata):
+    """The metadata of a checkpoint, as training leaves them in a run's directory."""
+    file = folder / "checkpoints" / "newest" / "1" / "meta" / "metadata"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(seal({"arrays": {}, **metadata})))
+
+
 def ended(script, name, folder, monkeypatch, *, argv=(), **changes):
     """The lines of a run of an experiment in ``folder``, and its configuration."""
     monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *argv])
     config = dataclasses.replace(script(name).Config(**EXAMPLES.get(name, {})), run_dir=folder, **changes)
     with Run.create(folder, config, tensorboard=False) as run:
-        (folder / "tokenizer").mkdir()
+        save_checkpoint(folder, tokenizer={"tokenizer.json": "{}"})
         return next_steps(run, [0]), config
 
 
@@ -83,11 +92,15 @@ def test_what_a_run_cannot_do_is_not_proposed(script, tmp_path, monkeypatch):
     assert any("translate.py" in line for line in lines)
     config = dataclasses.replace(script("captioning").Config(), seeds=2)
     with Run.create(tmp_path / "b", config, tensorboard=False) as run:
-        (run.path / "tokenizer").mkdir()
+        save_checkpoint(run.path, tokenizer={"tokenizer.json": "{}"})
         lines = next_steps(run, [3, 4])
         assert not any("translate.py" in line for line in lines) and lines[-1].endswith("--seed 3")
         with Run.create(run.path / "part", config, tensorboard=False) as part:
             assert next_steps(part, [0]) == []
+    gan = script("text_to_image_gan").Config()
+    with Run.create(tmp_path / "c", gan, tensorboard=False) as run:  # of class labels
+        save_checkpoint(run.path, tokenizer=None)
+        assert not any("translate.py" in line for line in next_steps(run, [0]))
 
 
 def test_a_page_of_data_leads_to_training_on_it(script, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xmodal_jax.train.checkpoint import newest_checkpoint, read_metadata
 from xmodal_jax.train.run import Run
 
 MAX_LINES = 5
@@ -67,10 +69,11 @@ def _export(run: EndedRun) -> Sequence[str]:
 
 
 def _translate(source: str, target: str) -> NextStep:
-    """``translate.py``, which takes runs of one seed that know a tokenizer: a GAN of class labels has none."""
+    """``translate.py``, which takes runs of one seed. A GAN of class labels, which has no tokenizer, translates
+    nothing."""
 
     def words(run: EndedRun) -> Sequence[str] | None:
-        if len(run.seeds) > 1 or not (run.path / "tokenizer").is_dir():
+        if len(run.seeds) > 1 or not checkpoint_metadata(run.path).get("tokenizer"):
             return None
         return "translate.py", "--from", source, "--to", target, "--runs", str(run.path)
 
@@ -103,6 +106,13 @@ NEXT_STEPS: dict[str, tuple[NextStep, ...]] = {
     "vae": (LOOK, GO_ON, EXPORT),
 }
 """What runs of an experiment can do next, at most `MAX_LINES`, by the name of its script."""
+
+
+def checkpoint_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata of a run's newest checkpoint; empty if it has none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_metadata(newest_checkpoint(folder))
+    return {}
 
 
 def without_flags(words: Sequence[str], flags: Mapping[str, int]) -> list[str]:

@@ -14,11 +14,14 @@ from xmodal_jax.evaluation.classification import (
     LabelledSplit,
     accuracies,
     evaluate_splits,
+    gains_of_modalities,
     subsets,
 )
 from xmodal_jax.models.fusion import ClassifierOutput
+from xmodal_jax.report import classification as panels
 from xmodal_jax.report import classification_figures
 from xmodal_jax.report.figures import to_png
+from xmodal_jax.report.page import Report
 from xmodal_jax.types import Method
 
 NAMES = {"hour": ("one", "two", "three"), "side": ("left", "right")}
@@ -74,6 +77,60 @@ def test_each_choice_of_modalities_is_scored_by_what_is_left():
     assert metrics["given_audio/accuracy"] == mean((hour == 0) & (said == side))
     assert metrics["trained_on_audio/hour_accuracy"] == metrics["given_audio/hour_accuracy"]
     assert classify.modalities == ("image", "audio") and subsets(("image", "audio"))[0] == ("image", "audio")
+
+
+def test_what_a_modality_adds_is_measured_where_it_is_there():
+    """In nats, by hand: of the examples that have both, what the sound adds to the picture."""
+    data = source()
+    exam = LabelledSplit(data, NAMES)
+    metrics, _ = evaluate_splits(Classifier(METHOD, ("image", "audio")), [None], {"test": exam}, {})
+    log_p = lambda right, classes: (
+        right - np.log(np.e + classes - 1)
+    )  # a logit of 1 for one class, 0 for the others
+    side, heard = data.arrays["side"], data.arrays["present"]["audio"]
+    # Of the hour nothing changes. Without the sound all logits are 0.
+    assert metrics["adds_audio_to_image/log_likelihood"] == pytest.approx(log_p(1, 2) + np.log(2), rel=1e-5)
+    entropy = lambda p: -(p * np.log(p)).sum()
+    sure = np.array([np.e, 1]) / (np.e + 1)
+    assert metrics["adds_audio_to_image/entropy_reduction"] == pytest.approx(
+        np.log(2) - entropy(sure), rel=1e-5
+    )
+    # The hour is in the picture.
+    assert metrics["adds_image_to_audio/log_likelihood"] == pytest.approx(log_p(1, 3) + np.log(3), rel=1e-5)
+    assert not any(name.endswith("_to_/log_likelihood") for name in metrics)
+    assert 0 < heard.sum() < len(side)
+
+
+def test_gains_count_known_classes_and_present_modalities_and_three_modalities_have_nine():
+    rng = np.random.default_rng(0)
+    names, labels = ("a", "b", "c"), np.array([0, 1, -1, 2, 1])
+    logits = {observed: {"t": rng.normal(size=(5, 3))} for observed in subsets(names)}
+    here = {"b": np.array([True, False, True, True, True])}
+    gains = gains_of_modalities(logits, {"t": labels}, here)
+    assert len(gains) == 2 * 9
+    log_p = {k: np.log(np.exp(v["t"]) / np.exp(v["t"]).sum(1, keepdims=True)) for k, v in logits.items()}
+    rows = [0, 3, 4]  # the second has no b, the third no label
+    difference = (log_p["a", "b"] - log_p["a",])[rows, labels[rows]]
+    assert gains["adds_b_to_a/log_likelihood"] == pytest.approx(difference.mean())
+    rows = [0, 1, 3, 4]
+    assert gains["adds_c_to_a/log_likelihood"] == pytest.approx(
+        (log_p["a", "c"] - log_p["a",])[rows, labels[rows]].mean()
+    )
+    nowhere = gains_of_modalities(logits, {"t": labels}, {"b": np.zeros(5, bool)})
+    assert {name.split("/")[0] for name in nowhere} == {"adds_a_to_c", "adds_c_to_a"}
+
+
+def test_what_a_modality_adds_is_shown_as_a_matrix_and_not_in_the_table():
+    metrics = {"test/accuracy": [0.5, 0.6]} | {
+        f"adds_{m}_to_{others}/{what}": [0.25, 0.75]
+        for m, others in (("audio", "image"), ("image", "audio"), ("text", "audio_image"))
+        for what in ("log_likelihood", "entropy_reduction")
+    }
+    report = Report("t")
+    panels.add_scores(report, metrics, majority_accuracy=0.1)
+    html = report.html()
+    assert html.count("What each modality adds") and "adds_audio_to_image" not in html
+    assert "overconfident" in html
 
 
 def test_several_seeds_give_a_value_each():

@@ -103,3 +103,24 @@ def test_another_measured_likelihood_is_an_error():
     zeros = jnp.zeros((1, 2, 3))
     with pytest.raises(ValueError, match="likelihood must be one of .* got 'laplace'"):
         likelihoods.measured_log_likelihood("laplace", zeros, zeros, zeros[0], zeros[0] == 0)
+
+
+@pytest.mark.parametrize("kind", likelihoods.DENSITIES)
+def test_draws_have_the_distribution_of_the_likelihood(kind):
+    """By the test of Kolmogorov and Smirnov, and for pixels that are on or off by their fraction."""
+    outputs = jnp.full((20_000,), 0.4)
+    x = np.float64(likelihoods.DENSITIES[kind].sample(jax.random.key(0), outputs, 0.75))
+    if kind == "bernoulli":
+        assert set(np.unique(x)) == {0.0, 1.0}
+        assert x.mean() == pytest.approx(scipy.special.expit(0.4), abs=0.015)
+    else:
+        family = {"normal": scipy.stats.norm, "laplace": scipy.stats.laplace}[kind]
+        assert scipy.stats.kstest(x, family(0.4, 0.75).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("kind", likelihoods.MEASURED_LIKELIHOODS)
+def test_measured_draws_have_the_distribution_of_the_likelihood(kind):
+    mean, log_scale = jnp.full((20_000,), -0.3), jnp.full((20_000,), 0.2)
+    x = np.float64(likelihoods.sample_measured(jax.random.key(1), kind, mean, log_scale, degrees=3.0))
+    known = scipy.stats.norm(-0.3, np.exp(0.2)) if kind == "normal" else scipy.stats.t(3.0, -0.3, np.exp(0.2))
+    assert scipy.stats.kstest(x, known.cdf).pvalue > 1e-3

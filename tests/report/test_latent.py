@@ -26,7 +26,8 @@ from tests.evaluation.painters import (
     source,
 )
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.evaluation.latent import SourceLatents
+from xmodal_jax.evaluation.information_gain import InformationGains
+from xmodal_jax.evaluation.latent import LatentResults, SourceLatents
 from xmodal_jax.metrics.coherence import subsets
 from xmodal_jax.models.vae.modalities import Vocabulary
 from xmodal_jax.report import figures
@@ -423,6 +424,35 @@ def test_coherence_is_shown_by_subset():
     report = Report("t")
     report.add_figure("Coherence", fig)
     assert report.html().count("data:image/png") == 2  # light and dark
+
+
+def latent_results(**changes):
+    empty = np.zeros((0, 1))
+    return LatentResults({}, empty, empty, None, {}, **changes)
+
+
+def test_what_to_acquire_next_is_shown_with_its_numbers():
+    """A row for each observed subset, a column for each modality; blank where it is observed."""
+    observed = np.array([[False, False], [True, False], [False, True]])
+    expected = np.array([[[0.5, 1.5], [np.nan, 2.0], [0.25, np.nan]]] * 4)
+    gains = InformationGains(expected, 2 * expected, observed, ("image_0", "text"))
+    report = Report("t")
+    latent_report.add_information_gain(report, explore(IMAGES), latent_results(gains=gains, wants_gains=True))
+    assert titles(report) == ["Which modality to acquire next", "Expected and realised gain"]
+    assert report.html().count("<figure>") == 2
+    fig = figures.gain_matrix(expected[0], gains.subset_names(), ["0", "text"])
+    ax = fig.axes[0]
+    assert [t.get_text() for t in ax.texts] == ["0.5", "1.5", "2", "0.25"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["nothing", "image_0", "text"]
+    assert (ax.get_ylabel(), ax.get_xlabel()) == ("observed", "acquired next")
+
+
+def test_a_model_that_has_no_information_gain_says_so_where_it_was_wanted():
+    for wanted in (True, False):
+        report = Report("t")
+        latent_report.add_information_gain(report, explore(IMAGES), latent_results(wants_gains=wanted))
+        assert ("posterior is not known" in report.html()) is wanted
+        assert titles(report) == ["Which modality to acquire next"] * wanted
 
 
 def test_parameters_reach_the_model(tmp_path):

@@ -100,6 +100,13 @@ class Classifier:
 
         With ``only``, the modalities that it does not name count as missing.
         """
+        return most_likely(self.logits(params, source, only))
+
+    def logits(self, params: Any, source: Source, only: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The logits ``[N, classes]`` of each example of ``source``, by target.
+
+        With ``only``, the modalities that it does not name count as missing.
+        """
         output = predict_all(
             self._predict,
             params,
@@ -107,7 +114,61 @@ class Classifier:
             batch_size=self._batch_size,
             transform=lambda b: self.inputs(b, only),
         )
-        return {target: logits.argmax(axis=1) for target, logits in output.logits.items()}
+        return dict(output.logits)
+
+
+def most_likely(logits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The class with the highest logit, int ``[N]``, by target."""
+    return {target: x.argmax(axis=1) for target, x in logits.items()}
+
+
+def gains_of_modalities(
+    logits: Mapping[tuple[str, ...], Mapping[str, np.ndarray]],
+    labels: Classes,
+    presence: Mapping[str, np.ndarray],
+) -> dict[str, float]:
+    """What each modality adds to each set of others: ``adds_<modality>_to_<others>/log_likelihood`` and
+    ``/entropy_reduction``, in nats, means over the examples that have all of them and known classes; no metric where
+    there is no such example.
+
+    The first is the gain of the log-likelihood of the true classes, by how much the prediction gets better; the second
+    the loss of the prediction's entropy, by how much the model is surer. Surer and not better is overconfident. Targets
+    are added up.
+
+    Args:
+      logits: ``[N, classes]`` by target, by the modalities that are observed, in one order.
+      labels: the true classes.
+      presence: which examples have which modality, bool ``[N]``; a modality that it does not name is in all.
+    """
+    log_p = {observed: _log_softmax(of_targets) for observed, of_targets in logits.items()}
+    known = np.logical_and.reduce([classes >= 0 for classes in labels.values()])
+
+    def evidence(observed: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Log-likelihood of the true classes, and the prediction's entropy, both ``[N]``."""
+        true = [
+            np.take_along_axis(x, np.maximum(labels[t], 0)[:, None], axis=1)[:, 0]
+            for t, x in log_p[observed].items()
+        ]
+        entropy = [-(np.exp(x) * x).sum(axis=1) for x in log_p[observed].values()]
+        return sum(true), sum(entropy)
+
+    evidence_of, metrics = {observed: evidence(observed) for observed in logits}, {}
+    for larger in logits:
+        for added in larger:
+            others = tuple(m for m in larger if m != added)
+            counted = known & np.logical_and.reduce([presence.get(m, np.ones_like(known)) for m in larger])
+            if others in logits and counted.any():
+                (after, surer), (before, unsure) = evidence_of[larger], evidence_of[others]
+                name = f"adds_{added}_to_{'_'.join(others)}"
+                metrics[f"{name}/log_likelihood"] = float((after - before)[counted].mean())
+                metrics[f"{name}/entropy_reduction"] = float((unsure - surer)[counted].mean())
+    return metrics
+
+
+def _log_softmax(logits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Log-probabilities ``[N, classes]`` by target, in float64."""
+    shifted = {t: np.float64(x) - np.float64(x).max(axis=1, keepdims=True) for t, x in logits.items()}
+    return {t: x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for t, x in shifted.items()}
 
 
 def accuracies(predicted: Classes, labels: Classes, prefix: str) -> dict[str, float]:
@@ -250,29 +311,32 @@ def evaluate_splits(
     Returns:
       The metrics, and the classes that the first seed predicts for the split "test". The metrics are, by prefix (see
       `LabelledSplit.scores`): ``<split>/`` of every split; ``given_<modalities>/`` of "test" where the other modalities
-      are missing; ``trained_on_<modality>/`` of "test" by the baselines.
+      are missing; ``adds_<modality>_to_<modalities>/`` what one more is worth (see `gains_of_modalities`);
+      ``trained_on_<modality>/`` of "test" by the baselines.
     """
-    # For each seed, the predicted classes of each split.
-    predicted = [{name: classify(p, split.source) for name, split in splits.items()} for p in params]
+    # For each seed, the logits of each split.
+    logits = [{name: classify.logits(p, split.source) for name, split in splits.items()} for p in params]
     scores = [
-        _seed_scores(classify, params[seed], predicted[seed], splits, unimodal, seed)
+        _seed_scores(classify, params[seed], logits[seed], splits, unimodal, seed)
         for seed in range(len(params))
     ]
-    return stack_scores(scores), predicted[0]["test"]
+    return stack_scores(scores), most_likely(logits[0]["test"])
 
 
-def _seed_scores(classify, params, predicted, splits, unimodal, seed: int) -> dict[str, float]:
-    """The metrics of `evaluate_splits` for one seed, whose predicted classes are ``predicted``, by split.
+def _seed_scores(classify, params, logits, splits, unimodal, seed: int) -> dict[str, float]:
+    """The metrics of `evaluate_splits` for one seed, whose ``logits`` are by split and target.
 
     ``classify``: the multimodal model; ``params``: its parameters of this seed. ``unimodal``: by modality the
     baseline's method and its parameters for every seed. ``seed``: the position of this seed among them.
     """
     test, scores = splits["test"], {}
     for name, split in splits.items():
-        scores |= split.scores(predicted[name], prefix=f"{name}/")
+        scores |= split.scores(most_likely(logits[name]), prefix=f"{name}/")
+    by_observed = {classify.modalities: logits["test"]}
     for observed in subsets(classify.modalities)[1:]:  # the first subset has all modalities
-        classes = classify(params, test.source, only=observed)
-        scores |= test.scores(classes, prefix=f"given_{'_'.join(observed)}/")
+        by_observed[observed] = classify.logits(params, test.source, only=observed)
+        scores |= test.scores(most_likely(by_observed[observed]), prefix=f"given_{'_'.join(observed)}/")
+    scores |= gains_of_modalities(by_observed, test.labels, test.source.presence())
     for name, (method, baseline_params) in unimodal.items():
         classify_alone = classify.with_method(method, (name,))
         classes = classify_alone(baseline_params[seed], test.source)

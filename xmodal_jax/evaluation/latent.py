@@ -21,6 +21,11 @@ from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.embeddings import evenly_spread, predict_all, take_evenly
+from xmodal_jax.evaluation.information_gain import (
+    InformationGainEvaluator,
+    InformationGains,
+    lacks_modalities,
+)
 from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.evaluation.latent_density import LatentDensity, fit_flow, fit_gaussian_mixture
 from xmodal_jax.metrics.classification import linear_probe
@@ -68,6 +73,13 @@ class LatentEvaluation:
     """Largest number of test examples whose likelihood is estimated."""
     likelihood_samples: int = 100
     """Importance samples of the likelihood estimate of each example."""
+    information_gain: bool | None = None
+    """Whether the report says which missing modality is worth acquiring next: the information that each is expected to
+    give about the latents, by what is observed. None: where training or test examples lack modalities."""
+    information_examples: int = 100
+    """Largest number of test examples whose information gain is estimated."""
+    information_draws: int = 8
+    """Draws of the modalities that are not observed in the estimate of the information gain."""
     disentanglement: bool = True
     """Whether disentanglement is measured: latents are compared with the known factors of the examples, if there are at
     least two factors and 16 examples."""
@@ -82,7 +94,7 @@ class LatentEvaluation:
 
 SMOKE = LatentEvaluation(
     examples=24, draws=24, components=2, flow_steps=20, latents=40, likelihood_examples=10, likelihood_samples=3,
-    densities=("flow",), disentanglement=False,
+    densities=("flow",), disentanglement=False, information_examples=4, information_draws=1,
 )  # fmt: skip
 """Just enough to run every part of the evaluation."""
 
@@ -180,6 +192,8 @@ class LatentEvaluator:
         self.subsets = subsets(count, sizes=range(1, count)) if count > 1 else np.zeros((0, 1), bool)
         """``[S, M]``: all subsets of the modalities but the empty and the full one."""
         self._likelihood_programs: dict[Any, Callable] = {}
+        self._gain_evaluators: dict[int, InformationGainEvaluator] = {}
+        self.seed = seed
 
     # What is computed for a batch; ``params`` holds those of the VAE and of the judges.
 
@@ -337,6 +351,16 @@ class LatentEvaluator:
             )
         program = self._likelihood_programs[arguments]
         return self._predict_all(program, params, {}, source, batch_size=LIKELIHOOD_BATCH_SIZE)
+
+    def information_gains(self, params, source: Source, draws: int) -> InformationGains:
+        """What each modality that is not observed tells about the latents, expected and realised, for each example and
+        subset of observed modalities. ``draws``: of the modalities that are not observed."""
+        if draws not in self._gain_evaluators:  # kept, so that its program is compiled once
+            self._gain_evaluators[draws] = InformationGainEvaluator(
+                self.vae, self.configs, draws=draws, seed=self.seed, end_id=self.end_id, pad_id=self.pad_id,
+                transform=self.transform, batch_size=self.batch_size,
+            )  # fmt: skip
+        return self._gain_evaluators[draws](params, source)
 
 
 def fit_densities(latents: np.ndarray, evaluation: LatentEvaluation, seed: int) -> dict[str, LatentDensity]:
@@ -594,6 +618,10 @@ class LatentResults(NamedTuple):
     latents: SourceLatents
     draws: dict[str, np.ndarray]
     """Shared latents drawn from the prior and from each fitted density."""
+    gains: InformationGains | None = None
+    """The information that each missing modality gives; None: it is not measured."""
+    wants_gains: bool = False
+    """Whether ``gains`` would be measured if the model had them."""
 
 
 def evaluate_latent(
@@ -653,7 +681,14 @@ def evaluate_latent(
         )
     if evaluation.disentanglement:
         metrics |= disentanglement_metrics(latents.mean, factors, seed)
-    return LatentResults(metrics, classes, labels, latents, draws)
+    gains, wants_gains = None, evaluation.information_gain
+    if wants_gains is None:
+        wants_gains = lacks_modalities(evaluator.modalities, train, test)
+    if wants_gains and evaluator.vae.posterior is not None:
+        acquired = take_evenly(test, evaluation.information_examples)
+        gains = evaluator.information_gains(params, acquired, evaluation.information_draws)
+        metrics |= gains.metrics()
+    return LatentResults(metrics, classes, labels, latents, draws, gains, wants_gains)
 
 
 def evaluate_seeds(

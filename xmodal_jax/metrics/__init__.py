@@ -21,6 +21,13 @@ from xmodal_jax.metrics.generative import (
     moments,
     r_precision,
 )
+from xmodal_jax.metrics.information_gain import (
+    Calibration,
+    calibration,
+    expected_information_gain,
+    information_gain,
+    mean_gain,
+)
 from xmodal_jax.metrics.latent import alignment, modality_gap, uniformity
 from xmodal_jax.metrics.neighbours import (
     DensityCoverage,
@@ -36,6 +43,7 @@ from xmodal_jax.metrics.speech import dynamic_time_warping, mel_distance
 from xmodal_jax.metrics.text import align_words, caption_scores, cider, error_rates
 
 __all__ = [
+    "Calibration",
     "ClusterAgreement",
     "DCI",
     "DensityCoverage",
@@ -46,6 +54,7 @@ __all__ = [
     "add_moments",
     "align_words",
     "alignment",
+    "calibration",
     "caption_scores",
     "cider",
     "class_embeddings",
@@ -57,11 +66,14 @@ __all__ = [
     "density_coverage",
     "dynamic_time_warping",
     "error_rates",
+    "expected_information_gain",
     "frechet_distance",
     "inception_score",
+    "information_gain",
     "joint_coherence",
     "kernel_distance",
     "linear_probe",
+    "mean_gain",
     "mel_distance",
     "merge_moments",
     "modality_gap",

@@ -27,6 +27,7 @@ from xmodal_jax.probability.likelihoods import (
     measured_log_likelihood,
     token_log_likelihood,
 )
+from xmodal_jax.probability.mixtures import Mixture, as_mixture, kl_mixture
 from xmodal_jax.probability.posteriors import (
     all_subsets,
     joint_product,
@@ -39,9 +40,11 @@ from xmodal_jax.probability.posteriors import (
 
 __all__ = [
     "Laplace",
+    "Mixture",
     "Normal",
     "StudentT",
     "all_subsets",
+    "as_mixture",
     "bernoulli_log_prob",
     "categorical_log_prob",
     "dense_log_likelihood",
@@ -51,6 +54,7 @@ __all__ = [
     "kl",
     "kl_bernoulli",
     "kl_categorical",
+    "kl_mixture",
     "label_log_likelihood",
     "mask_experts",
     "masked_log_mean_exp",

@@ -18,6 +18,7 @@ from xmodal_jax.probability.distributions import (
     bernoulli_log_prob,
     categorical_log_prob,
 )
+from xmodal_jax.types import Key
 
 
 class Density(NamedTuple):
@@ -27,6 +28,8 @@ class Density(NamedTuple):
     """``log_prob(outputs, x, scale)``: log-likelihood of every element of x."""
     mean: Callable[[Array], Array]
     """``mean(outputs)``: the data that a decoder with these outputs expects."""
+    sample: Callable[[Key, Array, float], Array]
+    """``sample(key, outputs, scale)``: data drawn from the likelihood, with independent noise in every element."""
 
 
 def _location_scale(family: type[Normal] | type[Laplace]) -> Density:
@@ -36,7 +39,12 @@ def _location_scale(family: type[Normal] | type[Laplace]) -> Density:
         log_scale = jnp.full((1,) * outputs.ndim, math.log(scale), outputs.dtype)
         return family(outputs, log_scale).log_prob(x)
 
-    return Density(log_prob, lambda outputs: outputs)
+    def draw(key: Key, outputs: Array, scale: float) -> Array:
+        """The outputs plus standard noise of the family times the scale."""
+        noise = {Normal: jax.random.normal, Laplace: jax.random.laplace}[family]
+        return outputs + scale * noise(key, outputs.shape, outputs.dtype)
+
+    return Density(log_prob, lambda outputs: outputs, draw)
 
 
 DENSITIES: Mapping[str, Density] = MappingProxyType(
@@ -44,7 +52,11 @@ DENSITIES: Mapping[str, Density] = MappingProxyType(
         "normal": _location_scale(Normal),
         "laplace": _location_scale(Laplace),
         "bernoulli": Density(
-            lambda outputs, x, scale: bernoulli_log_prob(outputs, x), lambda outputs: jax.nn.sigmoid(outputs)
+            lambda outputs, x, scale: bernoulli_log_prob(outputs, x),
+            lambda outputs: jax.nn.sigmoid(outputs),
+            lambda key, outputs, scale: jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(
+                outputs.dtype
+            ),
         ),
     }
 )
@@ -112,6 +124,20 @@ def measured_log_likelihood(
         terms = StudentT(mean, log_scale, degrees).log_prob(x)
     terms = jnp.where(mask[None], terms, 0.0)
     return terms.reshape(*terms.shape[:2], -1).sum(axis=-1)
+
+
+def sample_measured(
+    key: Key,
+    likelihood: str,
+    mean: Float[Array, "*shape"],
+    log_scale: Float[Array, "*shape"],
+    *,
+    degrees: float = 4.0,
+) -> Float[Array, "*shape"]:
+    """Measured quantities drawn from the likelihood that `measured_log_likelihood` computes."""
+    if likelihood == "normal":
+        return mean + jnp.exp(log_scale) * jax.random.normal(key, mean.shape)
+    return mean + jnp.exp(log_scale) * jax.random.t(key, degrees, mean.shape)
 
 
 MEASURED_LIKELIHOODS = ("normal", "student_t")

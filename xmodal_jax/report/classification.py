@@ -34,8 +34,11 @@ def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy:
     on the cards.
     """
     on_cards = headline(metrics)
+    in_table = {
+        k: v for k, v in metrics.items() if not k.startswith("adds_")
+    }  # those have a figure of their own
     report.add_metrics(
-        metrics, headline=on_cards, chance={on_cards[0]: majority_accuracy}, title="All scores"
+        in_table, headline=on_cards, chance={on_cards[0]: majority_accuracy}, title="All scores"
     )
     bars = {"all modalities": metrics["test/accuracy"]}
     for name, value in metrics.items():  # such as given_image_text/accuracy and trained_on_image/accuracy
@@ -50,6 +53,7 @@ def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy:
         "Given only: the multimodal model, where the other modalities are missing in the test. Trained on: a unimodal "
         "baseline.",
     )
+    add_gains(report, metrics)
     by_kind = {  # of questions, such as test/count_accuracy
         name.removeprefix("test/").removesuffix("_accuracy"): value
         for name, value in metrics.items()
@@ -58,6 +62,30 @@ def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy:
     if by_kind:
         report.add_figure("Accuracy by kind", accuracy_bars(by_kind, title="test accuracy"))
     return on_cards
+
+
+def add_gains(report: Report, metrics: Mapping[str, Any]) -> None:
+    """Heat maps of what each modality adds to each set of others (`evaluation.gains_of_modalities`), means over seeds;
+    nothing with one modality."""
+    cells: dict[
+        str, dict[tuple[str, str], float]
+    ] = {}  # by metric, then by the others and the one that is added
+    for name, value in metrics.items():
+        group, _, metric = name.partition("/")
+        if group.startswith("adds_"):
+            added, _, others = group.removeprefix("adds_").partition("_to_")
+            cells.setdefault(metric, {})[others, added] = float(np.nanmean(value))
+    for metric, values in cells.items():
+        rows, columns = (list(dict.fromkeys(key[k] for key in values)) for k in (0, 1))
+        rows.sort(key=lambda others: others.count("_"))
+        matrix = np.array([[values.get((row, column), np.nan) for column in columns] for row in rows])
+        title = metric.replace("_", " ")
+        report.add_figure(
+            "What each modality adds",
+            figures.gain_matrix(matrix, rows, columns, column_name="added", title=title),
+            "In nats, a mean over test examples. Log-likelihood: by how much the prediction of the true class gets "
+            "better. Entropy reduction: by how much the model is surer; surer and not better is overconfident.",
+        )
 
 
 def headline(metrics: Mapping[str, Any]) -> list[str]:

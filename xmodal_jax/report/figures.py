@@ -202,6 +202,35 @@ def similarity_matrix(
     return fig
 
 
+def gain_matrix(
+    matrix: Num[np.ndarray, "rows columns"],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    *,
+    row_name: str = "observed",
+    column_name: str = "acquired next",
+    title: str = "",
+    measure: str = "nats",
+) -> Figure:
+    """A heat map with its numbers: what each column adds to each row. A cell without a number (NaN) is blank."""
+    n_rows, n_columns = matrix.shape
+    fig = _figure(2.6 + 0.75 * n_columns, 1.4 + 0.34 * n_rows)
+    ax = fig.add_subplot()
+    image = ax.imshow(np.ma.masked_invalid(matrix), cmap="viridis", aspect="auto", interpolation="nearest")
+    finite = matrix[np.isfinite(matrix)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    for (i, j), value in np.ndenumerate(matrix):
+        if np.isfinite(value):
+            colour = "#101010" if value - low > 0.6 * (high - low) else "#fdfdfd"  # legible on the cell
+            ax.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8.5, color=colour)
+    _style(ax, title=title, frame=False)
+    _labels(ax, row_labels, column_labels)
+    ax.set_xlabel(column_name, color=MUTED, fontsize=9)
+    ax.set_ylabel(row_name, color=MUTED, fontsize=9)
+    _colourbar(fig, image, ax, measure)
+    return fig
+
+
 def project_2d(
     embeddings: Num[np.ndarray, "points dim"], *, method: str = "tsne", seed: int = 0
 ) -> Num[np.ndarray, "points 2"]:

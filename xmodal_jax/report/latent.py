@@ -17,6 +17,7 @@ from xmodal_jax.data.standardise import StandardiseTransform
 from xmodal_jax.evaluation.latent import LatentEvaluator, LatentResults, SourceLatents
 from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.metrics.coherence import coherence_matrix
+from xmodal_jax.metrics.information_gain import mean_gain
 from xmodal_jax.models.vae.modalities import ModalityConfigs, Vocabulary, preprocess
 from xmodal_jax.report import figures
 from xmodal_jax.report.images import tile_images
@@ -314,6 +315,30 @@ def coherence_figure(evaluator: LatentEvaluator, classes: np.ndarray, labels: np
     )  # fmt: skip
 
 
+def add_information_gain(report: Report, evaluator: LatentEvaluator, results: LatentResults) -> None:
+    """Which missing modality is worth acquiring next: heat maps of the expected and of the realised gain, and how well
+    the two agree. Nothing where it was not to be measured; a sentence where the model does not allow it."""
+    title, gains = "Which modality to acquire next", results.gains
+    if gains is None:
+        if results.wants_gains and evaluator.vae.posterior is None and len(evaluator.modalities) > 1:
+            report.add_text(
+                title,
+                "Not measured: the density of this model's posterior is not known for all subsets of the modalities, "
+                "so that no divergence between two of them can be computed.",
+            )
+        return
+    short = [m.removeprefix("image_") for m in gains.modalities]
+    for kind, values in (("expected", gains.expected), ("realised", gains.realised)):
+        matrix = mean_gain(values)
+        report.add_figure(
+            title,
+            figures.gain_matrix(matrix, gains.subset_names(), short, title=f"{kind} information gain"),
+            note="What one more modality tells about the latents in nats, a mean over test examples. Expected: by the "
+            "model alone, which draws what is missing. Realised: with the example's own.",
+        )
+    report.add_metrics(gains.calibration._asdict(), headline=(), title="Expected and realised gain")
+
+
 def add_latent(
     report: Report,
     evaluator: LatentEvaluator,
@@ -333,6 +358,7 @@ def add_latent(
     add_translations(report, evaluator, params, data.test, renderer, folder, count=count)
     if len(evaluator.modalities) > 1:
         report.add_figure("Coherence", coherence_figure(evaluator, results.classes, results.labels))
+    add_information_gain(report, evaluator, results)
     add_samples(report, evaluator, params, results.draws, renderer)
     add_traversals(report, evaluator, params, results.latents.mean, renderer, folder)
     add_map(report, evaluator, results.latents, results.labels, data.class_names)

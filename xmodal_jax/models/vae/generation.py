@@ -8,24 +8,36 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.models.vae.networks import Apply, Network
 from xmodal_jax.probability.distributions import Normal, Posterior, repeat_leading, sample
 from xmodal_jax.types import ExampleKeys, Key
 
 
 def decode_all(
-    network: Network, apply: Apply, z: Float[Array, "m samples batch latent"], key: Key | None
+    network: Network,
+    apply: Apply,
+    z: Float[Array, "m samples batch latent"],
+    key: Key | None,
+    *,
+    with_noise: bool = False,
 ) -> dict[str, Array]:
     """Data ``[R, B, ...]`` of every modality, decoded from its latents ``z[m]`` (R samples of each of B examples).
 
     ``apply(method, *args)``: calls a method of ``network`` with its parameters. Texts and classes are drawn from
-    ``key``; without a key they are the likeliest ones.
+    ``key``; without a key they are the likeliest ones. ``with_noise``: whether real numbers are drawn from their
+    likelihood as well, and are not its mean; it needs a key.
     """
     generated = {}
     for group, latents in network.split_groups(z):
         # Modalities of one kind and size are decoded together; `latents` and `data` have a leading axis over them.
         decode_tokens = functools.partial(apply, "decode", group, latents)
-        data = network.modalities[group.kind].generate(decode_tokens, latents, group.size, key)
+        config = network.modalities[group.kind]
+        if with_noise:
+            # A key for each group: noise of the same shape would else be the same in all.
+            data = config.sample(decode_tokens, latents, group.size, fold_in_name(key, group.names[0]))
+        else:
+            data = config.generate(decode_tokens, latents, group.size, key)
         generated |= dict(zip(group.names, data, strict=True))
     return {name: generated[name] for name in network.names}
 

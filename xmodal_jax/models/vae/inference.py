@@ -25,6 +25,7 @@ from xmodal_jax.probability.distributions import (
     standard_like,
     standard_noise,
 )
+from xmodal_jax.probability.mixtures import Mixture
 from xmodal_jax.probability.posteriors import joint_product, mixture_log_prob, select_per_example
 from xmodal_jax.probability.priors import Prior
 from xmodal_jax.types import ExampleKeys
@@ -89,7 +90,7 @@ def with_exact_prior(inputs: ObjectiveInputs) -> ObjectiveInputs:
     return inputs._replace(prior=prior._replace(auxiliary=exact))
 
 
-def _add_private(
+def add_private(
     inputs: ObjectiveInputs, shared, observed: Observed, keys: ExampleKeys | None, log_ratio
 ) -> LatentSamples:
     """``shared [R, B, D]`` followed by private latents, where the model has them.
@@ -125,23 +126,21 @@ def _from_posterior(
 ) -> LatentSamples:
     """R samples of the posterior ``q [B, D]`` of the shared latents (its mean without keys), and private latents.
 
-    ``observed``: the modalities whose private latents are inferred; see `_add_private` for those of the others.
+    ``observed``: the modalities whose private latents are inferred; see `add_private` for those of the others.
     """
     z = sample_or_mean(q, keys, "shared", samples)
     log_ratio = inputs.prior.log_prob(z) - repeat_leading(q, samples).log_prob(z).sum(axis=-1)
-    return _add_private(inputs, z, observed, keys, log_ratio)
+    return add_private(inputs, z, observed, keys, log_ratio)
 
 
 def from_product(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
     """From the product of the observed modalities' experts."""
-    return _from_posterior(inputs, joint_product(inputs.experts, observed), observed, keys, samples)
+    return _from_posterior(inputs, product(inputs, observed), observed, keys, samples)
 
 
 def from_product_and_prior(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
     """From the product of the observed modalities' experts and the prior."""
-    return _from_posterior(
-        inputs, joint_product(inputs.experts, observed, prior=1.0), observed, keys, samples
-    )
+    return _from_posterior(inputs, product_and_prior(inputs, observed), observed, keys, samples)
 
 
 def from_full_product_and_prior(
@@ -153,12 +152,54 @@ def from_full_product_and_prior(
     ``inputs``: experts and priors of a batch. ``keys``: one for each example; None: means. ``samples``: R of each
     example.
     """
+    return _from_posterior(inputs, full_product_and_prior(inputs, observed), observed, keys, samples)
+
+
+# The posteriors of the shared latents whose density is known, given the observed modalities.
+
+
+def product(inputs: ObjectiveInputs, observed: Observed) -> Normal:
+    """``[B, D]``: the product of the observed modalities' experts."""
+    return joint_product(inputs.experts, observed)
+
+
+def product_and_prior(inputs: ObjectiveInputs, observed: Observed) -> Normal:
+    """``[B, D]``: the product of the observed modalities' experts and the prior N(0, 1)."""
+    return joint_product(inputs.experts, observed, prior=1.0)
+
+
+def full_product_and_prior(inputs: ObjectiveInputs, observed: Observed) -> Normal:
+    """``[B, D]``: `product_and_prior` where all modalities that an example has are observed; elsewhere `product`."""
     # Both products are computed, and each example takes one of them. prior: the weight of N(0, 1) as one more expert.
-    without_prior = joint_product(inputs.experts, observed)
-    with_prior = joint_product(inputs.experts, observed, prior=1.0)
+    without_prior, with_prior = product(inputs, observed), product_and_prior(inputs, observed)
     all_observed = (observed | ~inputs.present).all(axis=0)[:, None]  # [B, 1]
-    q = jax.tree.map(lambda a, b: jnp.where(all_observed, a, b), with_prior, without_prior)
-    return _from_posterior(inputs, q, observed, keys, samples)
+    return jax.tree.map(lambda a, b: jnp.where(all_observed, a, b), with_prior, without_prior)
+
+
+def joint_or_product(inputs: ObjectiveInputs, observed: Observed) -> Posterior:
+    """``[B, D]``: the joint encoder's posterior where all modalities that an example has are observed; elsewhere
+    `product`."""
+    complete = _is_complete(inputs, observed)[:, None]
+    return jax.tree.map(lambda a, b: jnp.where(complete, a, b), inputs.posterior, product(inputs, observed))
+
+
+def mixture(inputs: ObjectiveInputs, observed: Observed) -> Mixture:
+    """The mixture ``1/n sum_m q(z | x_m)`` of the n observed modalities' experts; the prior where none is observed.
+
+    It has M components for the experts and, after them, those of the prior; who is not in the mixture has the weight 0.
+    """
+    batch, prior = observed.shape[1], inputs.prior
+    to_batch = lambda x: jnp.broadcast_to(x[:, None], (len(x), batch, x.shape[-1]))  # [C, D] -> [C, B, D]
+    components = jax.tree.map(
+        lambda experts, of_prior: jnp.concatenate([experts, to_batch(of_prior)]),
+        inputs.experts,
+        prior.components,
+    )
+    count = observed.sum(axis=0)  # n, [B]
+    of_experts = jnp.where(observed, -jnp.log(jnp.maximum(count, 1).astype(jnp.float32))[None], -jnp.inf)
+    log_prior = jax.nn.log_softmax(prior.logits)[:, None]
+    of_prior = jnp.where(count[None] == 0, jnp.broadcast_to(log_prior, (len(log_prior), batch)), -jnp.inf)
+    return Mixture(components, jnp.concatenate([of_experts, of_prior]))
 
 
 def _is_complete(inputs: ObjectiveInputs, observed: Observed) -> Bool[Array, "batch"]:
@@ -173,10 +214,7 @@ def from_joint(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) 
     ``inputs``: experts, joint posterior and priors of a batch. ``keys``: one for each example; None: means.
     ``samples``: R of each example.
     """
-    product = joint_product(inputs.experts, observed)
-    complete = _is_complete(inputs, observed)[:, None]
-    q = jax.tree.map(lambda a, b: jnp.where(complete, a, b), inputs.posterior, product)
-    return _from_posterior(inputs, q, observed, keys, samples)
+    return _from_posterior(inputs, joint_or_product(inputs, observed), observed, keys, samples)
 
 
 def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
@@ -206,7 +244,7 @@ def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, samples: int
     log_q = mixture_log_prob(inputs.experts, observed, z)
     log_p = inputs.prior.log_prob(z)
     log_ratio = jnp.where(none_observed[None], 0.0, log_p - log_q)  # q is the prior where nothing is observed
-    return _add_private(inputs, z, observed, keys, log_ratio)
+    return add_private(inputs, z, observed, keys, log_ratio)
 
 
 def from_messages(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:

@@ -72,6 +72,7 @@ from xmodal_jax.probability.likelihoods import (
     dense_log_likelihood,
     label_log_likelihood,
     measured_log_likelihood,
+    sample_measured,
     token_log_likelihood,
 )
 from xmodal_jax.types import KINDS as ALL_KINDS
@@ -168,6 +169,11 @@ class ModalityConfig(abc.ABC):
         ``decode(tokens)`` returns the decoder's outputs for these latents. Images lie in [0, 1]; texts and classes are
         drawn from ``key``, or are the likeliest ones without a key.
         """
+
+    def sample(self, decode: Decode, latents: Array, size: Size, key: Key) -> Array:
+        """Data as those of `generate`, drawn from the likelihood ``p(x | z)`` from ``key``. By default those that
+        `generate` draws: texts and classes."""
+        return self.generate(decode, latents, size, key)
 
     @abc.abstractmethod
     def as_fields(self, generated: Array, end_id: int, pad_id: int) -> dict[str, Array]:
@@ -279,6 +285,10 @@ class ImageConfig(ModalityConfig):
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
         return jnp.clip(DENSITIES[self.likelihood].mean(decode(tokens=None)), 0.0, 1.0)
+
+    def sample(self, decode: Decode, latents, size: Size, key) -> Array:
+        drawn = DENSITIES[self.likelihood].sample(key, decode(tokens=None), self.scale)
+        return jnp.clip(drawn, 0.0, 1.0)
 
     def as_fields(self, generated, end_id: int, pad_id: int) -> dict[str, Array]:
         return {"": jnp.round(generated * 255.0).astype(jnp.uint8)}
@@ -441,6 +451,9 @@ class AudioConfig(ModalityConfig):
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
         return DENSITIES[self.likelihood].mean(decode(tokens=None))
 
+    def sample(self, decode: Decode, latents, size: Size, key) -> Array:
+        return DENSITIES[self.likelihood].sample(key, decode(tokens=None), self.scale)
+
     def as_fields(self, generated, end_id: int, pad_id: int) -> dict[str, Array]:
         return {"": self.to_log_mel(generated), "_mask": jnp.ones(generated.shape[:2], bool)}
 
@@ -563,6 +576,10 @@ class MeasuredConfig(ModalityConfig):
 
     def generate(self, decode: Decode, latents, size: Size, key) -> Array:
         return decode(tokens=None)[..., 0]
+
+    def sample(self, decode: Decode, latents, size: Size, key) -> Array:
+        outputs = decode(tokens=None)
+        return sample_measured(key, self.likelihood, outputs[..., 0], outputs[..., 1], degrees=self.degrees)
 
     def as_fields(self, generated, end_id: int, pad_id: int) -> dict[str, Array]:
         axes = min(ALL_KINDS[self.kind].mask_axes)

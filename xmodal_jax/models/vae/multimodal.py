@@ -21,12 +21,13 @@ from xmodal_jax.losses.elbo import importance_bound, kl_with_free_bits
 from xmodal_jax.losses.objective import ObjectiveInputs, ObjectiveTerms, Weight
 from xmodal_jax.models.towers import Encoders, first_example
 from xmodal_jax.models.vae.generation import decode_all
-from xmodal_jax.models.vae.inference import LatentSamples, with_exact_prior
+from xmodal_jax.models.vae.inference import LatentSamples, add_private, with_exact_prior
 from xmodal_jax.models.vae.modalities import NetworkInputs, preprocess, used_configs
 from xmodal_jax.models.vae.multimodal_models import MultimodalVAEConfig
 from xmodal_jax.models.vae.networks import Apply, Network, TopDownPass, bind, make_groups
 from xmodal_jax.nets.decoders import Size
 from xmodal_jax.probability.distributions import Posterior, standard_like
+from xmodal_jax.probability.mixtures import Mixture, as_mixture
 from xmodal_jax.probability.posteriors import mask_experts
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Stage
 
@@ -71,6 +72,18 @@ class MultimodalVAE(NamedTuple):
     log_likelihood: Callable[..., Array]
     """``log_likelihood(params, batch, key, observed, targets, samples)``: the importance-weighted estimate ``[B]`` of
     ``log p(x_targets)`` in nats, from samples of ``q(z | x_observed)``; missing targets are left out."""
+    posterior: Callable[..., Mixture] | None = None
+    """``posterior(params, inputs, observed)``: the density ``q(z | x_observed)`` of the shared latents, of inputs that
+    `modalities.preprocess` made; for several subsets ``observed [S, M]`` every array has a leading axis S. None where
+    that density is not known: in a hierarchy of latents (mhvae), where the latents of the modalities are sampled in
+    between (nexus), and where several modalities are combined by Monte Carlo (jnf)."""
+    decoder_samples: Callable[..., Array] | None = None
+    """``decoder_samples(params, inputs, shared [R, B, D], observed, keys) -> z [M, R, B, D']``: the latents that each
+    modality is decoded from, given shared ones. The private latents of an observed modality are drawn from its
+    posterior, those of the others from their prior p(w)."""
+    sample: Callable[..., dict[str, Array]] | None = None
+    """``sample(params, z [M, R, B, D'], key)``: as ``decode``, but drawn from the likelihood ``p(x_m | z)``, with its
+    noise; images are clipped to [0, 1]."""
 
 
 def make_multimodal_vae(
@@ -102,6 +115,9 @@ def make_multimodal_vae(
         decoder_latents=model.decoder_latents,
         sample_prior=model.sample_prior,
         log_likelihood=model.log_likelihood,
+        posterior=model.posterior if model.has_posterior else None,
+        decoder_samples=model.decoder_samples,
+        sample=model.sample,
     )
 
 
@@ -344,6 +360,35 @@ class _Model:
             return infer_from(observed)
         # Subsets are computed one after the other, so that memory does not grow with their number.
         return jax.lax.map(infer_from, observed)
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the density of the shared latents' posterior is known."""
+        return type(self.config).shared_posterior is not MultimodalVAEConfig.shared_posterior
+
+    def posterior(self, params: Params, inputs: NetworkInputs, observed: Any) -> Mixture:
+        """The density of the shared latents given the ``observed`` modalities, see `MultimodalVAE`."""
+        objective_inputs = self.evaluation_inputs(params, inputs, keys=None)
+
+        def given_subset(observed: Bool[Array, "m"]) -> Mixture:
+            """The density given one subset of the modalities, as far as they are present."""
+            q = self.config.shared_posterior(objective_inputs, observed[:, None] & inputs.present)
+            return q if isinstance(q, Mixture) else as_mixture(q)
+
+        observed = jnp.asarray(observed)
+        return given_subset(observed) if observed.ndim == 1 else jax.vmap(given_subset)(observed)
+
+    def decoder_samples(
+        self, params: Params, inputs: NetworkInputs, shared: Array, observed: Any, keys: ExampleKeys
+    ) -> Array:
+        """Shared latents and, where the model has them, private ones, see `MultimodalVAE`."""
+        objective_inputs = with_exact_prior(self.evaluation_inputs(params, inputs, keys))
+        observed = jnp.asarray(observed)[:, None] & inputs.present
+        return add_private(objective_inputs, shared, observed, keys, jnp.zeros(shared.shape[:2])).z
+
+    def sample(self, params: Params, z: Array, key: Key) -> dict[str, Array]:
+        """Data of every modality drawn from their likelihoods, see `MultimodalVAE`."""
+        return decode_all(self.network, self.bind(params), z, key, with_noise=True)
 
     def decode(self, params: Params, z: Array, key: Key | None) -> dict[str, Array]:
         """Data ``[R, B, ...]`` of every modality, from latents ``z [M, R, B, D']``; see `MultimodalVAE`."""

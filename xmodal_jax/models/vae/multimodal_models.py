@@ -25,7 +25,8 @@ from xmodal_jax.models.vae.model_config import (
     VariationalConfig,
 )
 from xmodal_jax.models.vae.networks import Apply, Network, NetworkConfig
-from xmodal_jax.probability.distributions import FAMILIES
+from xmodal_jax.probability.distributions import FAMILIES, Posterior
+from xmodal_jax.probability.mixtures import Mixture
 from xmodal_jax.types import ExampleKeys
 
 
@@ -63,6 +64,11 @@ class MultimodalVAEConfig(VariationalConfig):
     def infer(self, inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
         """Samples of the latents given the observed modalities, see `models.vae.inference`."""
         raise NotImplementedError
+
+    def shared_posterior(self, inputs: ObjectiveInputs, observed: Observed) -> Posterior | Mixture | None:
+        """The density that `infer` draws the shared latents from, given the observed modalities ``[M, B]``; None if it
+        is not known (a hierarchy of latents, or a posterior that is only sampled)."""
+        return None
 
     def network_parts(self) -> dict[str, Any]:
         """The fields of `NetworkConfig` that are not the same in all models."""
@@ -120,6 +126,9 @@ class JMVAEConfig(ClosedFormConfig):
     def infer(self, inputs, observed, keys, samples) -> LatentSamples:
         return inference.from_joint(inputs, observed, keys, samples)
 
+    def shared_posterior(self, inputs, observed):
+        return inference.joint_or_product(inputs, observed)
+
     def network_parts(self) -> dict[str, Any]:
         return dict(joint=True)
 
@@ -155,6 +164,9 @@ class TELBOConfig(TwoStageConfig):
 
     def infer(self, inputs, observed, keys, samples) -> LatentSamples:
         return inference.from_joint(inputs, observed, keys, samples)
+
+    def shared_posterior(self, inputs, observed):
+        return inference.joint_or_product(inputs, observed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +226,9 @@ class MVAEConfig(ClosedFormConfig):
     def infer(self, inputs, observed, keys, samples) -> LatentSamples:
         return inference.from_product_and_prior(inputs, observed, keys, samples)
 
+    def shared_posterior(self, inputs, observed):
+        return inference.product_and_prior(inputs, observed)
+
 
 @dataclasses.dataclass(frozen=True)
 class MoPoEConfig(ClosedFormConfig):
@@ -227,6 +242,9 @@ class MoPoEConfig(ClosedFormConfig):
     def infer(self, inputs, observed, keys, samples) -> LatentSamples:
         return inference.from_full_product_and_prior(inputs, observed, keys, samples)
 
+    def shared_posterior(self, inputs, observed):
+        return inference.full_product_and_prior(inputs, observed)
+
 
 @dataclasses.dataclass(frozen=True)
 class MMJSDConfig(MultimodalVAEConfig):
@@ -239,6 +257,9 @@ class MMJSDConfig(MultimodalVAEConfig):
 
     def infer(self, inputs, observed, keys, samples) -> LatentSamples:
         return inference.from_mixture(inputs, observed, keys, samples)
+
+    def shared_posterior(self, inputs, observed):
+        return inference.mixture(inputs, observed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +280,9 @@ class MVTCAEConfig(ClosedFormConfig):
     def infer(self, inputs, observed, keys, samples) -> LatentSamples:
         return inference.from_product(inputs, observed, keys, samples)
 
+    def shared_posterior(self, inputs, observed):
+        return inference.product(inputs, observed)
+
 
 @dataclasses.dataclass(frozen=True)
 class CRMVAEConfig(ClosedFormConfig):
@@ -271,6 +295,9 @@ class CRMVAEConfig(ClosedFormConfig):
 
     def infer(self, inputs, observed, keys, samples) -> LatentSamples:
         return inference.from_product(inputs, observed, keys, samples)
+
+    def shared_posterior(self, inputs, observed):
+        return inference.product(inputs, observed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +320,9 @@ class DMVAEConfig(ClosedFormConfig):
 
     def infer(self, inputs, observed, keys, samples) -> LatentSamples:
         return inference.from_product_and_prior(inputs, observed, keys, samples)
+
+    def shared_posterior(self, inputs, observed):
+        return inference.product_and_prior(inputs, observed)
 
     def network_parts(self) -> dict[str, Any]:
         return dict(private=self.private)
@@ -319,6 +349,9 @@ class MixtureConfig(MultimodalVAEConfig):
 
     def infer(self, inputs, observed, keys, samples) -> LatentSamples:
         return inference.from_mixture(inputs, observed, keys, samples)
+
+    def shared_posterior(self, inputs, observed):
+        return inference.mixture(inputs, observed)
 
 
 @dataclasses.dataclass(frozen=True)

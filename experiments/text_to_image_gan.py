@@ -94,7 +94,7 @@ def main(config: Config) -> None:
         history.add(params)
         return judge.scores({"validation": generate(params, "validation")})
 
-    files = {"tokenizer": tokenize.tokenizer.files()} if tokenize else {}
+    files = {"tokenizer": tokenize and tokenize.tokenizer.files(), "class_names": splits.train.class_names}
     metadata = {"kind": "text_to_image_gan", "source": "text", "target": "image", **sizes, **files}
     result = fit(gan, loader, config, config.optimizer, run, timer, evaluate=validate, metadata=metadata)
 

@@ -84,7 +84,8 @@ def test_a_trained_run_draws_the_words_it_is_given(tmp_path):
     paths = write_outputs(tmp_path, ["one", "two"], found[:2], sample_rate=0)
     np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), found[1])
     kept = Checkpoints(tmp_path / "other" / "checkpoints")
-    kept.save(1, state, meta | {"seeds": [0]})
+    of_classes = dataclasses.replace(config, condition=ClassCondition())
+    kept.save(1, state, meta | {"config": {"model": to_json(of_classes)}, "classes": 2, "seeds": [0]})
     kept.close()
     with pytest.raises(ValueError, match="text_to_image_gan.py with captions"):
         load_translator(tmp_path / "other")

@@ -21,8 +21,9 @@ from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.text import ReferenceTexts, TextGenerationConfig, TextGenerator, source_modality
+from xmodal_jax.inference.inputs import InputFormat
 from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
-from xmodal_jax.inference.translators import Translator, load_translator, text_cleaner
+from xmodal_jax.inference.translators import Translator, load_translator
 from xmodal_jax.models.seq2seq import (
     AttentionObjective,
     BeamSearchConfig,
@@ -152,9 +153,13 @@ def test_learns_to_write_and_writes_the_same_when_loaded(run):
     assert not image[:2].any() and (image[2:6] == 200).all() and not image[6:].any()
 
 
-def test_texts_are_cleaned_as_those_of_training():
-    assert text_cleaner({"config": {"text_cleanup": "lower"}})("A  Red") == "a red"
-    assert text_cleaner({"config": {}}) is None
+@pytest.mark.parametrize(("options", "tokens"), [({"text_cleanup": "lower"}, 3), ({}, 3)])
+def test_texts_are_cleaned_as_those_of_training(options, tokens):
+    tokenizer = train_tokenizer(["red"], "word")
+    metadata = {"config": options, "shapes": {}, "tokenizer": tokenizer.files(), "length": tokens}
+    tokenize = InputFormat.from_metadata(metadata, ("text",)).transform
+    texts = tokenize({"caption": np.array(["RED", "red"], object)})["text"]
+    assert (texts[0] == texts[1]).all() == bool(options)  # "RED" is an unknown word unless it is cleaned
 
 
 def test_a_tokenizer_without_an_end_cannot_write():

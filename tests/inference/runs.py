@@ -3,9 +3,12 @@
 import dataclasses
 import io
 
+import jax
 import numpy as np
 from PIL import Image
 
+from tests.models.test_seq2seq import CONFIG as SEQ2SEQ
+from tests.support import random_params
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
@@ -13,11 +16,13 @@ from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.splits import FittedTransforms
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
+from xmodal_jax.models.seq2seq import AttentionObjective, BeamSearchConfig, make_seq2seq
 from xmodal_jax.nets.encoders import ConvNetConfig, TextTransformerConfig
+from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.run import Run
+from xmodal_jax.train.run import Run, to_json
 
 COLOURS = ("red", "green", "blue")
 
@@ -67,3 +72,30 @@ def train_contrastive(folder, steps=60):
         metadata = {"kind": "contrastive", "modalities": ("text", "image"), **prepare.metadata}
         optimizer = Optimizer(learning_rate=1e-2)
         return fit(method, loader, config, optimizer, run, Timer(), metadata=metadata)
+
+
+def save_run(folder, config, params, variables=None, **metadata):
+    """A run whose only checkpoint has these parameters, as a script would have left it."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = {"params": params} | ({} if variables is None else {"variables": variables})
+    config = {"data": "shapes", "input": {}, **{k: to_json(v) for k, v in config.items()}}
+    checkpoints.save(1, state, {"config": config, "seeds": [0], **metadata})
+    checkpoints.close()
+    return folder
+
+
+def save_text_run(folder, modality, kind, example):
+    """A captioner or recogniser with random parameters; ``example``: a batch of its inputs."""
+    tokenizer = train_tokenizer(COLOURS, "word")
+    model = dataclasses.replace(
+        SEQ2SEQ, objective=AttentionObjective(), image=ConvNetConfig(width=16, norm="none"),
+        decoder=dataclasses.replace(SEQ2SEQ.decoder, dropout=0.0),
+    )  # fmt: skip
+    method = make_seq2seq(model, modality, vocab_size=tokenizer.vocab_size, length=5)
+    tokens, mask = tokenizer.encode_batch(["red"], 5)
+    params = random_params(method.init, jax.random.key(0), {**example, "text": tokens, "text_mask": mask})
+    shapes = {name: x.shape[1:] for name, x in example.items()}
+    return save_run(
+        folder, {"model": model, "generation": BeamSearchConfig(beams=2)}, params, kind=kind, source=modality,
+        target="text", shape=shapes.get("image", ()), shapes=shapes, length=5, tokenizer=tokenizer.files(),
+    )  # fmt: skip

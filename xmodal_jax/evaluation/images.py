@@ -38,10 +38,19 @@ class ImageGenerator:
         images = generator(params, conditions, generator.sample_noise(len(source), seed=0))
     """
 
-    def __init__(self, gan: GAN, tokenize: TokenizeTransform | None, *, noise: int, batch_size: int = 100):
+    def __init__(
+        self,
+        gan: GAN,
+        tokenize: TokenizeTransform | None,
+        *,
+        noise: int,
+        batch_size: int = 100,
+        few_shapes: bool = False,
+    ):
         """``tokenize``: how captions become tokens; None: there are none. ``noise``: dimensions of the noise.
-        ``batch_size``: images at a time."""
-        self._predict, self.tokenize, self.noise, self.batch_size = gan.predict, tokenize, noise, batch_size
+        ``batch_size``: images at a time. ``few_shapes``: see `predict_all`."""
+        self._predict, self.tokenize, self.noise = gan.predict, tokenize, noise
+        self._batches = dict(batch_size=batch_size, few_shapes=few_shapes)
         self._to_pixels = jax.jit(lambda x: jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8))
         # One function object, which `predict_all` compiles once: images in [-1, 1], then uint8.
         self._generate = lambda params, batch: self._to_pixels(self._predict(params, batch))
@@ -64,7 +73,7 @@ class ImageGenerator:
         `types.GAN.predict` takes."""
         source = ArraySource({**conditions, "noise": noise})
         add_index = lambda batch: {**batch, "index": np.arange(len(batch["noise"]), dtype=np.int32)}
-        return predict_all(self._generate, params, source, batch_size=self.batch_size, transform=add_index)
+        return predict_all(self._generate, params, source, transform=add_index, **self._batches)
 
 
 class SplitImageGenerator:

@@ -79,6 +79,7 @@ class Synthesizer:
       speakers: number of speakers that the model was trained with.
       speed: factor of the speed of speech; above 1 it is faster.
       batch_size: texts at a time.
+      few_shapes: see `predict_all`.
     """
 
     def __init__(
@@ -90,13 +91,14 @@ class Synthesizer:
         speakers: int,
         speed: float = 1.0,
         batch_size: int = 50,
+        few_shapes: bool = False,
     ):
         """Builds the model's synthesizer for the tokenizer's vocabulary."""
         self._synthesize = make_synthesizer(
             config, vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length, frames=frames,
             speakers=speakers, speed=speed,
         )  # fmt: skip
-        self.tokenize, self.batch_size = tokenize, batch_size
+        self.tokenize, self._batches = tokenize, dict(batch_size=batch_size, few_shapes=few_shapes)
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The model's inputs of a raw batch: tokens, their mask, the speakers where the data name them, and
@@ -107,9 +109,7 @@ class Synthesizer:
 
     def __call__(self, params: Any, source: Source) -> Utterances:
         """Speech for each text of ``source``, without padding."""
-        speech = predict_all(
-            self._synthesize, params, source, batch_size=self.batch_size, transform=self.inputs
-        )
+        speech = predict_all(self._synthesize, params, source, transform=self.inputs, **self._batches)
         return Utterances(
             waves=[wave[valid] for wave, valid in zip(speech.waveform, speech.mask, strict=True)],
             frames=[x[valid] for x, valid in zip(speech.log_mel, speech.frame_mask, strict=True)],

@@ -72,6 +72,7 @@ class TextGenerator:
       decodings: ways to generate text by name; None: beam search, or CTC where there is no decoder.
       seed: of sampling.
       batch_size: examples at a time.
+      few_shapes: see `predict_all`.
 
     Raises:
       ValueError: the tokenizer has no begin or no end token.
@@ -92,6 +93,7 @@ class TextGenerator:
         decodings: Mapping[str, GenerationConfig | None],
         seed: int = 0,
         batch_size: int = 100,
+        few_shapes: bool = False,
     ):
         """Builds one text generator for each of the ``decodings``."""
         begin, end = tokenizer.bos_id, tokenizer.eos_id
@@ -106,7 +108,7 @@ class TextGenerator:
             )
         sizes = dict(vocab_size=tokenizer.vocab_size, length=length, begin=begin, end=end)
         self.config, self.modality, self.tokenizer, self.length = config, modality, tokenizer, length
-        self.batch_size = batch_size
+        self._batches = dict(batch_size=batch_size, few_shapes=few_shapes)
         self._generate: dict[str, Callable[..., GeneratedTokens]] = {}
         for name, generation in decodings.items():
             # Each is one function object, which `predict_all` compiles once.
@@ -123,7 +125,7 @@ class TextGenerator:
     def __call__(self, params: Any, source: Source, decoding: str) -> list[str]:
         """A text for each example of ``source``. ``decoding``: name of the decoding configuration."""
         generated = predict_all(
-            self._generate[decoding], params, source, batch_size=self.batch_size, transform=self.inputs
+            self._generate[decoding], params, source, transform=self.inputs, **self._batches
         )
         return self.tokenizer.decode_batch(generated.tokens, generated.mask)
 

@@ -59,7 +59,7 @@ class InputFormat(NamedTuple):
         options = metadata["config"].get("input", {})
         return cls(
             tuple(modalities),
-            {name: tuple(shape) for name, shape in metadata["shapes"].items()},
+            {name: tuple(shape) for name, shape in metadata.get("shapes", {}).items()},
             sample_rate=options.get("sample_rate", 16_000),
             max_seconds=options.get("max_seconds"),
             resize=Resize.from_options(options),
@@ -209,10 +209,13 @@ def _read_text(value: Any, format: InputFormat, modality: str) -> str:
 
 
 def _read_image(value: Any, format: InputFormat, modality: str) -> np.ndarray:
-    """Pixels uint8 ``[S, S, C]`` from a path, the bytes of a file, a Pillow image, or pixels uint8."""
+    """Pixels uint8 ``[S, S, C]`` from a path, the bytes of a file, a Pillow image, or pixels uint8, which are taken as
+    they are where they have this shape."""
     size, _, channels = format.shapes[modality]
     if isinstance(value, (str, Path, bytes)):
         return decode_image(value, size, channels, format.resize)
+    if getattr(value, "shape", None) == (size, size, channels) and value.dtype == np.uint8:
+        return np.asarray(value)
     picture = value if isinstance(value, Image.Image) else _to_picture(value)
     return to_square(picture, size, channels, format.resize)
 
@@ -268,6 +271,8 @@ def _read_video(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     frames, size, _, channels = format.shapes[modality]
     if isinstance(value, (str, Path, bytes)):
         return decode_video(value, frames, size, channels, format.resize)
+    if getattr(value, "shape", None) == (frames, size, size, channels) and value.dtype == np.uint8:
+        return np.asarray(value)
     if not len(value):
         raise ValueError("the video has no frames")
     chosen = np.round(np.linspace(0, len(value) - 1, frames)).astype(int)  # evenly spaced, as files are read

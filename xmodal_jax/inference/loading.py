@@ -12,7 +12,11 @@ from xmodal_jax.inference.model import Task, TrainedModel
 from xmodal_jax.train.checkpoint import restore_run
 
 CLASSES: dict[str, str] = {
+    "captioning": "text.Captioner",
     "contrastive": "contrastive.ContrastiveModel",
+    "speech_recognition": "text.SpeechRecognizer",
+    "speech_synthesis": "speech.SpeechSynthesizer",
+    "text_to_image_gan": "images.ImageModel",
 }
 """For each kind of run the class of `inference` that uses it, as MODULE.CLASS. The kind is the name of the script that
 trains such runs, which stores it as ``kind`` in the metadata of its checkpoints."""
@@ -47,17 +51,17 @@ def load(run: str | os.PathLike, *, best: bool = False, seed: int | None = None)
     restored = restore_run(path, best=best, seed=seed)
     kind = kind_of_run(restored.metadata)
     if kind not in CLASSES:
-        raise ValueError(
-            f"{path}: a run of the kind {kind!r} cannot be loaded; those of {', '.join(CLASSES)} can"
-        )
+        scripts = ", ".join(f"{name}.py" for name in CLASSES)
+        raise ValueError(f"{path} is no run that can be used (its kind is {kind!r}): give one of {scripts}")
     module, name = CLASSES[kind].split(".")
     return getattr(importlib.import_module(f"{__package__}.{module}"), name)(Task(path, restored))
 
 
-def kind_of_run(metadata: Mapping[str, Any]) -> str:
+def kind_of_run(metadata: Mapping[str, Any]) -> str | None:
     """What a checkpoint was trained for, a key of `CLASSES`, from its metadata.
 
-    Runs of earlier versions do not name their kind: it follows from the fields that each kind has.
+    Runs of earlier versions do not name their kind: it follows from the fields that each kind has. None: it is not
+    known.
     """
     if "kind" in metadata:
         return metadata["kind"]
@@ -68,9 +72,7 @@ def kind_of_run(metadata: Mapping[str, Any]) -> str:
     for kind, own_fields in _FIELDS.items():
         if own_fields <= fields:
             return kind
-    raise ValueError(
-        f"the kind of the run is not known; its metadata have the fields {', '.join(sorted(fields))}"
-    )
+    return None
 
 
 _TRANSLATIONS = {

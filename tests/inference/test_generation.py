@@ -1,0 +1,131 @@
+"""Captioners, recognisers, synthesisers and generators of pictures on new data."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.inference.runs import COLOURS, plain_picture, png_bytes, save_run, save_text_run
+from tests.models.gan.test_method import CONFIG as GAN
+from tests.support import random_params
+from xmodal_jax.data.text import train_tokenizer
+from xmodal_jax.inference import load
+from xmodal_jax.models.gan import ClassCondition, make_gan
+from xmodal_jax.models.gan.conditions import NoCondition
+from xmodal_jax.models.seq2seq import SamplingConfig
+from xmodal_jax.models.speech import SpeechConfig, make_speech
+from xmodal_jax.models.towers import AudioFeatures
+from xmodal_jax.nets.encoders import MLPEncoderConfig, TextTransformerConfig
+from xmodal_jax.nets.gan import MLPGeneratorConfig
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    example = {"image": np.zeros((1, 8, 8, 3), np.uint8)}
+    return load(save_text_run(tmp_path_factory.mktemp("captioner"), "image", "captioning", example))
+
+
+def test_captions_do_not_depend_on_how_pictures_are_held(captioner):
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 255, (12, 9, 3)).astype(np.uint8)) for _ in range(5)]
+    captions = captioner.caption(pictures)
+    assert len(captions) == 5 and all(isinstance(caption, str) for caption in captions)
+    assert captioner.caption([png_bytes(picture) for picture in pictures]) == captions
+    assert captioner.caption(pictures[2]) == captions[2:3]
+    assert captioner.caption([]) == []
+    assert "caption(" in captioner.describe()
+
+
+def test_a_decoding_of_ones_own_is_used(captioner):
+    picture = plain_picture("red")
+    drawn = {captioner.caption([picture] * 16, SamplingConfig(temperature=3.0))[k] for k in range(16)}
+    assert len(drawn) > 1 and len(set(captioner.caption([picture] * 16))) == 1
+
+
+def test_recordings_of_any_length_are_transcribed(tmp_path):
+    example = {"audio": np.zeros((1, 1600), np.int16), "audio_mask": np.ones((1, 1600), bool)}
+    recognizer = load(save_text_run(tmp_path, "audio", "speech_recognition", example))
+    rng = np.random.default_rng(0)
+    sounds = [(rng.normal(0, 0.1, n).clip(-1, 1).astype(np.float32), 8000) for n in (4000, 30_000)]
+    texts = recognizer.transcribe(sounds)
+    assert len(texts) == 2 and texts[0] == recognizer.transcribe(sounds[0])[0]  # padding has no influence
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    tokenizer = train_tokenizer(COLOURS, "word")
+    model = SpeechConfig(
+        text=TextTransformerConfig(width=16, depth=1, heads=2), features=AudioFeatures(mels=8)
+    )
+    method = make_speech(model, vocab_size=tokenizer.vocab_size, length=6, speakers=2)
+    tokens, mask = tokenizer.encode_batch(["red blue"], 6)
+    batch = {
+        "text": tokens, "text_mask": mask, "speaker": np.zeros(1, np.int32), "index": np.arange(1),
+        "audio": np.zeros((1, 20, 8), np.float32), "audio_mask": np.ones((1, 20), bool),
+    }  # fmt: skip
+    params = random_params(method.init, jax.random.key(0), batch)
+    return load(
+        save_run(
+            tmp_path_factory.mktemp("speaker"), {"model": model}, params, kind="speech_synthesis", source="text",
+            target="audio", frames=20, speakers=("anna", "bert"), tokenizer=tokenizer.files(), length=6, shapes={},
+        )
+    )  # fmt: skip
+
+
+def test_texts_are_spoken_by_the_voices(speaker):
+    (first, rate), (second, _) = speaker.synthesize(["red", "red"], ["anna", "bert"])
+    assert rate == 16_000 and first.ndim == 1 and first.dtype == np.float32
+    ((alone, _),) = speaker.synthesize("red", "bert")
+    np.testing.assert_allclose(alone, second, atol=0.01)  # the vocoder amplifies rounding
+    assert len(first) != len(second) or np.abs(first - second).max() > 0.05
+    assert speaker.synthesize([]) == [] and "anna, bert" in speaker.describe()
+    for mistake, message in [
+        (lambda: speaker.synthesize("red", "carl"), "no voice 'carl'; the voices are anna, bert"),
+        (lambda: speaker.synthesize(["red"], ["anna", "bert"]), "1 texts and 2 voices"),
+        (lambda: speaker.synthesize("red", speed=0), "speed must be positive"),
+        (lambda: speaker.synthesize("red red red red red red"), "up to 6 tokens, this one has 8"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            mistake()
+
+
+def draw_from(folder, condition, **sizes):
+    """A generator of pictures with random parameters."""
+    config = dataclasses.replace(
+        GAN,
+        condition=condition,
+        discriminator=MLPEncoderConfig(width=8),
+        generator=MLPGeneratorConfig(noise=5, width=8),
+    )
+    gan = make_gan(config, shape=(8, 8, 3), classes=sizes["classes"])
+    params, variables = random_params(gan.init, jax.random.key(0), {})
+    metadata = {
+        "kind": "text_to_image_gan",
+        "source": "text",
+        "target": "image",
+        "shape": (8, 8, 3),
+        "shapes": {},
+    }
+    return load(save_run(folder, {"model": config}, params, variables=variables, **metadata, **sizes))
+
+
+def test_pictures_of_classes_and_of_noise_alone(tmp_path):
+    of_classes = draw_from(tmp_path / "classes", ClassCondition(), classes=2, class_names=["cat", "dog"])
+    cats = of_classes.draw(["cat", "cat", "dog"], seed=1)
+    assert [picture.size for picture in cats] == [(8, 8)] * 3
+    assert (np.asarray(cats[0]) != np.asarray(cats[1])).any()  # other noise
+    noise = np.zeros((1, of_classes._generate.noise))
+    cat, dog = (np.asarray(of_classes.draw(name, noise=noise)[0]) for name in ("cat", "dog"))
+    assert (cat != dog).any() and (cat == np.asarray(of_classes.draw("cat", noise=noise)[0])).all()
+    free = draw_from(tmp_path / "free", NoCondition(), classes=0)
+    assert len(free.draw()) == 1 and len(free.draw(count=3)) == 3
+    for mistake, message in [
+        (lambda: of_classes.draw("cow"), "no class 'cow'; the classes are cat, dog"),
+        (lambda: of_classes.draw(), "names of classes"),
+        (lambda: free.draw("cat"), "draws from count alone"),
+        (lambda: free.draw(count=2, noise=noise), r"noise has the shape"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            mistake()

@@ -1,0 +1,114 @@
+"""Pictures from texts, from classes, or from noise alone: a trained conditional GAN on new data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.evaluation.images import ImageGenerator
+from xmodal_jax.inference.inputs import as_list
+from xmodal_jax.inference.model import BATCH_SIZE, Task, TrainedModel
+from xmodal_jax.models.gan.config import GANConfig
+from xmodal_jax.models.gan.method import make_gan
+from xmodal_jax.train.run import from_json
+
+
+class ImageModel(TrainedModel):
+    """A trained generator of pictures.
+
+    ::
+
+        load("runs/text_to_image_gan").draw(["a red star", "a blue ring"], seed=1)[0].save("star.png")
+    """
+
+    kind = "text_to_image_gan"
+    actions = ("draw",)
+
+    def __init__(self, task: Task):
+        """See `inference.load`."""
+        metadata = task.restored.metadata
+        config = from_json(GANConfig, metadata["config"]["model"])
+        self.reads_text: bool = config.condition.name != "none" and config.condition.reads_text
+        """Whether pictures are drawn from texts."""
+        super().__init__(task, ("text",) if self.reads_text else ())
+        class_names = metadata.get("class_names") or [str(k) for k in range(metadata["classes"])]
+        by_class = config.condition.name != "none" and not self.reads_text
+        self.class_names: tuple[str, ...] = tuple(class_names) if by_class else ()
+        """The classes that pictures are drawn of; empty where they are drawn from texts or from noise alone."""
+        tokenize = self.format.transform.tokenize
+        sizes = {"vocab_size": self.format.transform.vocab_size, "length": metadata.get("length", 0)}
+        gan = make_gan(
+            dataclasses.replace(config, features=None),  # only training needs them
+            shape=tuple(metadata["shape"]),
+            classes=metadata["classes"],
+            **(sizes if tokenize is not None else {}),
+        )
+        self._generate = ImageGenerator(
+            gan, tokenize, noise=config.generator.noise, batch_size=BATCH_SIZE, few_shapes=True
+        )
+
+    def describe(self) -> str:
+        """What the run is, what it takes and what it gives, as text."""
+        classes = f"\nclasses: {', '.join(self.class_names)}" if self.class_names else ""
+        return super().describe() + classes
+
+    def draw(
+        self,
+        conditions: Any = None,
+        *,
+        count: int | None = None,
+        seed: int = 0,
+        noise: np.ndarray | None = None,
+    ) -> list[Image.Image]:
+        """A picture for each text or class, or ``count`` pictures from noise alone.
+
+        Args:
+          conditions: texts or names of classes, by what the run was trained on; None: it was trained on neither, and
+            ``count`` pictures are drawn (None: one).
+          seed: of the noise, which differs between the pictures of a call; the same seed gives the same pictures.
+          noise: float32 ``[N, Z]`` in place of noise drawn by ``seed``, such as the same row for several texts.
+
+        Raises:
+          ValueError: there are conditions and the run takes none, or the reverse; or a class is not known.
+        """
+        fields, number = self._fields(conditions, count)
+        if not number:
+            return []
+        if noise is None:
+            noise = self._generate.sample_noise(number, seed)
+        noise = np.asarray(noise, np.float32)
+        if noise.shape != (number, self._generate.noise):
+            raise ValueError(f"noise has the shape {noise.shape}, needed is {(number, self._generate.noise)}")
+        source = ArraySource({**fields, "index": np.arange(number)})
+        pixels = self._generate(self.params, self._generate.conditions(source), noise)
+        return [Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in pixels]
+
+    def _fields(self, conditions: Any, count: int | None) -> tuple[dict[str, np.ndarray], int]:
+        """The fields of a batch that the conditions are, and the number of pictures."""
+        takes_conditions = self.reads_text or bool(self.class_names)
+        if takes_conditions != (conditions is not None) or (takes_conditions and count is not None):
+            expected = (
+                "texts" if self.reads_text else "names of classes" if self.class_names else "count alone"
+            )
+            raise ValueError(f"{self.path} draws from {expected}: draw({expected.split()[0]})")
+        if not takes_conditions:
+            return {}, 1 if count is None else count
+        if self.reads_text:
+            texts = as_list("text", conditions)
+            fields = self.read({"text": texts}).batch(np.arange(len(texts))) if len(texts) else {}
+            return fields, len(texts)
+        names = as_list("text", conditions)
+        return {"label": self._labels(names)}, len(names)
+
+    def _labels(self, names: Sequence[str]) -> np.ndarray:
+        """The number of each class."""
+        if unknown := [name for name in names if name not in self.class_names]:
+            raise ValueError(
+                f"there is no class {unknown[0]!r}; the classes are {', '.join(self.class_names)}"
+            )
+        return np.array([self.class_names.index(name) for name in names], np.int32)

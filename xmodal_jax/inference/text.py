@@ -1,0 +1,86 @@
+"""Text from pictures, videos and speech: trained captioners and speech recognisers on new data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xmodal_jax.evaluation.text import TextGenerator
+from xmodal_jax.inference.inputs import as_list
+from xmodal_jax.inference.model import BATCH_SIZE, Task, TrainedModel
+from xmodal_jax.models.seq2seq import Generation, GenerationConfig, Seq2SeqConfig
+from xmodal_jax.models.towers import encoder_of, max_audio_seconds
+from xmodal_jax.nets.encoders import PretrainedEncoderConfig
+from xmodal_jax.train.run import from_json
+
+
+class TextModel(TrainedModel):
+    """A trained run that writes a text about each input of one modality, ``source``."""
+
+    def __init__(self, task: Task):
+        """See `inference.load`."""
+        metadata = task.restored.metadata
+        super().__init__(task, (metadata["source"],))
+        self.source: str = metadata["source"]
+        """The modality of the inputs."""
+        self._config = from_json(Seq2SeqConfig, metadata["config"]["model"])
+        self._default = from_json(Generation | None, metadata["config"]["generation"])
+        encoder = encoder_of(self._config, self.source)
+        if self.source == "audio" and isinstance(encoder, PretrainedEncoderConfig):
+            self.format = self.format._replace(max_seconds=max_audio_seconds(encoder))
+        elif self.source == "audio":
+            self.format = self.format._replace(max_seconds=None)  # it reads recordings of any length
+        self._generators: dict[GenerationConfig | None, TextGenerator] = {}
+
+    def write(self, inputs: Any, generation: GenerationConfig | None = None) -> list[str]:
+        """A text for each input.
+
+        ``generation``: how it is decoded, such as ``BeamSearchConfig(beams=8)`` or ``SamplingConfig(seed=1)``; None: as
+        the run was configured.
+        """
+        inputs = as_list(self.source, inputs)
+        if not len(inputs):
+            return []
+        chosen = self._default if generation is None else generation
+        if chosen not in self._generators:
+            self._generators[chosen] = TextGenerator(
+                self._config,
+                self.source,
+                self.format.transform.tokenizer,
+                length=self.metadata["length"],
+                decodings={"chosen": chosen},
+                batch_size=BATCH_SIZE,
+                few_shapes=True,
+            )
+        return self._generators[chosen](self.params, self.read({self.source: inputs}), "chosen")
+
+
+class Captioner(TextModel):
+    """A trained captioner of pictures or videos.
+
+    ::
+
+        load("runs/captioning").caption(["a.png", "b.png"])  # ["a red star", "two blue rings"]
+    """
+
+    kind = "captioning"
+    actions = ("caption",)
+
+    def caption(self, inputs: Any, generation: GenerationConfig | None = None) -> list[str]:
+        """A caption for each picture or video. ``generation``: how it is decoded; None: as the run was configured."""
+        return self.write(inputs, generation)
+
+
+class SpeechRecognizer(TextModel):
+    """A trained speech recogniser.
+
+    ::
+
+        load("runs/speech_recognition").transcribe(["a.wav", (waveform, 16000)])  # ["a red star", ...]
+    """
+
+    kind = "speech_recognition"
+    actions = ("transcribe",)
+
+    def transcribe(self, audio: Any, generation: GenerationConfig | None = None) -> list[str]:
+        """What is said in each recording. ``generation``: how it is decoded; None: as the run was configured."""
+        return self.write(audio, generation)

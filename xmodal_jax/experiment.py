@@ -181,6 +181,8 @@ def write_report(
     timer: runtime.Timer,
     bad_examples: BadExamples,
     result: TrainingResult | None = None,
+    *,
+    page: str = "report.html",
     **entries: Any,
 ) -> Iterator[Report]:
     """Writes ``result.json``, and then ``report.html`` with what the ``with`` block adds to the report that it gets.
@@ -195,6 +197,7 @@ def write_report(
       timer: seconds of each part of the run, for the report and ``result.json``.
       bad_examples: the report lists them, and the notes on the data.
       result: what `fit` returned; its seeds, steps and number of parameters go into ``result.json``.
+      page: name of the report's file.
       entries: further entries of ``result.json`` (see `Run.write_result`).
 
     Example::
@@ -218,7 +221,7 @@ def write_report(
         note = f"After only {steps} training steps the scores say nothing about the method."
         report.add_text("Note", note)
         print(f"note: {note}")
-    page = run.path / "report.html"
+    file = run.path / page
     with timer("report"):
         try:
             yield report
@@ -227,13 +230,13 @@ def write_report(
         add_bad_examples(report, bad_examples, run.path)
         report.add_config(run.read_config())
         report.add_timing(timer.report())
-        report.write(page)
+        report.write(file)
     run.write_result(metrics, timing=timer.report(), **entries)
     run.close()
     print(bad_examples.summary() or "no bad examples")
-    print(page)
+    print(file)
     print(summary_line(metrics, (report.headline or list(metrics))[:4]) or "no scores")
-    for line in next_steps(run, entries.get("seeds", ())):
+    for line in next_steps(run, entries.get("seeds", ()), page=page):
         print(line)
 
 

@@ -21,6 +21,7 @@ from xmodal_jax.train.run import Run
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES = {"translate": dict(source="FILE", to="text", runs=()), "data": dict(data="folder:my photos")}
+EXAMPLES |= {"compare": dict(runs=(pathlib.Path("A"), pathlib.Path("B")))}
 """Required fields of configurations."""
 
 
@@ -94,7 +95,7 @@ def test_what_a_run_cannot_do_is_not_proposed(script, tmp_path, monkeypatch):
     with Run.create(tmp_path / "b", config, tensorboard=False) as run:
         save_checkpoint(run.path, tokenizer={"tokenizer.json": "{}"})
         lines = next_steps(run, [3, 4])
-        assert not any("translate.py" in line for line in lines) and lines[-1].endswith("--seed 3")
+        assert not any("translate.py" in line for line in lines) and lines[-2].endswith("--seed 3")
         with Run.create(run.path / "part", config, tensorboard=False) as part:
             assert next_steps(part, [0]) == []
     gan = script("text_to_image_gan").Config()
@@ -132,6 +133,6 @@ def test_they_are_the_last_lines_on_screen_and_the_result_names_the_experiment(
         pass
     timer.clock.close()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-4] == "test/loss 2.000"
-    assert [line.split("  ")[0] for line in lines[-3:]] == ["look at it", "go on", "export it"]
+    assert lines[-5] == "test/loss 2.000"
+    assert [line.split("  ")[0] for line in lines[-4:]] == ["look at it", "go on", "export it", "compare"]
     assert read_result(run.path)["experiment"] == "vae"

@@ -366,7 +366,9 @@ def test_help_of_every_script_fits_two_screens(name, scripts):
     assert not undocumented
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ("rate", "export", "translate")])
+@pytest.mark.parametrize(
+    "name", [name for name in SCRIPTS if name not in ("rate", "export", "translate", "compare")]
+)
 def test_a_configuration_comes_back_from_its_file(name, scripts):
     classes = [scripts[name].Config, *([scripts[name].CommandConfig] if name == "fusion" else [])]
     for config_class in classes:

@@ -142,6 +142,21 @@ def curves(
     return fig
 
 
+def overlaid_curves(records_by_run: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> Figure:
+    """One metric of several runs over training steps, a colour for each run. ``records_by_run``: of their
+    ``metrics.jsonl``, by the name of the run; several seeds are drawn as in `curves`."""
+    fig, (ax,) = _grid(1, 1, height=2.9)
+    for (run, records), colour in zip(records_by_run.items(), _cycle(len(records_by_run)), strict=True):
+        if any(name in record for record in records):
+            _draw_curve(ax, *_series(records, name), colour=colour, label=shorten(run, 48), smoothing=0.0)
+    _style(ax, title=name)
+    ax.grid(axis="y", color=GRID, linewidth=0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    ax.set_xlabel("step", color=MUTED, fontsize=9)
+    _legend(ax)
+    return fig
+
+
 def _draw_curve(
     ax: Axes,
     steps: np.ndarray,

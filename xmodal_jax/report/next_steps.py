@@ -36,6 +36,8 @@ class EndedRun(NamedTuple):
     """Name of the experiment's script, without ``.py``."""
     seeds: Sequence[int] = ()
     """The seeds that were trained to the end; empty if the experiment trains nothing."""
+    page: str = "report.html"
+    """Name of its report's file."""
 
 
 class NextStep(NamedTuple):
@@ -49,7 +51,7 @@ class NextStep(NamedTuple):
 
 
 def _look(run: EndedRun) -> Sequence[str]:
-    return "-m", "webbrowser", (run.path / "report.html").resolve().as_uri()
+    return "-m", "webbrowser", (run.path / run.page).resolve().as_uri()
 
 
 def _go_on(run: EndedRun) -> Sequence[str] | None:
@@ -92,18 +94,20 @@ def _train(run: EndedRun) -> Sequence[str]:
 LOOK = NextStep("look at it", _look)
 GO_ON = NextStep("go on", _go_on)
 EXPORT = NextStep("export it", _export)
+COMPARE = NextStep("compare", lambda run: ("compare.py", str(run.path), "OTHER_RUN"))
 NEXT_STEPS: dict[str, tuple[NextStep, ...]] = {
-    "captioning": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT),
-    "contrastive": (LOOK, GO_ON, EXPORT),
+    "captioning": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
+    "compare": (LOOK,),
+    "contrastive": (LOOK, GO_ON, EXPORT, COMPARE),
     "data": (LOOK, NextStep("train on it", _train)),
-    "fusion": (LOOK, GO_ON, EXPORT),
-    "gan_zoo": (LOOK, GO_ON),
-    "multimodal_vae": (LOOK, GO_ON, EXPORT),
-    "speech_recognition": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT),
-    "speech_synthesis": (LOOK, GO_ON, _translate("TEXT", "speech"), EXPORT),
-    "text_to_image_gan": (LOOK, GO_ON, _translate("TEXT", "image"), EXPORT),
+    "fusion": (LOOK, GO_ON, EXPORT, COMPARE),
+    "gan_zoo": (LOOK, GO_ON, COMPARE),
+    "multimodal_vae": (LOOK, GO_ON, EXPORT, COMPARE),
+    "speech_recognition": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
+    "speech_synthesis": (LOOK, GO_ON, _translate("TEXT", "speech"), EXPORT, COMPARE),
+    "text_to_image_gan": (LOOK, GO_ON, _translate("TEXT", "image"), EXPORT, COMPARE),
     "translate": (LOOK,),
-    "vae": (LOOK, GO_ON, EXPORT),
+    "vae": (LOOK, GO_ON, EXPORT, COMPARE),
 }
 """What runs of an experiment can do next, at most `MAX_LINES`, by the name of its script."""
 
@@ -135,17 +139,18 @@ def experiment_file(config: Any) -> Path:
     return Path(getattr(sys.modules[type(config).__module__], "__file__", None) or "unknown.py")
 
 
-def next_steps(run: Run, seeds: Sequence[int] = ()) -> list[str]:
+def next_steps(run: Run, seeds: Sequence[int] = (), *, page: str = "report.html") -> list[str]:
     """The lines that say what to do with a run that has ended, as `NEXT_STEPS` has them for its experiment.
 
     Args:
       run: the run; one that is part of another run has no lines.
       seeds: the seeds that were trained to the end.
+      page: name of the report's file.
     """
     if run.path != run.outermost_path:
         return []
     file = experiment_file(run.config)
-    ended = EndedRun(run.path, run.config, file.stem, seeds)
+    ended = EndedRun(run.path, run.config, file.stem, seeds, page)
     folder, here = file.resolve().parent, Path.cwd()
     folder = folder.relative_to(here) if folder.is_relative_to(here) else folder
     commands = []

@@ -19,8 +19,10 @@ import hashlib
 import html
 import io
 import math
+import re
 import wave
 from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +64,12 @@ class MarkedText(NamedTuple):
 
     pieces: Sequence[tuple[str, str]]
     """``(words, mark)``, where the mark is "right", "wrong" or "missing" (which is shown struck through)."""
+
+
+class Highlighted(NamedTuple):
+    """A cell of a table that stands out as the best of its row."""
+
+    text: str
 
 
 class Item(NamedTuple):
@@ -278,10 +286,19 @@ class Report:
         )
         self._add(title, f'{_note(note)}{legend}<div class="gallery">{"".join(rows)}</div>')
 
+    def add_beside(self, title: str, contents: Mapping[str, str]) -> None:
+        """Sections of several reports side by side. ``contents``: their HTML as `read_sections` returns it, by the
+        names of what they are of."""
+        blocks = "".join(
+            f'<div><p class="note">{_escape(name)}</p>{content}</div>' for name, content in contents.items()
+        )
+        self._columns |= {int(n) for n in re.findall(r'class="tiles columns-(\d+)"', blocks)}
+        self._add(title, f'<div class="beside">{blocks}</div>')
+
     def add_config(self, config: Mapping[str, Any], title: str = "Configuration") -> None:
         """The configuration, with nested names joined by dots. The section is collapsed at first."""
         self._closed.add(title)
-        self._add(title, _pairs([(name, _escape(value)) for name, value in _flatten(config)]))
+        self._add(title, _pairs([(name, _escape(value)) for name, value in flatten(config)]))
 
     def add_timing(self, timing: Mapping[str, float | None], title: str = "Timing") -> None:
         """Seconds by the name of a part of the run (None: not measured), with bars in proportion to the entry
@@ -326,6 +343,50 @@ class Report:
 
     def _add(self, title: str, content: str) -> None:
         self._sections.setdefault(title, []).append(content)
+
+
+_SECTION = re.compile(
+    r'<details id="s\d+"[^>]*><summary><h2>(.*?)</h2></summary><div class="body">(.*?)</div></details>',
+    re.DOTALL,
+)
+
+
+def read_sections(page: Path) -> dict[str, str]:
+    """The HTML of the sections of a report that was written by `Report.write`, by title; of another or a missing page
+    there are none. A section with elements that no report has, such as scripts, is left out."""
+    if not page.is_file():
+        return {}
+    sections = _SECTION.findall(page.read_text(encoding="utf-8", errors="replace"))
+    return {html.unescape(title): content for title, content in sections if _is_of_a_report(content)}
+
+
+class _Elements(HTMLParser):
+    """Notes whether HTML has only the elements and attributes that a report's sections have."""
+
+    TAGS = frozenset(
+        "audio br dd del div dl dt figcaption figure i img mark p picture rect small source span svg table tbody td th "
+        "thead tr wbr".split()
+    )
+    ATTRIBUTES = frozenset(
+        "alt aria-hidden class controls dir height media preload rx src srcset width".split()
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_known = True
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        sources = [value or "" for name, value in attrs if name in ("src", "srcset")]
+        self.is_known &= tag in self.TAGS and {name for name, _ in attrs} <= self.ATTRIBUTES
+        self.is_known &= all(source.startswith("data:") for source in sources)
+
+
+def _is_of_a_report(content: str) -> bool:
+    """Whether HTML has nothing but what sections of a report are made of."""
+    elements = _Elements()
+    elements.feed(content)
+    elements.close()
+    return elements.is_known
 
 
 def _escape(value: Any) -> str:
@@ -386,12 +447,12 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{_escape(name)}</dt><dd>{value}</dd>" for name, value in pairs) + "</dl>"
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested options as pairs of a dotted name and a value: ("model.width", 64)."""
     pairs = []
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
-            pairs += _flatten(value, f"{prefix}{name}.")
+            pairs += flatten(value, f"{prefix}{name}.")
         else:
             pairs.append((f"{prefix}{name}", value))
     return pairs
@@ -436,6 +497,8 @@ def _td(value: Any) -> str:
         return f"<td>{_cell(*value)}</td>"  # content and caption
     if isinstance(value, Audio | MarkedText) or (isinstance(value, np.ndarray) and value.ndim in (3, 4)):
         return f"<td>{_cell(value)}</td>"
+    if isinstance(value, Highlighted):
+        return f'<td class="number best">★ {_escape(value.text)}</td>'
     if isinstance(value, float | np.floating):
         value = format_value(value)
     text = str(value)
@@ -565,6 +628,11 @@ th{font-size:.8rem;font-weight:600;color:var(--muted);text-align:left}
 th,td{padding:.42rem 1rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:middle}
 tbody tr:last-child td{border-bottom:0}
 td.number{font-variant-numeric:tabular-nums;white-space:nowrap}
+td.best{font-weight:700;color:var(--right)}
+.beside{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:1.4rem}
+.beside>div{min-width:0}
+.beside .query{grid-template-columns:minmax(0,1fr);gap:.6rem}
+.beside .hits{grid-template-columns:repeat(auto-fill,minmax(86px,1fr))}
 td .tile{width:84px}
 td .audio{width:176px}
 td.words{min-width:11rem;overflow-wrap:anywhere}

@@ -231,6 +231,28 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     )
 
 
+def read_metrics_file(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's ``metrics.jsonl``, one for each logged step; an incomplete last line is left out. Empty if
+    there is no such file.
+
+    Raises:
+      ValueError: a line is not JSON.
+    """
+    if not path.exists():
+        return []
+    # A complete line ends in "\n", so that what follows the last one is "" or an incomplete line.
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number}: not JSON ({error.msg}); delete that line to go on"
+            ) from error
+    return records
+
+
 def refuse_remote(path: Path | str, flag: str = "--run-dir") -> None:
     """Raises ValueError if a path is an address such as ``gs://bucket/run``: runs are files of a mounted system."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
@@ -505,19 +527,7 @@ class Run:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of ``metrics.jsonl``, one for each logged step; an incomplete last line is left out."""
-        if not self.metrics_path.exists():
-            return []
-        # A complete line ends in "\n", so that what follows the last one is "" or an incomplete line.
-        *lines, _ = self.metrics_path.read_text(encoding="utf-8").split("\n")
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{self.metrics_path}, line {number}: not JSON ({error.msg}); delete that line to go on"
-                ) from error
-        return records
+        return read_metrics_file(self.metrics_path)
 
     def truncate_metrics(self, step: int) -> None:
         """Removes what was logged for steps after ``step``, the step of the checkpoint that training goes on from."""

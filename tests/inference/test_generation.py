@@ -84,7 +84,7 @@ def test_texts_are_spoken_by_the_voices(speaker):
     for mistake, message in [
         (lambda: speaker.synthesize("red", "carl"), "no voice 'carl'; the voices are anna, bert"),
         (lambda: speaker.synthesize(["red"], ["anna", "bert"]), "1 texts and 2 voices"),
-        (lambda: speaker.synthesize("red", speed=0), "speed must be positive"),
+        (lambda: speaker.synthesize("red", speed=0.0), "speed must be positive"),
         (lambda: speaker.synthesize("red red red red red red"), "up to 6 tokens, this one has 8"),
     ]:
         with pytest.raises(ValueError, match=message):

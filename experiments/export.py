@@ -2,9 +2,9 @@
 
     python experiments/export.py RUN FOLDER
 
-FOLDER/parameters holds all parameters as plain safetensors. Pretrained encoders are written as their own architectures
-(FOLDER/image, FOLDER/text, …), both towers of CLIP with their own projections as FOLDER/clip, a captioner of a
-pretrained image encoder as FOLDER/captioner; transformers loads each of them.
+FOLDER/parameters holds all parameters as plain safetensors; inference.load takes FOLDER like a run. Pretrained encoders
+are written as their own architectures (FOLDER/image, FOLDER/text, …), both towers of CLIP with their own projections as
+FOLDER/clip, a captioner of a pretrained image encoder as FOLDER/captioner; transformers loads each of them.
 """
 
 from __future__ import annotations

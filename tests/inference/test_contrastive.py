@@ -8,6 +8,10 @@ import pytest
 
 from tests.inference.runs import COLOURS, coloured_pictures, plain_picture, png_bytes, train_contrastive
 from xmodal_jax.inference import load
+from xmodal_jax.pretrained.export import save_model
+from xmodal_jax.train.checkpoint import DamagedCheckpoint, RestoredCheckpoint
+from xmodal_jax.transfer.export import export_run
+from xmodal_jax.transfer.exported import restore_exported, write_exported
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +88,41 @@ def test_mistakes_are_explained(model, tmp_path):
         load(tmp_path / "none")
     with pytest.raises(ValueError, match="holds the seed"):
         load(model.path, seed=3)
+
+
+def test_an_exported_run_works_like_the_run(run, model, tmp_path):
+    export_run(run, tmp_path / "export")
+    exported = load(tmp_path / "export")
+    picture = plain_picture("red")
+    np.testing.assert_array_equal(exported.embed(images=picture), model.embed(images=picture))
+    assert (exported.step, exported.scale) == (model.step, model.scale)
+    with pytest.raises(ValueError, match="leave out best and seed"):
+        load(tmp_path / "export", best=True)
+
+
+@pytest.mark.parametrize("name", ["run.json", "parameters/model.safetensors"])
+def test_a_changed_byte_of_an_export_is_found(run, tmp_path, name):
+    export_run(run, tmp_path / "export")
+    file = tmp_path / "export" / name
+    content = bytearray(file.read_bytes())
+    for position in np.linspace(0, len(content) - 1, 7).astype(int):
+        changed = content.copy()
+        changed[position] ^= 1
+        file.write_bytes(changed)
+        try:
+            loaded = restore_exported(tmp_path / "export")
+        except DamagedCheckpoint as error:
+            assert "export the run again" in str(error)
+        else:  # a space of the JSON's layout became another space
+            assert name == "run.json" and loaded.metadata == load(run).metadata
+
+
+def test_parts_that_hold_nothing_come_back(tmp_path):
+    params = {"generator": {"kernel": jax.numpy.ones(3)}, "variables": {}, "loss": {"a": {}, "b": {}}}
+    restored = RestoredCheckpoint(params, {"config": {}}, 5)
+    arrays = [("generator/kernel", np.ones(3, np.float32))]
+    save_model(tmp_path / "parameters", arrays, card="")
+    write_exported(tmp_path, restored)
+    loaded = restore_exported(tmp_path)
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(params) and loaded.step == 5
+    assert loaded.params["loss"] == {"a": {}, "b": {}}

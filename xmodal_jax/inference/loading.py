@@ -10,6 +10,7 @@ from typing import Any
 
 from xmodal_jax.inference.model import Task, TrainedModel
 from xmodal_jax.train.checkpoint import restore_run
+from xmodal_jax.transfer.exported import is_exported, restore_exported
 
 CLASSES: dict[str, str] = {
     "captioning": "text.Captioner",
@@ -48,7 +49,12 @@ def load(run: str | os.PathLike, *, best: bool = False, seed: int | None = None)
       ValueError: the run has several seeds and ``seed`` is none of them, or its kind is not known.
     """
     path = pathlib.Path(run)
-    restored = restore_run(path, best=best, seed=seed)
+    if is_exported(path):
+        if best or seed is not None:
+            raise ValueError(f"{path} is an exported run, of one model: leave out best and seed")
+        restored = restore_exported(path)
+    else:
+        restored = restore_run(path, best=best, seed=seed)
     kind = kind_of_run(restored.metadata)
     if kind not in CLASSES:
         scripts = ", ".join(f"{name}.py" for name in CLASSES)

@@ -24,12 +24,12 @@ from xmodal_jax.pretrained.clip import ClipImage, ClipText
 from xmodal_jax.pretrained.export import TokenizerFiles, TrainedEncoder
 from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
+from xmodal_jax.transfer.exported import FILE, PARAMETERS, write_exported
 from xmodal_jax.transfer.pretrained import read_slots
 from xmodal_jax.types import Params
 
 CLIP = "clip"
 CAPTIONER = "captioner"
-WHOLE = "parameters"
 
 
 def export_run(
@@ -38,7 +38,8 @@ def export_run(
     """Writes the networks that a run trained to folders within ``folder``; returns a description of each, by the name
     of its folder.
 
-    The folder ``parameters`` gets all parameters by their paths, as plain safetensors; ``image``, ``text``, … each
+    The folder ``parameters`` gets all parameters by their paths, as plain safetensors, and ``run.json`` the metadata,
+    with which `inference.load` uses the folder like a run; ``image``, ``text``, … each
     pretrained encoder, as its own architecture; ``clip`` both towers of CLIP with their projections and temperature;
     ``captioner`` a pretrained image encoder and the text decoder, as ``transformers.VisionEncoderDecoderModel``.
 
@@ -55,7 +56,8 @@ def export_run(
     encoders = write.encoders()
     write.clip(encoders)
     write.captioner(encoders)
-    return write.written
+    write_exported(folder, restored)
+    return write.written | {FILE: "the run's metadata: `inference.load` takes this folder like a run"}
 
 
 class _Writer:
@@ -83,8 +85,8 @@ class _Writer:
         """Writes all parameters as plain safetensors."""
         flat = trees.flat(self.restored.params)
         arrays = [(name, np.asarray(leaf)) for name, leaf in flat.items()]
-        export.save_model(self.folder / WHOLE, arrays, card=self.card(WHOLE))
-        self.written[WHOLE] = f"{len(arrays)} arrays by their paths, plain safetensors"
+        export.save_model(self.folder / PARAMETERS, arrays, card=self.card(PARAMETERS))
+        self.written[PARAMETERS] = f"{len(arrays)} arrays by their paths, plain safetensors"
 
     def encoders(self) -> dict[str, TrainedEncoder]:
         """Writes each pretrained encoder as its own architecture; returns the towers (see `towers`)."""
@@ -194,7 +196,7 @@ class _Writer:
         config = self.restored.metadata["config"]
         lines = [
             "---",
-            "library_name: transformers" if what != WHOLE else "library_name: xmodal_jax",
+            "library_name: transformers" if what != PARAMETERS else "library_name: xmodal_jax",
             "tags: [xmodal_jax]",
             "---",
             "",

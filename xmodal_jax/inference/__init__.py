@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "loading": "load kind_of_run",
         "model": "TrainedModel",
         "inputs": "InputFormat InputSource",
+        "neighbours": "Nearest nearest",
         "contrastive": "Classification ContrastiveModel",
         "text": "Captioner SpeechRecognizer",
         "speech": "SpeechSynthesizer",

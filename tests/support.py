@@ -14,6 +14,7 @@ import pytest
 from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader, numeric_fields
+from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.train import gan_step, loop, step
 from xmodal_jax.train.config import RunConfig
@@ -180,20 +181,23 @@ def shared_programs():
         yield
 
 
-def assert_resumes(method, arrays, directory, *, optimizer, steps=4, batch_size=8):
+def assert_resumes(method, data, directory, *, optimizer, steps=4, batch_size=8, **options):
     """A run that is stopped half-way, as a cluster does, and resumed ends as one that was not: state and metrics.
 
     All start from random parameters, since the initialization is not what is tested, and run the same programs.
+    ``data``: arrays, or a source of any kind. ``options``: of the run's configuration.
     """
-    loader = Loader(ArraySource(arrays), batch_size=batch_size, seed=0)
+    source = data if isinstance(data, Source) else ArraySource(data)
+    loader = Loader(source, batch_size=batch_size, seed=0)
     params = random_initial_params(method, jax.random.key(0), numeric_fields(loader.example()))
     loader.close()
 
     def train(name, evaluate, resume=False):
         config = RunConfig(
-            steps=steps, batch_size=batch_size, eval_every=steps // 2, run_dir=directory / name, resume=resume
-        )
-        loader, timer = Loader(ArraySource(arrays), batch_size=batch_size, seed=config.seed), Timer()
+            steps=steps, batch_size=batch_size, eval_every=steps // 2, run_dir=directory / name, resume=resume,
+            **options,
+        )  # fmt: skip
+        loader, timer = Loader(source, batch_size=batch_size, seed=config.seed), Timer()
         with Run.create(config.run_dir, config, resume=resume, tensorboard=False) as run:
             try:
                 result = fit(method, loader, config, optimizer, run, timer, evaluate=evaluate, params=params)

@@ -6,7 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from tests.support import LAYOUTS, assert_device_invariant, random_params
+from tests.support import LAYOUTS, assert_device_invariant, assert_resumes, random_params
+from xmodal_jax.data.mixture import MixtureSource
+from xmodal_jax.data.open import DataOptions, apply_missing
+from xmodal_jax.data.pipeline import Loader, numeric_fields
+from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.models.contrastive import (
     CCA,
     CORAL,
@@ -26,8 +30,10 @@ from xmodal_jax.nets.encoders import (
     DCGANEncoderConfig,
     TextTransformerConfig,
     TubeletViTConfig,
+    VectorMLPConfig,
 )
 from xmodal_jax.preprocess.image import AugmentConfig
+from xmodal_jax.train.optim import Optimizer
 
 small = dict(width=16, depth=1, heads=2)
 CONFIG = ContrastiveConfig(
@@ -195,6 +201,46 @@ def test_a_batch_without_any_pair_has_a_loss_of_zero():
     params = random_params(method.init, key, on_device(batch))
     (loss, _), grads = jax.jit(jax.value_and_grad(method.loss, has_aux=True))(params, on_device(batch), key)
     assert loss == 0.0 and not any(np.any(g) for g in jax.tree.leaves(jax.device_get(grads)))
+
+
+def mixture(missing=0.0):
+    """Two sets of 12 and 9 examples, which share the first modality only; weights that repeat the smaller one."""
+    rng = np.random.default_rng(0)
+
+    def part(n, other):
+        arrays = {m: rng.normal(size=(n, 5)).astype(np.float32) for m in ("vector", other)}
+        return apply_missing(ArraySource(arrays), DataOptions(missing=missing))
+
+    return MixtureSource({"a": part(12, "vector_a"), "b": part(9, "vector_b")}, weights=(1, 1))
+
+
+VECTORS = make_contrastive(
+    ContrastiveConfig(embed_dim=6, vector=VectorMLPConfig(width=8)),
+    ("vector", "vector_a", "vector_b"),
+    vocab_size=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("missing", "resident"),
+    [(0.0, True), (0.3, False)],
+    ids=["on the device", "from the host, some missing"],
+)
+def test_a_run_on_a_mixture_resumes_bit_by_bit(missing, resident, tmp_path):
+    """Stopped after the smaller set has begun again, and the larger one has not."""
+    source = mixture(missing)
+    optimizer = Optimizer(learning_rate=1e-2, ema=0.9)
+    assert_resumes(VECTORS, source, tmp_path, optimizer=optimizer, steps=6, batch_size=6, resident=resident)
+
+
+def test_the_devices_do_not_change_the_result_on_a_batch_of_a_mixture():
+    """Eight devices with two examples each, as the loader mixes them, and modalities missing beside."""
+    loader = Loader(mixture(missing=0.3), batch_size=16, seed=1)
+    batch = numeric_fields(loader.fetch(1))
+    loader.close()
+    there = np.stack(list(batch["present"].values()))
+    assert not (there[1] & there[2]).any() and 0 < there.sum() < 2 * 16
+    assert_device_invariant(VECTORS, batch, layouts=[("pmap", 8, 1)], parts=1)
 
 
 OBJECTIVES = [InfoNCE(), InfoNCE(implementation="tiled"), Sigmoid(), Triplet(), MMD(), CORAL(), CCA()]

@@ -72,5 +72,5 @@ def _empty_paths(params: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _without_marks(params: Mapping[str, Any]) -> dict[str, Any]:
     """``params`` without the entries of an empty name, which mark dictionaries that hold nothing."""
-    kept = {name: value for name, value in params.items() if name}
-    return {name: _without_marks(x) if isinstance(x, Mapping) else x for name, x in kept.items()}
+    named = {name: value for name, value in params.items() if name}
+    return {name: _without_marks(x) if isinstance(x, Mapping) else x for name, x in named.items()}

@@ -67,6 +67,9 @@ def test_one_that_transmits_the_first_modality_alone_is_right_where_that_is_give
     assert found["cross/coherence"] == pytest.approx(
         np.mean([found["cross/coherence@1"], found["cross/coherence@2"]])
     )
+    pairs = scores.pair_coherence(explore(IMAGES, of_the_first), classes, source(IMAGES, LABELS))
+    expected = {(a, b): 1.0 if a == IMAGES[0] else chance for a in IMAGES for b in IMAGES if a != b}
+    assert pairs == pytest.approx({f"cross/{a}_to_{b}/coherence": v for (a, b), v in expected.items()})
     right = (classes == LABELS).all(axis=(1, 2), where=(LABELS >= 0)[None, None])
     np.testing.assert_array_equal(right, [True, False, False, True, True, False, True])
 
@@ -412,6 +415,7 @@ def test_a_smoke_run_is_small_and_has_enough_codes():
 
 FINITE = (
     "cross/coherence", "cross/coherence@1", "cross/coherence@2", "cross/self_coherence@1", "cross/self_coherence@2",
+    *(f"cross/{a}_to_{b}/coherence" for a in multimodal.NAMES for b in multimodal.NAMES if a != b),
     "cross/judge_frechet_distance", "cross/judge_kernel_distance", *(f"judge/{m}" for m in multimodal.NAMES),
     *(f"joint_{name}/coherence" for name in ("prior", "flow")),
     *(f"joint_{name}/judge_{kind}_distance" for name in ("prior", "flow") for kind in ("frechet", "kernel")),

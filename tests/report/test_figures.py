@@ -47,6 +47,17 @@ def test_curves_group_by_ending_and_average_over_seeds():
     assert figures.to_png(fig)[:4] == b"\x89PNG"
 
 
+def test_the_legend_of_many_curves_hides_none():
+    names = [f"validation/{a}_to_{b}/recall@1" for a in "abc" for b in "abc" if a != b]
+    records = [{"step": s, **{n: 0.9 + 0.001 * k for k, n in enumerate(names)}} for s in (1, 2, 3)]
+    figure = figures.curves(records, [names])
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    assert len(axes.get_legend().get_texts()) == len(names) == 6
+    highest = max(axes.transData.transform(line.get_xydata())[:, 1].max() for line in axes.lines)
+    assert highest < axes.get_legend().get_window_extent().y0
+
+
 def test_smoothing_starts_at_the_first_value_and_leaves_evaluations_alone():
     rows = [{"step": k, "train/loss": v, "test/loss": v} for k, v in enumerate([4.0, 0.0, 2.0])]
     (ax,) = figures.curves(rows, smoothing=0.5).axes

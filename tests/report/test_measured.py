@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.patches import StepPatch
 
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.standardise import FeatureStatistics, StandardiseTransform, fit_standardisation
@@ -68,7 +69,7 @@ def test_features_with_names_are_listed_in_their_units():
     named = FeatureStatistics((100.0, 50.0, 0.0), (10.0, 5.0, 1.0), ("glucose", "age", "flag"))
     standardise = StandardiseTransform({"vector": named})
     batch = {"vector": np.array([[129.0, 45.0, np.nan]])}
-    expected = "glucose 129 (+2.9 sd) · age 45 (-1.0 sd) · 1 missing"
+    expected = "glucose: 129 (+2.9 sd)\nage: 45 (-1.0 sd)\n1 missing"
     assert content(batch, "vector", 0, standardise=standardise) == expected
     renderer = ExampleRenderer(MoPoEConfig(), Vocabulary(), standardise)
     assert renderer.cell("vector", standardise(batch), 0) == expected
@@ -80,3 +81,9 @@ def test_attention_to_them_is_drawn(shape):
     name = "vector" if len(shape) == 1 else "series"
     figure = attention([AttentionExample("an example", {name: (values, np.array([0.2, 0.8]))})])
     assert to_png(figure).startswith(b"\x89PNG")
+    [axes] = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["-3 sd", "mean", "+3 sd"]
+    # The attention of a single token says nothing.
+    [alone] = attention([AttentionExample("an example", {name: (values, np.array([1.0]))})]).axes
+    is_attention = lambda patch: isinstance(patch, StepPatch)
+    assert any(map(is_attention, axes.patches)) and not any(map(is_attention, alone.patches))

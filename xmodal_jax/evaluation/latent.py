@@ -30,7 +30,7 @@ from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.evaluation.latent_density import LatentDensity, fit_flow, fit_gaussian_mixture
 from xmodal_jax.metrics.classification import linear_probe
 from xmodal_jax.metrics.clustering import kmeans_clustering
-from xmodal_jax.metrics.coherence import cross_coherence, joint_coherence, subsets
+from xmodal_jax.metrics.coherence import coherence_matrix, cross_coherence, joint_coherence, subsets
 from xmodal_jax.metrics.disentanglement import dci, mutual_information_gap, sap
 from xmodal_jax.metrics.generative import frechet_distance, kernel_distance, moments
 from xmodal_jax.models.vae.judges import JudgeOutputs, Judges
@@ -446,6 +446,26 @@ def coherence_metrics(
     return {f"cross/{name}": float(value) for name, value in metrics.items()}, classes, real
 
 
+def pair_coherence(evaluator: LatentEvaluator, classes: np.ndarray, source: Source) -> dict[str, float]:
+    """``cross/<observed>_to_<target>/coherence``: how often a modality that is generated from one other alone shows the
+    class of its example (macro accuracy), for every ordered pair of modalities.
+
+    ``classes``: as `coherence_metrics` returns them for the examples of ``source``. A pair has no metric where no
+    example of a known class has the observed modality.
+    """
+    names = evaluator.modalities
+    single = np.flatnonzero(evaluator.subsets.sum(axis=1) == 1)  # rows of subsets with one modality
+    observed = evaluator.subsets[single].argmax(axis=1)
+    present = present_matrix(evaluator, source)[:, observed].T
+    matrix = coherence_matrix(classes[single], source.class_labels(), present)
+    return {
+        f"cross/{names[row]}_to_{target}/coherence": float(matrix[k, column])
+        for k, row in enumerate(observed)
+        for column, target in enumerate(names)
+        if column != row and np.isfinite(matrix[k, column])
+    }
+
+
 def judge_accuracy(evaluator: LatentEvaluator, judge_params, source: Source) -> dict[str, float]:
     """``judge/<modality>``: the accuracy on the real data ``source`` of the judge (classifier) of each modality, which
     limits the coherence that it can measure. ``judge_params``: of the judges in ``evaluator``."""
@@ -657,6 +677,8 @@ def evaluate_latent(
         labels, train_labels = np.full(len(test), -1), np.full(len(train), -1)
     else:
         metrics, classes, real = coherence_metrics(evaluator, params, judge_params, test)
+        if len(evaluator.modalities) > 1:
+            metrics |= pair_coherence(evaluator, classes, test)
         metrics |= judge_accuracy(evaluator, judge_params, test)
     latents, train_latents = evaluator.encode(params, test), evaluator.encode(params, train)
     # Shared latents by the distribution that they are drawn from. A prior that depends on the label has no samples

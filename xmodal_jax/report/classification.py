@@ -15,7 +15,7 @@ from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.evaluation.classification import Classifier, LabelledSplit
 from xmodal_jax.metrics.classification import confusion_matrix
 from xmodal_jax.models.fusion import FusionConfig
-from xmodal_jax.models.towers import compute_log_mel, encoder_of, prefix_tokens
+from xmodal_jax.models.towers import compute_log_mel, encoder_of, measured_inputs, prefix_tokens
 from xmodal_jax.report import figures
 from xmodal_jax.report.classification_figures import AttentionExample, accuracy_bars, attention
 from xmodal_jax.report.page import Report
@@ -23,6 +23,11 @@ from xmodal_jax.types import KINDS, kind_of
 
 EXAMPLES = 6
 """Examples in each figure of attention maps."""
+ATTENTION_NOTE = (
+    "Bright or high is what gets much attention: parts of the second copy of an image, the cells above words, the "
+    "steps above sound and measured quantities (none where these are a single token)."
+)
+"""How the figures of attention maps are read."""
 
 
 def add_scores(report: Report, metrics: Mapping[str, Any], *, majority_accuracy: float) -> list[str]:
@@ -178,7 +183,8 @@ def add_attention(
     for title, members in groups.items():  # the examples are in the order of the groups
         if members.size:
             of_group, examples = examples[: len(members)], examples[len(members) :]
-            report.add_figure("Attention maps", attention(of_group), f"{title}, random examples.")
+            note = f"{title}, random examples. {ATTENTION_NOTE}"
+            report.add_figure("Attention maps", attention(of_group), note)
 
 
 def _title(raw, k, index, split, predicted, class_names, is_correct) -> str:
@@ -245,8 +251,10 @@ def _video_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
 
 
 def _measured_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
-    """Example k's measured quantities in standard deviations, and the attention to their tokens."""
-    return np.asarray(inputs.batch[modality][k]), inputs.without_leading(modality, weights)
+    """Example k's measured quantities in standard deviations, NaN where they are missing, and the attention to their
+    tokens."""
+    values, mask = (np.asarray(x) for x in measured_inputs(modality, inputs.batch))
+    return np.where(mask[k], values[k], np.nan), inputs.without_leading(modality, weights)
 
 
 def _grid(weights: np.ndarray, steps: int) -> np.ndarray:

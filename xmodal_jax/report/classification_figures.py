@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from xmodal_jax.report.figures import INK, MUTED, PALETTE, WIDTH, shorten
+from xmodal_jax.report.figures import GRID, INK, MUTED, PALETTE, WIDTH, shorten
 from xmodal_jax.types import KINDS, kind_of
 
 HEAT = "inferno"
@@ -149,22 +149,22 @@ def _draw_audio(ax: Axes, log_mel: np.ndarray, weights: np.ndarray) -> None:
 
 def _draw_measured(ax: Axes, values: np.ndarray, weights: np.ndarray) -> None:
     """A vector ``[D]`` as bars or a series ``[T, C]`` as lines, in standard deviations, and above it the weights of the
-    tokens as a step curve."""
+    tokens as a step curve, if there are several tokens. Values that are NaN are left out."""
     count = len(values)
     scaled = np.clip(values / 6.0, -0.5, 0.5) + 0.5  # from 3 standard deviations below the mean to 3 above it
     if values.ndim == 1:
         ax.bar(np.arange(count) + 0.5, scaled - 0.5, bottom=0.5, width=0.8, color=PALETTE[0])
     else:
         ax.plot(np.arange(count) + 0.5, scaled.reshape(count, -1), linewidth=1.0)
-    height = weights / max(float(weights.max()), 1e-12)
-    ax.stairs(
-        1.05 + 0.6 * height,
-        np.linspace(0, count, len(weights) + 1),
-        baseline=1.05,
-        fill=True,
-        color=PALETTE[1],
-    )
-    ax.set(xlim=(0, count), ylim=(0, 1.7))
+    ax.axhline(0.5, color=GRID, linewidth=0.8, zorder=0)
+    ax.set_yticks([0, 0.5, 1], ["-3 sd", "mean", "+3 sd"], fontsize=6.5, color=MUTED)
+    ax.tick_params(axis="y", length=0, pad=2)
+    several = len(weights) > 1
+    if several:
+        height = weights / max(float(weights.max()), 1e-12)
+        edges = np.linspace(0, count, len(weights) + 1)
+        ax.stairs(1.05 + 0.6 * height, edges, baseline=1.05, fill=True, color=PALETTE[1])
+    ax.set(xlim=(0, count), ylim=(0, 1.7 if several else 1.0))
 
 
 class PanelStyle(NamedTuple):

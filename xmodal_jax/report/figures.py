@@ -136,7 +136,7 @@ def curves(
         if logy is True or (not isinstance(logy, bool) and any(name in logy for name in panel)):
             ax.set_yscale("log")
         if len(panel) > 1:
-            _legend(ax)
+            _legend_above(ax, len(panel))
     for ax in axes[max(0, len(panels) - columns) : len(panels)]:  # the lowest panel of each column
         ax.set_xlabel("step", color=MUTED, fontsize=9)
     return fig
@@ -525,8 +525,20 @@ def _style(ax: Axes, *, title: str = "", frame: bool = True) -> None:
     ax.set_axisbelow(True)
 
 
+def _legend_above(ax: Axes, entries: int) -> None:
+    """The legend of the curves of a panel. One of more than four entries would hide some: it gets room above them."""
+    if entries <= 4:
+        return _legend(ax)
+    columns = 2 if entries <= 8 else 3
+    share = min(0.08 * -(-entries // columns) + 0.03, 0.6)  # of the height of the panel
+    to_axis, to_value = ax.yaxis.get_transform(), ax.yaxis.get_transform().inverted()
+    low, high = to_axis.transform(np.array(ax.get_ylim()))
+    ax.set_ylim(*to_value.transform(np.array([low, low + (high - low) / (1 - share)])))
+    _legend(ax, loc="upper center", ncols=columns, fontsize=7, columnspacing=0.8)
+
+
 def _legend(ax: Axes, **kwargs: Any) -> None:
-    ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, handlelength=1.4, **kwargs)
+    ax.legend(**{"frameon": False, "fontsize": 8.5, "labelcolor": INK, "handlelength": 1.4} | kwargs)
 
 
 def _labels(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None) -> None:

@@ -75,15 +75,16 @@ def draw_lines(
 def describe_deviations(
     values: np.ndarray, standard: np.ndarray, mask: np.ndarray, names: tuple[str, ...]
 ) -> str:
-    """The features of one vector ``[D]`` that deviate most from their mean, such as "glucose 182 (+2.9 sd)".
+    """The features of one vector ``[D]`` that deviate most from their mean, one on each line, such as "glucose: 182
+    (+2.9 sd)".
 
     ``values``: in the unit of the data; ``standard``: in standard deviations.
     """
     order = np.argsort(-np.where(mask, np.abs(standard), -1.0), kind="stable")
     chosen = [k for k in order[:DEVIATIONS_SHOWN].tolist() if mask[k]]
     missing = int((~np.asarray(mask)).sum())
-    listed = [f"{names[k]} {values[k]:.4g} ({standard[k]:+.1f} sd)" for k in chosen]
-    return " · ".join([*listed, *([f"{missing} missing"] if missing else [])]) or "nothing is known"
+    listed = [f"{names[k]}: {values[k]:.4g} ({standard[k]:+.1f} sd)" for k in chosen]
+    return "\n".join([*listed, *([f"{missing} missing"] if missing else [])]) or "nothing is known"
 
 
 def show_standard(

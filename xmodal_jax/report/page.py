@@ -635,7 +635,7 @@ td.best{font-weight:700;color:var(--right)}
 .beside .hits{grid-template-columns:repeat(auto-fill,minmax(86px,1fr))}
 td .tile{width:84px}
 td .audio{width:176px}
-td.words{min-width:11rem;overflow-wrap:anywhere}
+td.words{min-width:11rem;overflow-wrap:anywhere;white-space:pre-line}
 mark{background:none;color:var(--wrong);font-weight:650;text-decoration:underline wavy 1px}
 del{color:var(--muted)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:.9rem}
@@ -654,7 +654,7 @@ border-top:1px solid var(--line)}
 .ask .kind{font-size:.7rem;text-transform:uppercase;letter-spacing:.07em;color:var(--muted)}
 .ask .tile{width:104px}
 .ask .audio{width:100%}
-.text{overflow-wrap:anywhere}
+.text{overflow-wrap:anywhere;white-space:pre-line}
 .ask .text{font-weight:600;line-height:1.35}
 .ask .verdict{font-size:.76rem;color:var(--muted)}
 .hits{display:grid;grid-template-columns:repeat(5,minmax(0,1fr));gap:.7rem;align-items:stretch}

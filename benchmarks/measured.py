@@ -20,6 +20,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,12 @@ class Config:
     """Folder of recordings with captions, as ``--data folder:PATH``; None: no series."""
     steps: int = 400
     """Training steps of each run."""
+    seed: int = 0
+    """The first seed of each run."""
     seeds: int = 3
-    """Seeds of each run."""
+    """Number of seeds of each run, trained together."""
+    folder: pathlib.Path | None = None
+    """Folder that keeps the runs with their reports; None: they are removed."""
 
 
 def load_table(name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], dict[str, list[int]]]:
@@ -103,18 +108,31 @@ def logistic_regression(name: str) -> dict[str, float]:
     return scores
 
 
-def run(
-    script: str, data: str, modalities: list[str], config: Config, folder: pathlib.Path
-) -> dict[str, Any]:
-    """The metrics of one experiment, a list of one value for each seed where there are several."""
-    command = [sys.executable, f"experiments/{script}.py", "--data", data, "--modalities", *modalities]
-    command += ["--steps", str(config.steps), "--seeds", str(config.seeds), "--batch-size", "64"]
-    command += ["--eval-every", str(max(1, config.steps // 4)), "--run-dir", str(folder), "--no-progress"]
+def run_experiment(
+    script: str, flags: list[str], folder: pathlib.Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``(metrics, timing)`` of one experiment; a metric is a list, one value for each seed, if there are several."""
+    command = [sys.executable, f"experiments/{script}.py", *flags, "--run-dir", str(folder), "--no-progress"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     result = json.loads((folder / "result.json").read_text())
-    return result.get("per_seed") or result["metrics"]
+    return result.get("per_seed") or result["metrics"], result["timing"]
+
+
+def run(
+    script: str,
+    data: str,
+    modalities: list[str],
+    config: Config,
+    folder: pathlib.Path,
+    more_flags: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The metrics of one experiment with the flags that all of these runs share, and ``more_flags``."""
+    flags = ["--data", data, "--modalities", *modalities, "--batch-size", "64", "--steps", str(config.steps)]
+    flags += ["--seed", str(config.seed), "--seeds", str(config.seeds)]
+    flags += ["--eval-every", str(max(1, config.steps // 4)), *more_flags]
+    return run_experiment(script, flags, folder)[0]
 
 
 def format_score(value: Any) -> str:
@@ -129,7 +147,11 @@ def compare_table(name: str, config: Config, folder: pathlib.Path) -> list[tuple
     groups, peer = list(load_table(name)[3]), logistic_regression(name)
     data = f"npz:{folder / name}"
     aligned = run("contrastive", data, ["text", "vector"], config, folder / f"{name}-contrastive")
-    fused = run("fusion", data, [f"vector_{g}" for g in groups], config, folder / f"{name}-fusion")
+    # Each group is also to classify alone: training has to show it alone at times.
+    alone_at_times = ["--model.modality-dropout", "0.3"]
+    fused = run(
+        "fusion", data, [f"vector_{g}" for g in groups], config, folder / f"{name}-fusion", alone_at_times
+    )
     ours = {
         f"all, contrastive, {kind}": aligned[f"test/vector_{kind}_accuracy"]
         for kind in ("zero_shot", "linear_probe")
@@ -197,7 +219,7 @@ def print_table(columns: list[str], rows: list[tuple[str, ...]]) -> None:
 
 def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        folder = pathlib.Path(directory)
+        folder = pathlib.Path(config.folder or directory).absolute()
         for name in config.tables:
             print_table(
                 ["table", "columns", "accuracy", "logistic regression"], compare_table(name, config, folder)

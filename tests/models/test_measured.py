@@ -77,6 +77,16 @@ def methods():
     }
 
 
+@pytest.mark.parametrize("config", [ContrastiveConfig(), FusionConfig()])
+def test_vectors_are_noisy_in_training_by_default(config):
+    """Without noise and dropout, networks of the default size fit the rows of a small table exactly."""
+    assert config.augment.measured == MeasuredAugmentConfig(jitter=0.3)
+    assert config.vector == VectorMLPConfig(dropout=0.2)
+    # An autoencoder has noise of its own: that of its latents.
+    assert VectorConfig().augment == MeasuredAugmentConfig()
+    assert VectorConfig().encoder == VectorMLPConfig(width=64, dropout=0.0)
+
+
 PARADIGMS = ("contrastive", "fusion", "multimodal_vae", "vae")
 SOME_SLOW = [
     pytest.param(name, marks=() if name in ("fusion", "vae") else pytest.mark.slow) for name in PARADIGMS

@@ -377,6 +377,8 @@ class VectorMLPConfig(PlainEncoderConfig):
 
     name: ClassVar[str] = "mlp"
 
+    dropout: float = 0.2
+    """Dropout rate of the output of each layer."""
     depth: int = 2
     """Number of dense layers."""
     norm: Literal["layer", "none"] = "layer"

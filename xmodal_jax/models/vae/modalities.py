@@ -603,9 +603,9 @@ class VectorConfig(MeasuredConfig):
 
     kind: ClassVar[str] = "vector"
     decoders: ClassVar[Any] = MLPDecoderConfig
-    judge_encoder: ClassVar[EncoderConfig] = VectorMLPConfig(width=64)
+    judge_encoder: ClassVar[EncoderConfig] = VectorMLPConfig(width=64, dropout=0.0)
 
-    encoder: VectorEncoder = VectorMLPConfig(width=64)
+    encoder: VectorEncoder = VectorMLPConfig(width=64, dropout=0.0)
     """Encoder of vectors."""
     decoder: MLPDecoderConfig = MLPDecoderConfig(width=64)
     """Decoder of the means of the values."""

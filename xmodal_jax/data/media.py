@@ -123,6 +123,13 @@ def require_file(path: str | Path) -> None:
 LARGE_IMAGE_PIXELS = 2**25
 """Pixels from which images are decoded one at a time: the largest that Pillow allows takes half a GiB."""
 _one_large_image = threading.Lock()
+_large_images_refused = False
+
+
+def refuse_large_images() -> None:
+    """Large images raise ValueError from now on in this process: another one decodes them, one at a time."""
+    global _large_images_refused
+    _large_images_refused = True
 
 
 def _open(file: str | Path | bytes) -> Image.Image:
@@ -177,9 +184,12 @@ def decode_image(
             )
         image.draft(None, (2 * size, 2 * size))
         is_large = image.width * image.height > LARGE_IMAGE_PIXELS
+        if is_large and _large_images_refused:
+            raise ValueError("it is decoded by another process")
         with _one_large_image if is_large else contextlib.nullcontext():
             image.load()
-            return to_square(ImageOps.exif_transpose(image), size, channels, resize)
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_square(image, size, channels, resize)
 
 
 def _evenly_spaced(total: int, count: int) -> np.ndarray:

@@ -120,7 +120,8 @@ class DataOptions:
     incomplete: Advanced[Literal["keep", "discard"]] = "keep"
     """Whether training examples that lack a modality are used (keep) or left out (discard)."""
     workers: Advanced[int] = 8
-    """Number of threads that decode images, recordings and videos."""
+    """Number of threads that decode images, recordings and videos; of processes, at most one per core, where many files
+    of less than a millisecond are decoded."""
     memory_limit_gib: Advanced[float] = 4.0
     """Size in GiB up to which decoded files are kept in memory. The files of a larger data set are decoded again for
     each batch."""

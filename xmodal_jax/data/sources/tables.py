@@ -4,89 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from xmodal_jax.core.text_files import shorten
 from xmodal_jax.data import media
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.decode_file import MediaOptions
 from xmodal_jax.data.measured_columns import mask_missing, stack_measured
-from xmodal_jax.data.metadata import find_file
+from xmodal_jax.data.row_decoder import PROBED, DecodedRow, RowDecoder, content_of
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.sources.arrays import sort_modalities
-from xmodal_jax.data.table import Content, FolderFile, Row, Table
+from xmodal_jax.data.table import Content, Table
 from xmodal_jax.types import kind_of
-
-
-class MediaOptions(NamedTuple):
-    """What files are converted to."""
-
-    image_size: int
-    """Side of images and frames, pixels."""
-    channels: int = 3
-    """Colour channels, 1 or 3."""
-    sample_rate: int = 16000
-    """Sample rate of audio in Hz."""
-    max_seconds: float = 4.0
-    """Longest recording in seconds; longer ones are cut."""
-    frames: int = 8
-    """Number of frames of a video."""
-    resize: media.Resize = media.DEFAULT_RESIZE
-    """How images and frames become squares."""
-
-
-class _Decoded(NamedTuple):
-    """A row of a table whose files are decoded."""
-
-    arrays: dict[str, np.ndarray]
-    """By modality: an image uint8 ``[S, S, C]``, a video uint8 ``[F, S, S, C]``, a recording int16 ``[t]``."""
-    captions: dict[str, list[str]]
-    """By text modality."""
-    was_cut: bool
-    """Whether a recording was longer than ``max_seconds``."""
-
-
-def _content(file: Content) -> Path | bytes:
-    """A file as decoders take it."""
-    return find_file(*file) if isinstance(file, FolderFile) else file
-
-
-def _decode_file(modality: str, file: Content, options: MediaOptions) -> tuple[np.ndarray, bool]:
-    """A decoded file, and whether it is a recording that was cut to ``options.max_seconds``."""
-    content, kind = _content(file), kind_of(modality)
-    if kind == "audio":
-        return media.decode_audio(content, options.sample_rate, options.max_seconds)
-    image = (options.image_size, options.channels, options.resize)
-    if kind == "image":
-        return media.decode_image(content, *image), False
-    return media.decode_video(content, options.frames, *image), False
-
-
-def _decode(row: Row | str, options: MediaOptions) -> _Decoded | str:
-    """A row with its files decoded. If it cannot be read, or one of its files not be decoded, the reason instead."""
-    if isinstance(row, str):
-        return row
-    arrays, was_cut = {}, False
-    for modality, file in row.files.items():
-        # A file in a container has no name; its modality says which of the row's files it is.
-        name = f"the file {shorten(file.name)}" if isinstance(file, FolderFile) else f"the {modality}"
-        try:
-            arrays[modality], cut = _decode_file(modality, file, options)
-        except FileNotFoundError:
-            if isinstance(file, FolderFile) and "://" in file.name:
-                return f"{name} is an address: download the file, and name it by its path"
-            return f"{name} does not exist" + (f" in {file.folder}" if isinstance(file, FolderFile) else "")
-        except Exception as error:  # decoders raise many types of exceptions on damaged files
-            return f"{name} cannot be decoded: {error or type(error).__name__}"
-        was_cut |= cut
-    return _Decoded(arrays, row.captions, was_cut)
-
 
 LARGEST_SIDE = 64
 """Largest side in pixels that images get where no size is asked for: what the default networks are made for."""
@@ -101,7 +33,7 @@ def _typical_side(files: Sequence[Content]) -> int:
     def measure(file: Content) -> int | None:
         """The shorter side of a file; None if it cannot be opened, which will be reported when it is decoded."""
         try:
-            return min(media.image_size(_content(file)))
+            return min(media.image_size(content_of(file)))
         except Exception:  # decoders raise many types of exceptions on damaged files
             return None
 
@@ -109,25 +41,10 @@ def _typical_side(files: Sequence[Content]) -> int:
     return sides[(len(sides) - 1) // 2] if sides else 64
 
 
-PROBED = 16
-"""Number of rows that are decoded first, to measure how long one takes and how much memory it needs."""
-SMALL = 1e-3
-"""Seconds: files that decode faster are decoded one by one. Most of their time is spent in the Python interpreter, for
-which threads would only queue (2,000 PNG files of 32 pixels: 0.26 s one by one, 0.5 to 0.7 s in threads)."""
 READ_TOGETHER = 64
 """Rows that are read from the table at once while all of them are decoded."""
 CHECKED_ROWS = 20_000
 """A data set of more rows that does not fit into memory is not decoded when it is opened, unless that is asked for."""
-
-
-def _map_ahead(pool: ThreadPoolExecutor, fn, items: Iterator[Any], ahead: int) -> Iterator[Any]:
-    """Yields ``fn(item)`` of each item in order, as ``pool.map`` does, but computes at most ``ahead`` results in
-    advance."""
-    pending = [pool.submit(fn, item) for item in itertools.islice(items, ahead)]
-    while pending:
-        oldest = pending.pop(0)
-        pending += [pool.submit(fn, item) for item in itertools.islice(items, 1)]
-        yield oldest.result()
 
 
 def _number_pictures(pictures: np.ndarray | None, count: int) -> np.ndarray:
@@ -166,7 +83,7 @@ class TableSource(Source):
       memory_limit: bytes.
       check_files: whether every file is decoded at opening, to find those that cannot be; None: if the decoded files
         are kept in memory, or if there are at most `CHECKED_ROWS` rows.
-      workers: threads that decode files, unless the first files take less than a millisecond each.
+      workers: threads that decode files, or processes for files that take less than a millisecond: see `RowDecoder`.
       progress: whether to show a progress bar.
 
     Raises:
@@ -196,8 +113,7 @@ class TableSource(Source):
         progress: bool = True,
     ):
         self.bad_examples = BadExamples() if bad_examples is None else bad_examples
-        self._table, self._workers, self._prompt = table, workers, prompt
-        self._pool = ThreadPoolExecutor(workers)  # its threads start when they are needed
+        self._table, self._prompt = table, prompt
         self.class_names, self.test_splits = table.class_names, table.test_splits
         self.validation_split = table.validation_split
         available = sort_modalities([*table.has_file, *table.caption_counts, *table.measured])
@@ -211,6 +127,7 @@ class TableSource(Source):
             image_size = self._choose_side(largest_side)
         resize = media.Resize(image_fit, resample, image_centre)
         self.options = MediaOptions(image_size, channels, sample_rate, max_seconds, frames, resize)
+        self._decoder = RowDecoder(self.options, workers, table.location)
         self._cut_rows: set[int] = set()
         rows, self._decoded = self._decode_all(memory_limit, check_files, progress)
         if not len(rows):
@@ -281,7 +198,7 @@ class TableSource(Source):
 
     def _decode_all(
         self, memory_limit: int, check: bool | None, progress: bool
-    ) -> tuple[np.ndarray, list[_Decoded] | None]:
+    ) -> tuple[np.ndarray, list[DecodedRow] | None]:
         """``(rows, decoded)``: the rows that can be used, and what is in each; ``decoded`` is None if the arrays would
         take more than ``memory_limit`` bytes. Files that several rows have are decoded once, and their arrays
         shared."""
@@ -291,8 +208,8 @@ class TableSource(Source):
             first_row.setdefault(key, row)
         check = len(first_row) <= CHECKED_ROWS if check is None else check
         self._checked = True
-        # By files what `_decode` returns; without the arrays once these would take too much memory.
-        outcomes: dict[Hashable, _Decoded | str] = {}
+        # By files what `decode_row` returns; without the arrays once these would take too much memory.
+        outcomes: dict[Hashable, DecodedRow | str] = {}
         count, nbytes, keep = 0, 0, True
         for (key, row), result in zip(
             first_row.items(), self._decode_each([*first_row.values()], progress), strict=True
@@ -317,10 +234,10 @@ class TableSource(Source):
         return self._usable_rows([outcomes[key] for key in keys], keep)
 
     def _usable_rows(
-        self, outcomes: list[_Decoded | str], keep: bool
-    ) -> tuple[np.ndarray, list[_Decoded] | None]:
-        """``(rows, decoded)`` as `_decode_all`, from what `_decode` returned for the files of each row. ``decoded`` is
-        None unless ``keep``."""
+        self, outcomes: list[DecodedRow | str], keep: bool
+    ) -> tuple[np.ndarray, list[DecodedRow] | None]:
+        """``(rows, decoded)`` as `_decode_all`, from what `decode_row` returned for the files of each row. ``decoded``
+        is None unless ``keep``."""
         rows, decoded = [], []
         for start in range(0, len(outcomes), READ_TOGETHER):
             chunk = range(start, min(start + READ_TOGETHER, len(outcomes)))
@@ -335,7 +252,7 @@ class TableSource(Source):
                 self._note_cut(number, result)
         return np.array(rows, np.int64), decoded if keep else None
 
-    def _note_cut(self, row: int, result: _Decoded) -> None:
+    def _note_cut(self, row: int, result: DecodedRow) -> None:
         """Counts a recording that was cut, once however often it is decoded."""
         if not result.was_cut or row in self._cut_rows:
             return
@@ -346,25 +263,11 @@ class TableSource(Source):
             "max_seconds, --max-seconds, to keep them whole)."
         )
 
-    def _decode_each(self, rows: list[int], progress: bool) -> Iterator[_Decoded | str]:
-        """Yields what `_decode` returns for the files of each of ``rows``, with a progress bar; in threads unless the
-        first files are decoded fast."""
-        decode = lambda row: _decode(row, self.options)
+    def _decode_each(self, rows: list[int], progress: bool) -> Iterator[DecodedRow | str]:
+        """Yields what `decode_row` returns for the files of each of ``rows``, with a progress bar."""
         starts = range(0, len(rows), READ_TOGETHER)
         chunks = (self._table.read(rows[start : start + READ_TOGETHER], self._files) for start in starts)
-        contents = itertools.chain.from_iterable(chunks)
-        probed, seconds = [], [0.0]
-        for row in itertools.islice(contents, PROBED):
-            start = time.perf_counter()
-            probed.append(decode(row))
-            seconds.append(time.perf_counter() - start)
-        # The median: the first file of a format also loads its decoder.
-        self._threaded = float(np.median(seconds)) > SMALL
-        if self._threaded:
-            others = _map_ahead(self._pool, decode, contents, ahead=4 * self._workers)
-        else:
-            others = map(decode, contents)
-        results = itertools.chain(probed, others)
+        results = self._decoder.decode_ahead(rows, itertools.chain.from_iterable(chunks))
         yield from tqdm(
             results,
             total=len(rows),
@@ -381,7 +284,7 @@ class TableSource(Source):
         """Whether the decoded files are kept in memory."""
         return self._decoded is not None
 
-    def _contents(self, positions: np.ndarray) -> tuple[list[_Decoded], np.ndarray]:
+    def _contents(self, positions: np.ndarray) -> tuple[list[DecodedRow], np.ndarray]:
         """The decoded rows at these ``positions`` [B] of `_rows`, and the positions of the rows that they come from:
         others where the next row takes the place of one that cannot be used (see the class)."""
         if self._decoded is not None:
@@ -403,13 +306,10 @@ class TableSource(Source):
             self._note_cut(int(self._rows[used[k]]), result)
         return results, used
 
-    def _decode_rows(self, positions: np.ndarray) -> list[_Decoded | str]:
-        """What `_decode` returns for the rows at ``positions`` [B] of `_rows`."""
-        rows = self._table.read(self._rows[positions].tolist(), (*self._files, *self._texts))
-        decode = lambda row: _decode(row, self.options)
-        if not self._threaded:
-            return [decode(row) for row in rows]
-        return list(self._pool.map(decode, rows))
+    def _decode_rows(self, positions: np.ndarray) -> list[DecodedRow | str]:
+        """What `decode_row` returns for the rows at ``positions`` [B] of `_rows`."""
+        numbers = self._rows[positions].tolist()
+        return self._decoder.decode(numbers, self._table.read(numbers, (*self._files, *self._texts)))
 
     def groups(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         """A number for each example's picture, int32 ``[B]``; None if no two examples show the same picture. See the
@@ -439,10 +339,10 @@ class TableSource(Source):
             ):
                 for modality, file in {} if isinstance(row, str) else row.files.items():
                     with contextlib.suppress(ValueError, OSError):
-                        sizes[modality][k] = media.image_size(_content(file))
+                        sizes[modality][k] = media.image_size(content_of(file))
         return sizes
 
-    def _stack(self, modality: str, examples: list[_Decoded]) -> RawBatch:
+    def _stack(self, modality: str, examples: list[DecodedRow]) -> RawBatch:
         """The batch fields of an image, video or audio modality, zeros where an example lacks it."""
         options, n = self.options, len(examples)
         kind = kind_of(modality)

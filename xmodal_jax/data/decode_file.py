@@ -1,0 +1,42 @@
+"""A file of any kind decoded as the options of a data set say. The processes of `decode_worker` use it, without JAX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from xmodal_jax.data import media
+
+
+class MediaOptions(NamedTuple):
+    """What files are converted to."""
+
+    image_size: int
+    """Side of images and frames, pixels."""
+    channels: int = 3
+    """Colour channels, 1 or 3."""
+    sample_rate: int = 16000
+    """Sample rate of audio in Hz."""
+    max_seconds: float = 4.0
+    """Longest recording in seconds; longer ones are cut."""
+    frames: int = 8
+    """Number of frames of a video."""
+    resize: media.Resize = media.DEFAULT_RESIZE
+    """How images and frames become squares."""
+
+
+def decode_file(kind: str, content: Path | bytes, options: MediaOptions) -> tuple[np.ndarray, bool]:
+    """A decoded file, and whether it is a recording that was cut to ``options.max_seconds``.
+
+    Args:
+      kind: ``image``, ``audio`` or ``video``.
+      content: the path of the file, or its bytes.
+    """
+    if kind == "audio":
+        return media.decode_audio(content, options.sample_rate, options.max_seconds)
+    image = (options.image_size, options.channels, options.resize)
+    if kind == "image":
+        return media.decode_image(content, *image), False
+    return media.decode_video(content, options.frames, *image), False

@@ -84,7 +84,7 @@ def clip(request, tmp_path_factory):
     params = moved(method.load_pretrained(random_params(method.init, jax.random.key(0), batch), batch))
     run = keep(root / "run", config, method, params, modalities=["text", "image"], max_length=LENGTH)
     written = export_run(run, root / "out")
-    assert set(written) == {"parameters", "text", "image", "clip"}
+    assert set(written) == {"parameters", "text", "image", "clip", "run.json"}
     finalized = method.finalize_params(params) if method.finalize_params else params
     found = jax.tree.map(np.asarray, jax.jit(method.predict)(finalized, batch))
     scale = np.exp(finalized["loss"]["log_scale"])
@@ -181,7 +181,7 @@ def captioner(tmp_path_factory):
     params = moved(method.load_pretrained(random_params(method.init, jax.random.key(0), batch), batch))
     run = keep(root / "run", config, method, params, source="image", target="text", length=LENGTH)
     written = export_run(run, root / "out")
-    assert set(written) == {"parameters", "image", "captioner"}
+    assert set(written) == {"parameters", "image", "captioner", "run.json"}
     return root / "out", config, pretrained, batch, params
 
 

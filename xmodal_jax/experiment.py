@@ -29,13 +29,13 @@ from xmodal_jax.data.mixture_splits import describe_spec
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.splits import choose_batch_size, prepare_source
-from xmodal_jax.report.next_steps import experiment_file, next_steps
+from xmodal_jax.report.next_steps import next_steps
 from xmodal_jax.report.page import Report
 from xmodal_jax.train import config as run_config
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.loop import TrainingResult
-from xmodal_jax.train.run import Run, stack_scores, summary_line
+from xmodal_jax.train.run import Run, experiment_file, stack_scores, summary_line
 from xmodal_jax.transfer.autoencoders import LatentConfig, use_pretrained_encoders
 from xmodal_jax.transfer.frozen import load_frozen_networks
 from xmodal_jax.transfer.pretrained import pretrained_remarks, resolve_pretrained

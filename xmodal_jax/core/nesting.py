@@ -29,3 +29,14 @@ def value_at(tree: Mapping[str, Any], path: str) -> Any:
     for name in path.split("/"):
         value = value[name]
     return value
+
+
+def dotted(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested options as pairs of a dotted name and a value: ("model.width", 64)."""
+    pairs = []
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            pairs += dotted(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", value))
+    return pairs

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xmodal_jax.train.checkpoint import newest_checkpoint, read_metadata
-from xmodal_jax.train.run import Run
+from xmodal_jax.train.run import Run, experiment_file
 
 MAX_LINES = 5
 
@@ -132,11 +132,6 @@ def without_flags(words: Sequence[str], flags: Mapping[str, int]) -> list[str]:
         else:
             remaining.append(word)
     return remaining
-
-
-def experiment_file(config: Any) -> Path:
-    """The script that the class of a configuration stands in."""
-    return Path(getattr(sys.modules[type(config).__module__], "__file__", None) or "unknown.py")
 
 
 def next_steps(run: Run, seeds: Sequence[int] = (), *, page: str = "report.html") -> list[str]:

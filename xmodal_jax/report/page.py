@@ -30,6 +30,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from xmodal_jax.core.nesting import dotted
 from xmodal_jax.report import figures
 from xmodal_jax.train.run import format_value, write_atomic
 
@@ -298,7 +299,7 @@ class Report:
     def add_config(self, config: Mapping[str, Any], title: str = "Configuration") -> None:
         """The configuration, with nested names joined by dots. The section is collapsed at first."""
         self._closed.add(title)
-        self._add(title, _pairs([(name, _escape(value)) for name, value in flatten(config)]))
+        self._add(title, _pairs([(name, _escape(value)) for name, value in dotted(config)]))
 
     def add_timing(self, timing: Mapping[str, float | None], title: str = "Timing") -> None:
         """Seconds by the name of a part of the run (None: not measured), with bars in proportion to the entry
@@ -445,17 +446,6 @@ def _bar(share: float) -> str:
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{_escape(name)}</dt><dd>{value}</dd>" for name, value in pairs) + "</dl>"
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested options as pairs of a dotted name and a value: ("model.width", 64)."""
-    pairs = []
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            pairs += flatten(value, f"{prefix}{name}.")
-        else:
-            pairs.append((f"{prefix}{name}", value))
-    return pairs
 
 
 def _duration(seconds: float) -> str:

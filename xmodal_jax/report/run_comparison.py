@@ -13,12 +13,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.core.nesting import dotted
 from xmodal_jax.report import figures
 from xmodal_jax.report.comparison import read_result
-from xmodal_jax.report.page import Highlighted, Report, flatten, read_sections
+from xmodal_jax.report.page import Highlighted, Report, read_sections
 from xmodal_jax.train.run import format_value, read_config_file, read_metrics_file
 
-OWN_OPTIONS = ("run_dir", "resume", "resume_schedule")
+OWN_OPTIONS = ("run_dir", "resume", "resume_schedule", "track")
 """Options that are of a run's directory and not of its training."""
 MAX_CURVES = 24
 """Figures of curves at most."""
@@ -68,7 +69,7 @@ class StoredRun(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """The options by dotted names, without those of its directory."""
-        return {name: v for name, v in flatten(self.config) if name.partition(".")[0] not in OWN_OPTIONS}
+        return {name: v for name, v in dotted(self.config) if name.partition(".")[0] not in OWN_OPTIONS}
 
     @property
     def metrics(self) -> dict[str, list[float | None]]:
@@ -187,8 +188,8 @@ def own_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
     """The options (or groups of options) that some columns have and others do not, by the name of the column."""
     outermost = [{name.partition(".")[0]: None for name in group.options} for group in groups]
     shared = set.intersection(*map(set, outermost))
-    own = {g.name: [n for n in names if n not in shared] for g, names in zip(groups, outermost, strict=True)}
-    return {name: options for name, options in own.items() if options}
+    unshared = [[name for name in names if name not in shared] for names in outermost]
+    return {group.name: options for group, options in zip(groups, unshared, strict=True) if options}
 
 
 def best_columns(name: str, values: Sequence[Sequence[float | None] | None]) -> list[bool]:

@@ -17,6 +17,7 @@ from xmodal_jax.data.splits import DEFAULT_VOCAB_SIZE
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.nets.encoders import CustomEncoderConfig, PretrainedEncoderConfig, max_text_tokens
 from xmodal_jax.train.schedule import ResumeSchedule
+from xmodal_jax.train.tracking import TrackerName
 from xmodal_jax.types import MODALITIES
 
 MODULE_PREFIX = "module:"
@@ -123,6 +124,9 @@ class RunConfig(TrainingConfig):
     """Directory to write the run's files to; None: ``runs/<experiment>-<time>``."""
     resume: bool = False
     """Continue from the newest checkpoint in --run-dir."""
+    track: Advanced[TrackerName | None] = None
+    """Tracker that the configuration, metrics and result are sent to, beside TensorBoard: ``wandb`` (Weights & Biases)
+    or ``mlflow``; docs/tracking.md has their settings. None: nothing is sent."""
     resume_schedule: Advanced[ResumeSchedule] = "extend"
     """Learning rate of a run that is resumed with another number of --steps: as if that number had been asked for from
     the beginning (extend: it may jump up), a new schedule of the remaining steps with its own warm-up (restart), or

@@ -8,6 +8,7 @@
         metrics.jsonl    one line per logged step: {"step": 100, "train/loss": 1.23, ...}
         result.json      final metrics, timing in seconds, seeds, device, versions
         tensorboard/     events
+        tracking.json    with --track: the id of the tracked run
         report.html      see report/page.py
 """
 
@@ -38,7 +39,7 @@ from tqdm import tqdm
 
 from xmodal_jax.core import cluster, parts
 from xmodal_jax.core.text_files import shorten
-from xmodal_jax.train import owner
+from xmodal_jax.train import owner, tracking
 
 TIMING = ("compile", "train", "evaluation", "data_wait", "total")
 """The durations that every ``result.json`` has, in seconds; null where nothing was measured."""
@@ -309,6 +310,11 @@ class Run:
         self._wants_events = tensorboard
         self._events: Any = None
         """TensorBoard's writer, once something has been logged."""
+        self._tracking: tracking.Tracking | None = None
+        """The run at the tracker of ``--track``, once it has started."""
+        self._result: dict[str, Any] | None = None
+        """The content of ``result.json``, once this process has written it."""
+        self._has_tracked_config = False
         self._purge_step: int | None = None
         """For TensorBoard after a restart: it ignores earlier events from this step on."""
         self._left_out: list[str] = []
@@ -392,6 +398,8 @@ class Run:
         """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; name a directory with --run-dir")
+        if self._tracker is not None:
+            tracking.check_installed(self._tracker)
         self._is_made = is_made or not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -401,6 +409,7 @@ class Run:
                 self._is_committed = not (self.path / "config.json").exists()
                 if self._is_committed:
                     self._write_config()
+                    self._start_tracking(required=True)
             except BaseException:
                 owner.release(self.path)
                 raise
@@ -452,11 +461,29 @@ class Run:
         for file in self.path.glob(".*.tmp"):  # half-written files of a process that was killed
             file.unlink(missing_ok=True)
         self._write_config()
+        self._start_tracking(required=False)
         if self.metrics_path.exists():
             self._rewrite_metrics(self.read_metrics())
         for write in self._held_back:
             write()
         self._held_back = []
+
+    @property
+    def _tracker(self) -> tracking.TrackerName | None:
+        """The tracker that the configuration chooses; None: none. A run within another has none."""
+        return getattr(self.config, "track", None) if self.path == self.outermost_path else None
+
+    def _start_tracking(self, *, required: bool) -> None:
+        """Starts the run at its tracker, or goes on with that of an earlier process; see `tracking.start_tracking`."""
+        if self._tracker is None:
+            return
+        tags = {"experiment": experiment_file(self.config).stem}
+        data = getattr(self.config, "data", None)
+        if data is not None:
+            tags["data"] = data if isinstance(data, str) else " ".join(data)
+        info = tracking.TrackedRunInfo(self.path.resolve(), self.path.resolve().name, tags)
+        records = [{"step": r["step"], **_scalars(r)} for r in self.read_metrics()]
+        self._tracking = tracking.start_tracking(self._tracker, info, records, required=required)
 
     def write_later(self, write: Callable[[], None]) -> None:
         """Calls ``write()``, which writes files of the run: at once in a new run, before the first write in a resumed
@@ -524,6 +551,16 @@ class Run:
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": int(step), **record}) + "\n")
         self._log_events(int(step), metrics)
+        if self._tracking is not None:
+            self._track_config()
+            self._tracking.log(int(step), _scalars(metrics))
+
+    def _track_config(self) -> None:
+        """Sends ``config.json`` to the tracker, once, when it is complete: options are left out until training
+        begins."""
+        if not self._has_tracked_config:
+            self._has_tracked_config = True
+            self._tracking.log_config(self.read_config())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of ``metrics.jsonl``, one for each logged step; an incomplete last line is left out."""
@@ -579,6 +616,7 @@ class Run:
         self.commit()
         if self.writes:
             write_atomic(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+            self._result = result
         return result
 
     def _log_events(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -595,16 +633,18 @@ class Run:
             else:
                 self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
         if self._events is not None:
-            for name, value in metrics.items():
-                values = _finite_values(value)
-                if values is not None:
-                    self._events.add_scalar(name, float(np.mean(values)), step)
+            for name, value in _scalars(metrics).items():
+                self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes and closes the TensorBoard events, and lets other processes open the directory."""
+        """Flushes and closes the TensorBoard events and the tracker, and lets other processes open the directory."""
         if self._events is not None:
             self._events.close()
             self._events = None
+        if self._tracking is not None:
+            self._track_config()
+            self._tracking.close(self._result)
+            self._tracking = None
         if self._is_open:
             self._is_open = False
             _open_runs.remove(self)
@@ -645,6 +685,11 @@ def abandon_runs() -> AbandonedRuns:
         for file in [run.path] if run._is_made else list(run.path.iterdir()):
             shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
     return abandoned
+
+
+def experiment_file(config: Any) -> Path:
+    """The script that the class of a configuration stands in."""
+    return Path(getattr(sys.modules[type(config).__module__], "__file__", None) or "unknown.py")
 
 
 def check_same_experiment(before: Mapping[str, Any], config_class: type, folder: Path) -> None:
@@ -712,6 +757,12 @@ def _plain_metrics(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
             notes.append(f"{name} is {array.tolist()}")
         plain[name] = values[0] if array.ndim == 0 else values
     return plain, notes
+
+
+def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as one number each, the mean over seeds, without those that have no finite value."""
+    finite = {name: _finite_values(value) for name, value in metrics.items() if name not in ("step", "note")}
+    return {name: float(np.mean(values)) for name, values in finite.items() if values is not None}
 
 
 def _finite_values(value: Any) -> list[float] | None:

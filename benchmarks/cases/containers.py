@@ -23,7 +23,7 @@ WORKERS = (0, 1, 2)
 WHAT = (
     f"{ROWS_STORED} JPEG images of {STORED} px with a caption and a label, resized to {PIXELS} px, shuffled, batches "
     f"of {BATCH} as float32, time per epoch; nothing is kept decoded. DataLoader with {', '.join(map(str, WORKERS))} "
-    "workers, the library with two threads"
+    "workers, the library with two processes"
 )
 PARQUET = tuple(f"parquet, {n} workers" for n in WORKERS)
 TAR = tuple(f"tar, {n} workers" for n in WORKERS)

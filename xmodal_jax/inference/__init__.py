@@ -15,10 +15,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "loading": "load kind_of_run",
-        "model": "TrainedModel",
+        "model": "Classification TrainedModel",
+        "fusion": "FusionModel overlay",
         "inputs": "InputFormat InputSource",
         "neighbours": "Nearest nearest",
-        "contrastive": "Classification ContrastiveModel",
+        "contrastive": "ContrastiveModel",
         "text": "Captioner SpeechRecognizer",
         "speech": "SpeechSynthesizer",
         "images": "ImageModel",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from xmodal_jax.data.source import Source
 from xmodal_jax.inference.inputs import collect_inputs
-from xmodal_jax.inference.model import BATCH_SIZE, Task, TrainedModel
+from xmodal_jax.inference.model import BATCH_SIZE, Classification, Task, TrainedModel
 from xmodal_jax.metrics.classification import class_embeddings
 from xmodal_jax.models.contrastive import MAX_SCALE, ContrastiveConfig, make_contrastive
 from xmodal_jax.train.run import from_json
@@ -19,17 +19,6 @@ from xmodal_jax.types import kind_of
 
 PROMPTS = ("{}",)
 """The default prompt of a class: its name alone."""
-
-
-class Classification(NamedTuple):
-    """Classes of N examples."""
-
-    names: list[str]
-    """The class of each example, the one with the highest score."""
-    classes: tuple[str, ...]
-    """The names of the C classes."""
-    scores: np.ndarray
-    """float32 ``[N, C]``: probabilities of the classes, or similarities where the model has no probabilities."""
 
 
 class ContrastiveModel(TrainedModel):
@@ -118,8 +107,7 @@ class ContrastiveModel(TrainedModel):
         scores = self.similarity(self.embed(**inputs), np.asarray(class_embeddings(text_embeddings)))
         if self.scale is not None:
             scores = np.asarray(jax.nn.softmax(self.scale * scores, axis=1))
-        names = [str(classes[k]) for k in scores.argmax(axis=1)]
-        return Classification(names, tuple(map(str, classes)), scores)
+        return Classification.from_scores(classes, scores)
 
     def _text_modality(self) -> str:
         """The first modality of texts."""

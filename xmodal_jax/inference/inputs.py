@@ -132,6 +132,12 @@ class InputSource(Source):
     def __len__(self) -> int:
         return self._length
 
+    def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        indices = self._resolve_indices(indices)
+        if self._present is None:
+            return dict.fromkeys(self.modalities, np.ones(len(indices), bool))
+        return {m: present[indices] for m, present in self._present.items()}
+
     def batch(self, indices: np.ndarray) -> RawBatch:
         """The fields of the inputs ``indices``.
 
@@ -190,6 +196,16 @@ def collect_inputs(format: InputFormat, keywords: Mapping[str, Any]) -> dict[str
         if value is not None:
             inputs[modality] = as_list(modality, value)
     return inputs
+
+
+def broadcast_inputs(inputs: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """The inputs by modality, where a modality with one input has it for every example if others have several: one
+    picture and ten questions about it are ten examples."""
+    counts = {len(values) for values in inputs.values()} - {1}
+    if len(counts) != 1:
+        return dict(inputs)
+    (count,) = counts
+    return {m: list(values) * count if len(values) == 1 else values for m, values in inputs.items()}
 
 
 def as_list(modality: str, value: Any) -> Sequence[Any]:

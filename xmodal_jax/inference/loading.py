@@ -15,6 +15,7 @@ from xmodal_jax.transfer.exported import is_exported, restore_exported
 CLASSES: dict[str, str] = {
     "captioning": "text.Captioner",
     "contrastive": "contrastive.ContrastiveModel",
+    "fusion": "fusion.FusionModel",
     "speech_recognition": "text.SpeechRecognizer",
     "speech_synthesis": "speech.SpeechSynthesizer",
     "text_to_image_gan": "images.ImageModel",

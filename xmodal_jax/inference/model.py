@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import inspect
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from xmodal_jax.data.source import Source
+import numpy as np
+
+from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.inference.inputs import InputFormat, InputSource
 from xmodal_jax.train.checkpoint import RestoredCheckpoint
 
 BATCH_SIZE = 128
 """Examples that are computed at a time; fewer are padded to a power of two."""
+
+
+class Classification(NamedTuple):
+    """Classes of N examples."""
+
+    names: list[str]
+    """The class of each example, the one with the highest score."""
+    classes: tuple[str, ...]
+    """The names of the C classes."""
+    scores: np.ndarray
+    """float32 ``[N, C]``: probabilities of the classes, or similarities where the model has no probabilities."""
+
+    @classmethod
+    def from_scores(cls, classes: Sequence[str], scores: np.ndarray) -> Classification:
+        """The classes with the highest of the scores ``[N, C]``."""
+        return cls([str(classes[k]) for k in scores.argmax(axis=1)], tuple(map(str, classes)), scores)
 
 
 class Task(NamedTuple):
@@ -73,19 +91,27 @@ class TrainedModel:
         return "\n".join(lines)
 
     def predict(
-        self, predict: Callable[[Any, Any], Any], source: Source, *, batch_size: int = BATCH_SIZE
+        self,
+        predict: Callable[[Any, Any], Any],
+        source: Source,
+        *,
+        params: Any = None,
+        batch_size: int = BATCH_SIZE,
     ) -> Any:
-        """``predict(params, batch)`` of all examples of ``source``, as NumPy arrays. The batches have tokens of the
-        texts and standardised quantities. ``predict`` is compiled once for each shape of a batch, so it must be the
-        same function in every call."""
+        """``predict(params, batch)`` of all examples of ``source``, as NumPy arrays. The batches are those of `prepare`.
+        ``predict`` is compiled once for each shape of a batch, so it must be the same function in every call.
 
-        def transform(batch):
-            batch = self.format.transform(batch)
-            return {k: v for k, v in batch.items() if not k.startswith("caption")}
-
+        ``params``: None: those of the run.
+        """
+        params = self.params if params is None else params
         return predict_all(
-            predict, self.params, source, batch_size=batch_size, transform=transform, few_shapes=True
+            predict, params, source, batch_size=batch_size, transform=self.prepare, few_shapes=True
         )
+
+    def prepare(self, batch: RawBatch) -> RawBatch:
+        """A batch of inputs as the model takes it: with tokens in place of the texts, and standardised quantities."""
+        batch = self.format.transform(batch)
+        return {k: v for k, v in batch.items() if not k.startswith("caption")}
 
     def read(self, inputs: Mapping[str, Any]) -> InputSource:
         """The inputs by modality as a data set in the run's format."""

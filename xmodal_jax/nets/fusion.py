@@ -577,6 +577,8 @@ class FusionPart:
     """Name by which the command line chooses the part."""
     module: ClassVar[type[Fusion]]
     """Flax module that fuses the tokens."""
+    has_attention: ClassVar[bool] = True
+    """Whether tokens are weighted by attention, which can be shown (`nets.attention_maps`)."""
 
     width: int = 64
     """Dimensions of a fused token."""
@@ -658,6 +660,7 @@ class ConcatenationConfig(FusionPart):
 
     name: ClassVar[str] = "concat"
     module: ClassVar = Concatenation
+    has_attention: ClassVar[bool] = False
 
     depth: int = 2
     """Number of hidden layers of the MLP over the concatenated features."""
@@ -677,6 +680,7 @@ class LowRankBilinearConfig(FusionPart):
 
     name: ClassVar[str] = "bilinear"
     module: ClassVar = LowRankBilinear
+    has_attention: ClassVar[bool] = False
 
     rank: int = 8
     """Rank of the factors of the bilinear product."""

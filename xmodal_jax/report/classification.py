@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.core.runtime import jit_once
 from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.text import Tokenizer
+from xmodal_jax.evaluation.attention import AttentionInputs
 from xmodal_jax.evaluation.classification import Classifier, LabelledSplit
 from xmodal_jax.metrics.classification import confusion_matrix
 from xmodal_jax.models.fusion import FusionConfig
-from xmodal_jax.models.towers import compute_log_mel, encoder_of, measured_inputs, prefix_tokens
 from xmodal_jax.report import figures
 from xmodal_jax.report.classification_figures import AttentionExample, accuracy_bars, attention
 from xmodal_jax.report.page import Report
-from xmodal_jax.types import KINDS, kind_of
 
 EXAMPLES = 6
 """Examples in each figure of attention maps."""
@@ -164,19 +162,13 @@ def add_attention(
     if not weights:
         report.add_text("Attention maps", f"The fusion {model.fusion.name!r} has no attention.")
         return
-    inputs = _Inputs(
-        batch, raw, _spectrograms(batch, model) if "audio" in weights else None, model, tokenizer
-    )
+    inputs = AttentionInputs(batch, raw, model, tokenizer)
     # k: position in the batch; index: position in the split.
     examples = [
         AttentionExample(
             _title(raw, k, index, split, predicted, class_names, correct[index]),
             # The content of the panel of each modality that the example has, and the attention to its parts.
-            {
-                m: PANEL_CONTENT[kind_of(m)](inputs, m, k, w[k])
-                for m, w in weights.items()
-                if batch["present"][m][k]
-            },
+            {m: inputs.attended(m, k, w[k]) for m, w in weights.items() if batch["present"][m][k]},
         )
         for k, index in enumerate(indices.tolist())
     ]
@@ -198,76 +190,3 @@ def _title(raw, k, index, split, predicted, class_names, is_correct) -> str:
     truth = " · ".join(class_names[t][split.labels[t][index]] for t in split.labels)
     caption = f"{raw['caption'][k]}: " if "caption" in raw else ""
     return caption + (prediction if is_correct else f"{prediction} (true: {truth})")
-
-
-class _Inputs(NamedTuple):
-    """A batch and its spectrograms for the attention figures, with the model configuration and tokenizer."""
-
-    batch: Mapping[str, Any]
-    """As the model gets it."""
-    raw: Mapping[str, Any]
-    """As the data set has it."""
-    spectrograms: list[np.ndarray] | None
-    model: FusionConfig
-    tokenizer: Tokenizer | None
-
-    def without_leading(self, modality: str, weights: np.ndarray) -> np.ndarray:
-        """The attention to the tokens that belong to a part of the input, without leading ones such as [CLS]."""
-        return weights[prefix_tokens(modality, encoder_of(self.model, modality)) :]
-
-
-def _spectrograms(batch: Mapping[str, Any], model: FusionConfig) -> list[np.ndarray]:
-    """The log-mel spectrogram ``[frames, mels]`` of each example, without padding, from the batch's waveforms."""
-    log_mel, mask = compute_log_mel(jnp.asarray(batch["audio"]), batch.get("audio_mask"), model.features)
-    log_mel = np.asarray(log_mel)
-    if mask is None:
-        return list(log_mel)
-    return [frames[valid] for frames, valid in zip(log_mel, np.asarray(mask), strict=True)]
-
-
-def _text_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
-    """The tokens of example k's caption, and the attention to each of them."""
-    weights = inputs.without_leading(modality, weights)
-    words = inputs.tokenizer.tokens(str(inputs.raw["caption"][k]))[: len(weights)]
-    return words, weights[: len(words)]
-
-
-def _audio_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
-    """Example k's spectrogram, and the attention to its tokens, each of several frames."""
-    frames = inputs.spectrograms[k]
-    tokens = -(-len(frames) // encoder_of(inputs.model, modality).frames_per_token)  # rounded up
-    return frames, inputs.without_leading(modality, weights)[:tokens]
-
-
-def _image_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
-    return inputs.raw[modality][k], _grid(inputs.without_leading(modality, weights), steps=1)[0]
-
-
-def _video_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
-    """Example k's video, and the attention to it ``[time steps, side, side]``."""
-    video, encoder = inputs.raw[modality][k], encoder_of(inputs.model, modality)
-    steps = len(video) // encoder.frames_per_token
-    return video, _grid(inputs.without_leading(modality, weights), steps)
-
-
-def _measured_panel(inputs: _Inputs, modality: str, k: int, weights: np.ndarray):
-    """Example k's measured quantities in standard deviations, NaN where they are missing, and the attention to their
-    tokens."""
-    values, mask = (np.asarray(x) for x in measured_inputs(modality, inputs.batch))
-    return np.where(mask[k], values[k], np.nan), inputs.without_leading(modality, weights)
-
-
-def _grid(weights: np.ndarray, steps: int) -> np.ndarray:
-    """The attention to the tokens as a square grid for each time step, ``[steps, side, side]``."""
-    side = int(np.sqrt(len(weights) // steps))
-    return weights[: steps * side * side].reshape(steps, side, side)
-
-
-PANEL_CONTENT: dict[str, Callable[[_Inputs, str, int, np.ndarray], tuple[Any, np.ndarray]]] = {
-    "text": _text_panel,
-    "audio": _audio_panel,
-    "image": _image_panel,
-    "video": _video_panel,
-}
-PANEL_CONTENT |= {kind: _measured_panel for kind, entry in KINDS.items() if entry.measured}
-"""The content and the attention of a panel, for each kind of modality."""

@@ -1,0 +1,97 @@
+"""What the attention of a classifier by several modalities falls on: words, parts of pictures, of sounds, of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.data.text import Tokenizer
+from xmodal_jax.data.views import modality_fields
+from xmodal_jax.models.fusion import FusionConfig
+from xmodal_jax.models.towers import compute_log_mel, encoder_of, measured_inputs, prefix_tokens
+from xmodal_jax.types import KINDS, kind_of
+
+
+class AttendedInput(NamedTuple):
+    """One modality of one example, and the attention to its parts."""
+
+    content: Any
+    """An image uint8 ``[H, W, C]``, a list of tokens, a log-mel spectrogram ``[frames, mels]``, a video uint8
+    ``[F, H, W, C]``, or measured quantities ``[D]`` or ``[T, C]`` in standard deviations, NaN where they
+    are missing."""
+    weights: np.ndarray
+    """The attention, of all parts of a modality about 1 together: ``[h, w]`` to an image, ``[t, h, w]`` to a video,
+    ``[n]`` to all others."""
+
+
+class AttentionInputs(NamedTuple):
+    """A batch as the data set has it and as the classifier gets it."""
+
+    batch: Mapping[str, Any]
+    """As the model gets it."""
+    raw: Mapping[str, Any]
+    """As the data set has it."""
+    model: FusionConfig
+    """Configuration of the classifier."""
+    tokenizer: Tokenizer | None
+    """Of the classifier; None: there is no text."""
+
+    def attended(self, modality: str, k: int, weights: np.ndarray) -> AttendedInput:
+        """The modality of example ``k``, and the attention ``weights [tokens]`` to it: to the tokens that belong to a
+        part of the input, without leading ones such as [CLS]."""
+        weights = weights[prefix_tokens(modality, encoder_of(self.model, modality)) :]
+        return AttendedInput(*_PARTS[kind_of(modality)](self, modality, k, weights))
+
+
+def _text(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
+    """The tokens of example k's caption, and the attention to each of them."""
+    caption = str(inputs.raw[modality_fields(modality)[-1]][k])
+    words = inputs.tokenizer.tokens(caption)[: len(weights)]
+    return words, weights[: len(words)]
+
+
+def _audio(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
+    """Example k's log-mel spectrogram without padding, and the attention to its tokens, each of several frames."""
+    mask = inputs.batch.get(f"{modality}_mask")
+    sound = jnp.asarray(inputs.batch[modality])[k : k + 1], None if mask is None else mask[k : k + 1]
+    frames, mask = compute_log_mel(*sound, inputs.model.features)
+    frames = np.asarray(frames[0] if mask is None else frames[0][np.asarray(mask[0])])
+    tokens = -(-len(frames) // encoder_of(inputs.model, modality).frames_per_token)  # rounded up
+    return frames, weights[:tokens]
+
+
+def _image(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
+    return inputs.raw[modality][k], _grid(weights, steps=1)[0]
+
+
+def _video(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
+    """Example k's video, and the attention to it ``[time steps, side, side]``."""
+    video = inputs.raw[modality][k]
+    steps = len(video) // encoder_of(inputs.model, modality).frames_per_token
+    return video, _grid(weights, steps)
+
+
+def _measured(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
+    """Example k's measured quantities in standard deviations, NaN where they are missing, and the attention to their
+    tokens."""
+    values, mask = (np.asarray(x) for x in measured_inputs(modality, inputs.batch))
+    return np.where(mask[k], values[k], np.nan), weights
+
+
+def _grid(weights: np.ndarray, steps: int) -> np.ndarray:
+    """The attention to the tokens as a square grid for each time step, ``[steps, side, side]``."""
+    side = int(np.sqrt(len(weights) // steps))
+    return weights[: steps * side * side].reshape(steps, side, side)
+
+
+_PARTS: dict[str, Callable[[AttentionInputs, str, int, np.ndarray], tuple[Any, np.ndarray]]] = {
+    "text": _text,
+    "audio": _audio,
+    "image": _image,
+    "video": _video,
+}
+_PARTS |= {kind: _measured for kind, entry in KINDS.items() if entry.measured}
+"""The fields of an `AttendedInput`, for each kind of modality."""

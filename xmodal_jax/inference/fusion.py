@@ -1,0 +1,156 @@
+"""Classes from several modalities together: a trained classifier of `experiments/fusion.py` on new data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from xmodal_jax.data.pipeline import numeric_fields
+from xmodal_jax.data.views import Subset, modality_fields
+from xmodal_jax.evaluation.attention import AttendedInput, AttentionInputs
+from xmodal_jax.inference.inputs import broadcast_inputs, collect_inputs
+from xmodal_jax.inference.model import BATCH_SIZE, Classification, Task, TrainedModel
+from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
+from xmodal_jax.models.towers import encoder_of, max_audio_seconds
+from xmodal_jax.nets.encoders import PretrainedEncoderConfig
+from xmodal_jax.train.run import from_json
+from xmodal_jax.types import kind_of
+
+
+class FusionModel(TrainedModel):
+    """A trained classifier by several modalities, of which any may be missing.
+
+    ::
+
+        model = load("runs/fusion")
+        model.answer(image="scene.png", text=["what colour is the star?", "how many rings are there?"])
+        # ["red", "two"]: one image for all questions
+        model.classify(image="scene.png")["label"].scores  # [1, classes]: probabilities without any question
+
+    A modality of one input has it for every example if others have several. Where a modality is left out, or an input
+    of a list is None, the example lacks it.
+    """
+
+    kind = "fusion"
+
+    def __init__(self, task: Task):
+        """See `inference.load`."""
+        super().__init__(task, tuple(task.restored.metadata["modalities"]))
+        self._config = from_json(FusionConfig, self.metadata["config"]["model"])
+        self.classes: dict[str, tuple[str, ...]] = {
+            target: tuple(names) for target, names in self.metadata["classes"].items()
+        }
+        """The names of the classes of each target."""
+        self.actions = ("classify", "answer") + ("attention",) * self._config.fusion.has_attention
+        counts = {target: len(names) for target, names in self.classes.items()}
+        vocab_size = self.format.transform.vocab_size
+        self._method = make_fusion(self._config, self.format.modalities, counts, vocab_size=vocab_size)
+        self._attend = make_token_attention(
+            self._config, self.format.modalities, counts, vocab_size=vocab_size
+        )
+        for modality in self.format.modalities:
+            encoder = encoder_of(self._config, modality)
+            if kind_of(modality) == "audio" and isinstance(encoder, PretrainedEncoderConfig):
+                limits = [x for x in (self.format.max_seconds, max_audio_seconds(encoder)) if x is not None]
+                self.format = self.format._replace(max_seconds=min(limits, default=None))
+
+    def describe(self) -> str:
+        """What the run is, what it takes and what it gives, as text."""
+        classes = [f"  {target}: {', '.join(names)}" for target, names in self.classes.items()]
+        return "\n".join([super().describe(), "classes:", *classes])
+
+    def classify(self, *, batch_size: int = BATCH_SIZE, **inputs: Any) -> dict[str, Classification]:
+        """The probabilities of the classes of each target, by its name, from any of the modalities: ``image=…``,
+        ``text=…``.
+
+        Raises:
+          ValueError: the numbers of inputs differ, an example has no modality at all, or an input cannot be used.
+        """
+        source = self._read(inputs)
+        if source is None:
+            none = {target: np.zeros((0, len(names)), np.float32) for target, names in self.classes.items()}
+            return {target: Classification.from_scores(self.classes[target], x) for target, x in none.items()}
+        output = self.predict(self._method.predict, source, batch_size=batch_size)
+        return {
+            target: Classification.from_scores(names, np.asarray(jax.nn.softmax(output.logits[target])))
+            for target, names in self.classes.items()
+        }
+
+    def answer(self, **inputs: Any) -> list[str] | list[dict[str, str]]:
+        """The most probable class of each example; of a run with several targets, a dict of them by target."""
+        names = {target: result.names for target, result in self.classify(**inputs).items()}
+        if len(names) == 1:
+            return next(iter(names.values()))
+        return [dict(zip(names, example, strict=True)) for example in zip(*names.values(), strict=True)]
+
+    def attention(self, **inputs: Any) -> list[dict[str, AttendedInput]]:
+        """Where the classifier looks: for each example, by modality that it has, the weights of the tokens of a text, of
+        the places of an image, of the moments of a sound.
+
+        ::
+
+            (example,) = model.attention(image="scene.png", text="what colour is the star?")
+            overlay(*example["image"]).save("where.png")
+
+        The content is that which the model sees, such as the square part of an image. Modalities that nothing attends
+        to are left out.
+
+        Raises:
+          ValueError: the fusion has no attention; or as in `classify`.
+        """
+        if not self._config.fusion.has_attention:
+            raise ValueError(f"{self.path}: the fusion {self._config.fusion.name!r} has no attention")
+        source, examples = self._read(inputs), []
+        for start in range(0, 0 if source is None else len(source), BATCH_SIZE):
+            part = Subset(source, np.arange(start, min(start + BATCH_SIZE, len(source))))
+            weights = self.predict(self._attend, part)
+            raw = part.batch(np.arange(len(part)))
+            attended = AttentionInputs(
+                numeric_fields(self.prepare(raw)),
+                self._clean(raw),
+                self._config,
+                self.format.transform.tokenizer,
+            )
+            present = part.presence()
+            examples += [
+                {m: attended.attended(m, k, w[k]) for m, w in weights.items() if present[m][k]}
+                for k in range(len(part))
+            ]
+        return examples
+
+    def _read(self, inputs: dict[str, Any]):
+        """The inputs as a data set; None: there are none."""
+        by_modality = broadcast_inputs(collect_inputs(self.format, inputs))
+        if not by_modality:
+            raise ValueError(f"give inputs of at least one modality: {', '.join(self.format.modalities)}")
+        return self.read(by_modality) if any(len(values) for values in by_modality.values()) else None
+
+    def _clean(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """The raw batch with its texts cleaned as the tokenizer gets them."""
+        tokenize = self.format.transform.tokenize
+        if tokenize is None or tokenize.clean is None:
+            return raw
+        captions = [modality_fields(m)[-1] for m in self.format.modalities if kind_of(m) == "text"]
+        return raw | {c: [tokenize.clean(text) for text in raw[c]] for c in captions if c in raw}
+
+
+def overlay(picture: Image.Image | np.ndarray, weights: np.ndarray) -> Image.Image:
+    """A picture that is dark where it gets little attention.
+
+    Args:
+      picture: a Pillow image or pixels uint8 ``[H, W, C]``, of any size.
+      weights: ``[h, w]``, smoothly enlarged to the size of the picture.
+    """
+    if not isinstance(picture, Image.Image):
+        pixels = np.asarray(picture)
+        picture = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    weights = np.asarray(weights, np.float32)
+    if weights.ndim != 2:
+        raise ValueError(f"the attention to a picture has the shape [h, w], got {weights.shape}")
+    relative = Image.fromarray(weights / max(float(weights.max()), 1e-12))
+    brightness = 0.15 + 0.85 * np.asarray(relative.resize(picture.size, Image.Resampling.BILINEAR))
+    rgb = np.asarray(picture.convert("RGB"), np.float32)
+    return Image.fromarray(np.round(rgb * np.clip(brightness, 0.0, 1.0)[..., None]).astype(np.uint8))

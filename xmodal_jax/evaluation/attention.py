@@ -1,4 +1,4 @@
-"""What the attention of a classifier by several modalities falls on: words, parts of pictures, of sounds, of numbers."""
+"""What the attention of a classifier by several modalities falls on: words, parts of pictures, sounds, numbers."""
 
 from __future__ import annotations
 

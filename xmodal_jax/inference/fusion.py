@@ -87,8 +87,8 @@ class FusionModel(TrainedModel):
         return [dict(zip(names, example, strict=True)) for example in zip(*names.values(), strict=True)]
 
     def attention(self, **inputs: Any) -> list[dict[str, AttendedInput]]:
-        """Where the classifier looks: for each example, by modality that it has, the weights of the tokens of a text, of
-        the places of an image, of the moments of a sound.
+        """Where the classifier looks: for each example, by modality that it has, the weights of the tokens of a text,
+        of the places of an image, of the moments of a sound.
 
         ::
 

@@ -98,8 +98,8 @@ class TrainedModel:
         params: Any = None,
         batch_size: int = BATCH_SIZE,
     ) -> Any:
-        """``predict(params, batch)`` of all examples of ``source``, as NumPy arrays. The batches are those of `prepare`.
-        ``predict`` is compiled once for each shape of a batch, so it must be the same function in every call.
+        """``predict(params, batch)`` of all examples of ``source``, as NumPy arrays. The batches are those of
+        `prepare`. ``predict`` is compiled once for each shape of a batch: it must be the same function in every call.
 
         ``params``: None: those of the run.
         """

@@ -3,7 +3,9 @@ import pytest
 
 from xmodal_jax.metrics.classification import (
     class_embeddings,
+    classify_by_neighbours,
     confusion_matrix,
+    expected_calibration_error,
     linear_probe,
     predict_classes,
     zero_shot,
@@ -53,3 +55,32 @@ def test_linear_probe_separates_what_is_separable():
     assert linear_probe(x[:60], labels[:60], x[60:], labels[60:]) > 0.9
     shuffled = rng.permutation(labels)
     assert linear_probe(x[:60], shuffled[:60], x[60:], shuffled[60:]) < 0.6
+
+
+def test_calibration_is_the_mean_gap_over_bins():
+    """By a loop over the bins of the definition (Guo et al. 2017, equation 3)."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(7) * 0.3, size=211)
+    labels = rng.integers(0, 7, 211)
+    total = 0.0
+    for k in range(15):
+        low, high = k / 15, (k + 1) / 15
+        inside = [i for i, p in enumerate(probabilities) if low < p.max() <= high]
+        if inside:
+            accuracy = np.mean([probabilities[i].argmax() == labels[i] for i in inside])
+            total += len(inside) / 211 * abs(accuracy - np.mean([probabilities[i].max() for i in inside]))
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(total, abs=1e-12)
+    sure = np.eye(7)[labels]
+    assert expected_calibration_error(sure, labels) == 0
+    assert expected_calibration_error(sure, (labels + 1) % 7) == 1
+    with pytest.raises(ValueError, match="examples and bins are needed"):
+        expected_calibration_error(np.zeros((0, 3)), np.zeros(0, int))
+
+
+@pytest.mark.parametrize("k", [1, 5, 7])
+def test_neighbours_vote_as_in_scikit_learn(k):
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    rng = np.random.default_rng(1)
+    train, labels, test = rng.normal(size=(101, 5)), rng.integers(0, 4, 101), rng.normal(size=(53, 5))
+    peer = neighbors.KNeighborsClassifier(k, metric="cosine").fit(train, labels)
+    np.testing.assert_array_equal(classify_by_neighbours(train, labels, test, k=k), peer.predict(test))

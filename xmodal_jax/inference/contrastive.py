@@ -15,7 +15,7 @@ from xmodal_jax.inference.model import BATCH_SIZE, Classification, Task, Trained
 from xmodal_jax.metrics.classification import class_embeddings
 from xmodal_jax.models.contrastive import MAX_SCALE, ContrastiveConfig, make_contrastive
 from xmodal_jax.train.run import from_json
-from xmodal_jax.types import kind_of
+from xmodal_jax.types import KINDS, kind_of
 
 PROMPTS = ("{}",)
 """The default prompt of a class: its name alone."""
@@ -44,7 +44,13 @@ class ContrastiveModel(TrainedModel):
     @property
     def dim(self) -> int:
         """Number of dimensions of the embeddings."""
-        return int(self.metadata["config"]["model"]["embed_dim"])
+        modality = self.format.modalities[0]
+        dtype = {"u": np.uint8, "i": np.int32}.get(KINDS[kind_of(modality)].dtypes[0], np.float32)
+        shape = (1, *self.format.shapes[modality])
+        batch = {modality: jax.ShapeDtypeStruct(shape, dtype), "index": jax.ShapeDtypeStruct((1,), np.int32)}
+        if (mask := f"{modality}_mask") in self.format.shapes:
+            batch[mask] = jax.ShapeDtypeStruct((1, *self.format.shapes[mask]), bool)
+        return jax.eval_shape(self._method.predict, self.params, batch)[modality].shape[-1]
 
     @property
     def scale(self) -> float | None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from xmodal_jax.inference.model import Task, TrainedModel
-from xmodal_jax.train.checkpoint import restore_run
+from xmodal_jax.inference.pretrained import restore_pretrained
+from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.transfer.exported import is_exported, restore_exported
 
 CLASSES: dict[str, str] = {
@@ -37,7 +38,8 @@ def load(run: str | os.PathLike, *, best: bool = False, seed: int | None = None)
     verified by its digests.
 
     Args:
-      run: the run's directory, or a folder that `experiments/export.py` wrote.
+      run: the run's directory; a folder that `experiments/export.py` wrote; or ``hf:FOLDER``, CLIP or SigLIP in Hugging
+        Face layout, as it is.
       best: whether to take the best checkpoint by validation, not the newest.
       seed: which of the run's seeds, if it has several.
 
@@ -49,19 +51,23 @@ def load(run: str | os.PathLike, *, best: bool = False, seed: int | None = None)
       DamagedCheckpoint: there is none that holds what was written.
       ValueError: the run has several seeds and ``seed`` is none of them, or its kind is not known.
     """
-    path = pathlib.Path(run)
-    if is_exported(path):
-        if best or seed is not None:
-            raise ValueError(f"{path} is an exported run, of one model: leave out best and seed")
-        restored = restore_exported(path)
-    else:
-        restored = restore_run(path, best=best, seed=seed)
+    path, restored = pathlib.Path(run), _restore(os.fspath(run), best=best, seed=seed)
     kind = kind_of_run(restored.metadata)
     if kind not in CLASSES:
         scripts = ", ".join(f"{name}.py" for name in CLASSES)
         raise ValueError(f"{path} is no run that can be used (its kind is {kind!r}): give one of {scripts}")
     module, name = CLASSES[kind].split(".")
     return getattr(importlib.import_module(f"{__package__}.{module}"), name)(Task(path, restored))
+
+
+def _restore(run: str, *, best: bool, seed: int | None) -> RestoredCheckpoint:
+    """The parameters and metadata of a run, an exported run, or a Hugging Face folder."""
+    is_pretrained = run.startswith("hf:")
+    if (is_pretrained or is_exported(run)) and (best or seed is not None):
+        raise ValueError(f"{run} holds one model: leave out best and seed")
+    if is_pretrained:
+        return restore_pretrained(run.removeprefix("hf:"))
+    return restore_exported(run) if is_exported(run) else restore_run(run, best=best, seed=seed)
 
 
 def kind_of_run(metadata: Mapping[str, Any]) -> str | None:

@@ -2,7 +2,10 @@
 
 from xmodal_jax.metrics.classification import (
     class_embeddings,
+    classify_by_neighbours,
+    classify_by_probe,
     confusion_matrix,
+    expected_calibration_error,
     linear_probe,
     predict_classes,
     zero_shot,
@@ -28,6 +31,7 @@ from xmodal_jax.metrics.information_gain import (
     information_gain,
     mean_gain,
 )
+from xmodal_jax.metrics.intervals import Interval, bootstrap_interval
 from xmodal_jax.metrics.latent import alignment, modality_gap, uniformity
 from xmodal_jax.metrics.neighbours import (
     DensityCoverage,
@@ -44,6 +48,11 @@ from xmodal_jax.metrics.text import align_words, caption_scores, cider, error_ra
 
 __all__ = [
     "Calibration",
+    "Interval",
+    "bootstrap_interval",
+    "classify_by_neighbours",
+    "classify_by_probe",
+    "expected_calibration_error",
     "ClusterAgreement",
     "DCI",
     "DensityCoverage",

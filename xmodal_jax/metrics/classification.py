@@ -1,4 +1,4 @@
-"""Classification by embeddings: zero-shot with prompts, and linear probes."""
+"""Classification by embeddings: zero-shot with prompts, linear probes and nearest neighbours; and its calibration."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from xmodal_jax.core.checks import check_dimensions
 from xmodal_jax.core.similarity import l2_normalize
+from xmodal_jax.metrics.neighbours import nearest_neighbours
 from xmodal_jax.metrics.retrieval import ranks
 
 
@@ -77,6 +78,61 @@ def confusion_matrix(labels, predictions, classes: int) -> np.ndarray:
     return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
 
 
+def expected_calibration_error(probabilities, labels, *, bins: int = 15) -> float:
+    """How far confidence is from accuracy, in [0, 1] (Guo et al. 2017, equation 3).
+
+    The confidence of an example is the probability of its most probable class. Examples are put into ``bins`` intervals
+    ``(k / bins, (k + 1) / bins]`` of equal width by their confidence; the error is the mean over examples of the
+    distance between the accuracy and the mean confidence of their bin.
+
+    Args:
+      probabilities: ``[N, C]``, whose rows sum to 1.
+      labels: int ``[N]``, in 0..C-1.
+      bins: number of intervals.
+
+    Raises:
+      ValueError: the shapes do not fit, or there are no examples.
+
+    Example::
+
+        expected_calibration_error([[0.8, 0.2], [0.8, 0.2]], [0, 1])  # 0.3: half are right, with confidence 0.8
+    """
+    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    names = dict(probabilities=(probabilities, "examples classes"), labels=(labels, "examples"))
+    check_dimensions("expected_calibration_error", **names)
+    if not len(labels) or bins < 1:
+        raise ValueError(f"examples and bins are needed, got {len(labels)} examples and {bins} bins")
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    bin_of_example = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    # The sum over bins of |number correct - sum of confidences| is the sum over examples of |accuracy - confidence|.
+    gaps = np.bincount(bin_of_example, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def classify_by_neighbours(train_embeddings, train_labels, test_embeddings, *, k: int = 5) -> np.ndarray:
+    """The most frequent class among the k training examples of highest cosine similarity, int ``[N]``; of several the
+    smallest one.
+
+    Args:
+      train_embeddings: ``[M, d]``.
+      train_labels: int ``[M]``, at least 0.
+      test_embeddings: ``[N, d]``.
+      k: number of neighbours.
+
+    Raises:
+      ValueError: the shapes do not fit, or there are fewer than k training examples.
+    """
+    train_labels = np.asarray(train_labels)
+    unit = [np.asarray(l2_normalize(jnp.asarray(x))) for x in (test_embeddings, train_embeddings)]
+    # Of unit vectors the nearest by Euclidean distance are those of highest cosine similarity.
+    neighbours = nearest_neighbours(*unit, k=k).indices  # [N, k]
+    if len(train_labels) != len(unit[1]):
+        raise ValueError(f"there are {len(unit[1])} training examples and {len(train_labels)} labels")
+    votes = np.stack([np.bincount(row, minlength=train_labels.max() + 1) for row in train_labels[neighbours]])
+    return votes.argmax(axis=1)
+
+
 def linear_probe(
     train_embeddings,
     train_labels,
@@ -86,14 +142,38 @@ def linear_probe(
     inverse_l2: float = 1.0,
     max_iter: int = 1000,
 ) -> float:
-    """Test accuracy of a logistic regression on frozen embeddings (Radford et al. 2021, appendix A.3).
+    """Test accuracy of a logistic regression on frozen embeddings (Radford et al. 2021, appendix A.3): the fraction of
+    `classify_by_probe`'s classes that are right.
+
+    Args:
+      train_embeddings, train_labels, test_embeddings: see `classify_by_probe`, which also raises the errors.
+      test_labels: int ``[N]``.
+      inverse_l2, max_iter: see `classify_by_probe`.
+    """
+    predictions = classify_by_probe(
+        train_embeddings, train_labels, test_embeddings, inverse_l2=inverse_l2, max_iter=max_iter
+    )
+    test_labels = np.asarray(test_labels)
+    check_dimensions("linear_probe", predictions=(predictions, "test"), test_labels=(test_labels, "test"))
+    return float(np.mean(predictions == test_labels))
+
+
+def classify_by_probe(
+    train_embeddings,
+    train_labels,
+    test_embeddings,
+    *,
+    inverse_l2: float = 1.0,
+    max_iter: int = 1000,
+) -> np.ndarray:
+    """The classes of ``test_embeddings`` by a logistic regression on frozen embeddings, int ``[N]``.
 
     It is fitted by scikit-learn's L-BFGS, which warns (ConvergenceWarning) where ``max_iter`` is too small.
 
     Args:
       train_embeddings, test_embeddings: ``[N, d]``; features of very different scales should be standardised
         first.
-      train_labels, test_labels: int ``[N]``.
+      train_labels: int ``[N]``.
       inverse_l2: scikit-learn's C, the inverse weight of the squared norm; choose it on a validation split.
       max_iter: L-BFGS steps.
     Raises:
@@ -103,15 +183,15 @@ def linear_probe(
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
-        raise ImportError("linear_probe needs scikit-learn: pip install scikit-learn") from error
-    arrays = map(np.asarray, (train_embeddings, train_labels, test_embeddings, test_labels))
-    train_embeddings, train_labels, test_embeddings, test_labels = arrays
+        raise ImportError("a linear probe needs scikit-learn: pip install scikit-learn") from error
+    train_embeddings, train_labels, test_embeddings = map(
+        np.asarray, (train_embeddings, train_labels, test_embeddings)
+    )
     check_dimensions(
-        "linear_probe",
+        "classify_by_probe",
         train_embeddings=(train_embeddings, "train dim"),
         train_labels=(train_labels, "train"),
         test_embeddings=(test_embeddings, "test dim"),
-        test_labels=(test_labels, "test"),
     )
     probe = LogisticRegression(C=inverse_l2, max_iter=max_iter)
-    return float(probe.fit(train_embeddings, train_labels).score(test_embeddings, test_labels))
+    return probe.fit(train_embeddings, train_labels).predict(test_embeddings)

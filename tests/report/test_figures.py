@@ -58,6 +58,14 @@ def test_the_legend_of_many_curves_hides_none():
     assert highest < axes.get_legend().get_window_extent().y0
 
 
+def test_a_small_matrix_shows_its_numbers():
+    matrix = np.array([[0.25, 1.0], [np.nan, 0.5]])
+    shown = lambda **options: [
+        t.get_text() for t in figures.similarity_matrix(matrix, **options).axes[0].texts
+    ]
+    assert shown(numbers=True) == ["0.25", "1.00", "0.50"] and shown() == []
+
+
 def test_smoothing_starts_at_the_first_value_and_leaves_evaluations_alone():
     rows = [{"step": k, "train/loss": v, "test/loss": v} for k, v in enumerate([4.0, 0.0, 2.0])]
     (ax,) = figures.curves(rows, smoothing=0.5).axes

@@ -205,3 +205,11 @@ def test_errors_say_what_was_expected():
         report.add_audio("t", np.zeros(5, np.int64), 8000)
     with pytest.raises(ValueError, match="1 queries"):
         report.add_gallery("t", ["a"], [])
+
+
+def test_empty_cells_take_no_width():
+    """Columns of words have a least width; a table with few values in each row would not fit the page."""
+    report = Report("A title", "")
+    report.add_table("Scores", ["metric", "a", "b"], [["first", 0.5, ""], ["second", "", "word"]])
+    page = report.html()
+    assert page.count('<td class="number" dir="auto"></td>') == 2 and 'class="words" dir="auto">word<' in page

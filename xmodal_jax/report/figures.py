@@ -190,6 +190,7 @@ def similarity_matrix(
     column_name: str = "candidate",
     title: str = "",
     measure: str = "similarity",
+    numbers: bool = False,
 ) -> Figure:
     """A heat map of similarities. Where row k belongs to column k, a good model has a bright diagonal.
 
@@ -201,6 +202,7 @@ def similarity_matrix(
       column_name: label of the horizontal axis.
       title: above the figure.
       measure: label of the colour bar.
+      numbers: whether each cell also shows its value, for at most 10 columns.
     """
     n_rows, n_columns = matrix.shape
     # In inches. The longer side has the full length, the other is in proportion down to a minimum.
@@ -211,6 +213,12 @@ def similarity_matrix(
     image = ax.imshow(matrix, cmap="viridis", aspect="equal", interpolation="nearest")
     _style(ax, title=title, frame=False)
     _labels(ax, row_labels, column_labels)
+    if numbers and n_columns <= 10:
+        middle = (np.nanmin(matrix) + np.nanmax(matrix)) / 2
+        for (row, column), value in np.ndenumerate(matrix):
+            if np.isfinite(value):  # dark on the bright half of the colour map
+                colour = "#101010" if value > middle else "#fdfdfd"
+                ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     ax.set_xlabel(column_name, color=MUTED, fontsize=9)
     ax.set_ylabel(row_name, color=MUTED, fontsize=9)
     _colourbar(fig, image, ax, measure)

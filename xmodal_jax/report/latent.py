@@ -51,8 +51,11 @@ def add_metric_tables(
     ``chance``: values of a random prediction, by name, shown on the cards."""
     report.add_metrics({k: metrics[k] for k in headline}, headline=headline, chance=chance, title="Headline")
     for group, title in GROUPS.items():
-        # The group is the first word of a name, such as "joint" of "joint_prior/coherence".
-        members = {k: v for k, v in metrics.items() if k.split("/")[0].split("_")[0] == group}
+        # The group is the first word of a name, such as "joint" of "joint_prior/coherence". Metrics of single pairs of
+        # modalities ("cross/image_to_text/coherence") are in the matrix of `coherence_figure`.
+        members = {
+            k: v for k, v in metrics.items() if k.split("/")[0].split("_")[0] == group and k.count("/") == 1
+        }
         if members:
             report.add_metrics(members, headline=(), title=title)
 
@@ -311,7 +314,7 @@ def coherence_figure(evaluator: LatentEvaluator, classes: np.ndarray, labels: np
     ]
     return figures.similarity_matrix(
         matrix[: len(subset_names)], subset_names, list(evaluator.modalities), row_name="observed",
-        column_name="generated", title="accuracy of the class, by subset", measure="accuracy",
+        column_name="generated", title="accuracy of the class, by subset", measure="accuracy", numbers=True,
     )  # fmt: skip
 
 

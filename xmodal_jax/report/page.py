@@ -492,8 +492,8 @@ def _td(value: Any) -> str:
     if isinstance(value, float | np.floating):
         value = format_value(value)
     text = str(value)
-    # Also a number as text, such as "0.9 ± 0.1".
-    is_number = len(text) < 24 and text.lstrip("-")[:1].isdigit()
+    # Also a number as text, such as "0.9 ± 0.1", and no value, so that an empty column takes no width.
+    is_number = not text or len(text) < 24 and text.lstrip("-")[:1].isdigit()
     kind = "number" if is_number else "words"
     return f'<td class="{kind}" dir="auto">{_escape(text)}</td>'
 

@@ -65,7 +65,7 @@ def test_each_step_has_the_rate_of_the_chosen_schedule_and_it_is_said_before(run
     last, following = EXPECTED[choice][5:7]
     rates = f"learning rate {last:.3g} at step 6, {following:.3g} at step 7"
     assert note.startswith(f"note: --steps is 10, was 6: {rates}; ")
-    assert f"(--resume-schedule {choice}; another choice: " in note
+    assert f"(--resume-schedule {choice}; other choices: " in note
     meanings = [
         "as if 10 steps had been asked for from the beginning",
         "a new schedule of 4 steps",

@@ -315,7 +315,7 @@ def headline(groups: Sequence[RunGroup]) -> list[str]:
     by_column = [group.metrics for group in groups]
     names = list(dict.fromkeys(name for metrics in by_column for name in metrics))
     counts = {name: sum(name in metrics for metrics in by_column) for name in names}
-    name = max(names, key=lambda name: min(counts[name], 2), default="")
+    name = next((name for name in names if counts[name] > 1), None)
     return [f"{g.name}/{name}" for g, metrics in zip(groups, by_column, strict=True) if name in metrics][:4]
 
 

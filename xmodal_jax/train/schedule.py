@@ -131,8 +131,8 @@ def explain_resume(
     start = before.segments[-1].start
     beginning = f"at step {start}, where its schedule began" if start else "from the beginning"
     meaning = EXPLANATIONS[choice].format(steps=steps, left=steps - step, beginning=beginning)
-    others = " or ".join(other for other in get_args(ResumeSchedule) if other != choice)
+    others = ", ".join(other for other in get_args(ResumeSchedule) if other != choice)
     return (
         f"note: {flag} is {steps}, was {before.steps}: {'; '.join(changes)}; {meaning} (--resume-schedule {choice}; "
-        f"another choice: {others})"
+        f"other choices: {others})"
     )

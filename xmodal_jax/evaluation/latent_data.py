@@ -50,6 +50,7 @@ class LatentData(NamedTuple):
             "tokenizer": self.tokenize.tokenizer.files() if self.tokenize else None,
             "length": self.tokenize.max_length if self.tokenize else None,
             "classes": self.classes,
+            "class_names": None if self.class_names is None else list(map(str, self.class_names)),
             **({"standardisation": self.standardise.to_json()} if self.standardise else {}),
         }
 

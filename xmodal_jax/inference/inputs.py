@@ -109,18 +109,24 @@ class InputSource(Source):
     Args:
       inputs: for each modality as many inputs; None: the example lacks the modality.
       format: of the run's training data.
+      fields: further fields of the batches, ``[N]`` each, such as ``label``.
 
     Raises:
       ValueError: the numbers of inputs differ, there are none, or an example has no modality at all.
     """
 
-    def __init__(self, inputs: Mapping[str, Sequence[Any]], format: InputFormat):
+    def __init__(
+        self,
+        inputs: Mapping[str, Sequence[Any]],
+        format: InputFormat,
+        fields: Mapping[str, np.ndarray] | None = None,
+    ):
         """Keeps the inputs, which are not read yet."""
         counts = {name: len(values) for name, values in inputs.items()}
         if len(set(counts.values())) != 1:
             raise ValueError(f"all modalities need the same number of inputs, got {counts or 'no inputs'}")
         self.inputs, self.format, self._length = dict(inputs), format, next(iter(counts.values()))
-        self.modalities = tuple(inputs)
+        self.modalities, self.fields = tuple(inputs), dict(fields or {})
         if not self._length:
             raise ValueError("there is no input")
         missing = np.array([[value is None for value in values] for values in inputs.values()])
@@ -144,7 +150,7 @@ class InputSource(Source):
         Raises:
           ValueError: an input cannot be used; the message names it.
         """
-        fields: RawBatch = {}
+        fields: RawBatch = {name: values[indices] for name, values in self.fields.items()}
         for modality in self.modalities:
             kind = _KINDS[kind_of(modality)]
             fields |= kind.stack(self._read(modality, kind, indices), self.format, modality)

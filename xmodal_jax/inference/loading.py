@@ -17,9 +17,11 @@ CLASSES: dict[str, str] = {
     "captioning": "text.Captioner",
     "contrastive": "contrastive.ContrastiveModel",
     "fusion": "fusion.FusionModel",
+    "multimodal_vae": "autoencoders.MultimodalAutoencoder",
     "speech_recognition": "text.SpeechRecognizer",
     "speech_synthesis": "speech.SpeechSynthesizer",
     "text_to_image_gan": "images.ImageModel",
+    "vae": "autoencoders.Autoencoder",
 }
 """For each kind of run the class of `inference` that uses it, as MODULE.CLASS. The kind is the name of the script that
 trains such runs, which stores it as ``kind`` in the metadata of its checkpoints."""

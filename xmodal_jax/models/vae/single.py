@@ -59,6 +59,9 @@ class VAE(NamedTuple):
     sample: Callable[..., Array]
     """``sample(params, key, count, labels=None)``: decoded samples of the prior; a conditional model needs ``labels
     [count]``."""
+    sample_prior: Callable[..., Array]
+    """``sample_prior(params, key, count, labels=None) -> [count, D]``: samples of the prior, those that ``sample``
+    decodes; a conditional model needs ``labels [count]``."""
     log_likelihood: Callable[..., Array]
     """``log_likelihood(params, batch, key, samples) -> [B]``: the importance-weighted estimate of ``log p(x)`` (in a
     conditional model of ``log p(x | label)``) in nats, from ``samples`` latents of each example's posterior; 0 where x
@@ -109,6 +112,7 @@ def make_vae(config: AutoencoderConfig, modality: str, size: Size, *, classes: i
         encode=model.encode,
         decode=model.decode,
         sample=model.sample,
+        sample_prior=model.sample_prior,
         log_likelihood=model.log_likelihood,
         reconstruct=model.reconstruct,
     )
@@ -396,8 +400,10 @@ class _Model:
         apply = self.bind_network(self.autoencoder_params(params))
         return decode_all(self.network, apply, z, key)[self.modality][0]
 
-    def sample(self, params: Params, key: Key, count: int, labels: Any = None) -> Array:
-        """``count`` decoded samples of the prior; ``labels [count]``: of a conditional model. See `VAE`."""
+    def sample_prior(
+        self, params: Params, key: Key, count: int, labels: Any = None
+    ) -> Float[Array, "count dim"]:
+        """``count`` samples of the prior; ``labels [count]``: of a conditional model. See `VAE`."""
         heads = self.bind_heads(self.autoencoder_params(params))
         # Without a condition there are ``count`` priors N(0, 1); with one there are as many as labels.
         prior = heads("prior", self.encode_condition(labels, count))
@@ -405,7 +411,11 @@ class _Model:
             raise ValueError(f"one label for each of {count} samples, got {len(prior.mean)}")
         # The number of a sample takes the place of an example's index. "prior" selects the random stream.
         noise = standard_noise(example_keys(key, jnp.arange(count)), "prior", (self.config.latent,))
-        z = prior.reparametrize(noise)
+        return prior.reparametrize(noise)
+
+    def sample(self, params: Params, key: Key, count: int, labels: Any = None) -> Array:
+        """``count`` decoded samples of the prior; ``labels [count]``: of a conditional model. See `VAE`."""
+        z = self.sample_prior(params, key, count, labels)
         return self.decode(params, z, labels, fold_in_name(key, "decode"))
 
     def reconstruct(self, params: Params, batch: Batch) -> Array:

@@ -1,0 +1,427 @@
+"""Latent spaces on new data: trained autoencoders of one modality, and multimodal VAEs."""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.inference.inputs import InputSource, broadcast_inputs, collect_inputs
+from xmodal_jax.inference.model import BATCH_SIZE, Task, TrainedModel
+from xmodal_jax.inference.outputs import OutputFormat
+from xmodal_jax.models.speech import log_mel_transform
+from xmodal_jax.models.vae.adapter import as_multimodal
+from xmodal_jax.models.vae.inference import LatentSamples
+from xmodal_jax.models.vae.modalities import ModalityConfigs, as_batch
+from xmodal_jax.models.vae.multimodal import MultimodalVAE, make_multimodal_vae
+from xmodal_jax.models.vae.multimodal_models import MultimodalVAEModel
+from xmodal_jax.models.vae.single import make_vae
+from xmodal_jax.models.vae.single_models import AutoencoderModel
+from xmodal_jax.nets.decoders import Size
+from xmodal_jax.train.run import from_json
+from xmodal_jax.types import kind_of
+
+Outputs = dict[str, list[Any]]
+"""Generated data by modality: for each example what people hold, see `outputs.OutputFormat.to_outputs`."""
+
+
+class _Parts(NamedTuple):
+    """What the autoencoders of one and of several modalities differ in."""
+
+    config: ModalityConfigs
+    vae: MultimodalVAE
+    dim: int
+    """Number of dimensions of the shared latents."""
+    sample_prior: Callable[..., Any] | None
+    """``sample_prior(params, key, count, labels) -> shared [count, D]``; None: the latents have no prior."""
+    decoder_latents: Callable[..., Any]
+    """``decoder_latents(params, shared [N, D], key, labels) -> z [M, 1, N, D']``, see `MultimodalVAE`."""
+    conditional: bool = False
+    """Whether encoder and decoder get the class, ``labels [N]``."""
+
+
+class LatentModel(TrainedModel):
+    """A trained latent space: what autoencoders of one and of several modalities have in common.
+
+    Generated data are given by modality: Pillow images, strings, sounds (waveform, samples per second), numbers in the
+    unit of the data. They are the most probable ones given the latents: no noise of the likelihood is added.
+    """
+
+    actions = ("encode", "decode", "reconstruct", "sample", "interpolate", "traverse")
+
+    def __init__(self, task: Task, sizes: Mapping[str, Any]):
+        """``sizes``: of an example of each modality of the model: its shape, and the number of values of a token."""
+        super().__init__(task, tuple(sizes))
+        self._sizes = {m: Size(tuple(shape), values) for m, (*shape, values) in sizes.items()}
+        self._parts = self._build()
+        self._config, self._vae = self._parts.config, self._parts.vae
+        names = tuple(map(str, self.metadata.get("class_names") or ()))
+        self._outputs = OutputFormat(self._config, self.format.transform, names)
+        numbers = map(str, range(self.metadata["classes"]))
+        self.class_names: tuple[str, ...] = (names or tuple(numbers)) if self._parts.conditional else ()
+        """The classes that a conditional model is conditioned on; empty: it is not conditional."""
+        if self._parts.sample_prior is None:
+            self.actions = tuple(name for name in self.actions if name != "sample")
+        self._to_frames, self._programs = None, {}
+        sounds = [m for m in sizes if kind_of(m) == "audio"]
+        if sounds:  # cut to the length of those of training, as all frames belong to an example
+            audio, frames = self._config.audio, max(self._sizes[m].shape[0] for m in sounds)
+            self._to_frames = log_mel_transform(audio.spectrogram, audio.floor)
+            longest = frames * audio.spectrogram.hop / audio.sample_rate
+            limits = [x for x in (self.format.max_seconds, longest) if x is not None]
+            self.format = self.format._replace(max_seconds=min(limits))
+
+    @abc.abstractmethod
+    def _build(self) -> _Parts:
+        """The functions of the model that the checkpoint is of."""
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions of the latents."""
+        return self._parts.dim
+
+    def describe(self) -> str:
+        """What the run is, what it takes and what it gives, as text."""
+        classes = f"\nclasses: {', '.join(self.class_names)}" if self.class_names else ""
+        return f"{super().describe()}\nlatent dimensions: {self.dim}{classes}"
+
+    def prepare(self, batch: RawBatch) -> RawBatch:
+        """A batch of inputs as the model takes it: as in training, sounds are log-mel frames, as many for each."""
+        batch = super().prepare(batch)
+        if self._to_frames is not None:
+            batch = self._to_frames(batch)
+        for modality in self.format.modalities:
+            if kind_of(modality) == "audio" and modality in batch:
+                count = self._sizes[modality].shape[0]
+                batch |= {field: _fit(batch[field], count) for field in (modality, f"{modality}_mask")}
+        return batch
+
+    def encode(
+        self, *, samples: int | None = None, seed: int = 0, classes: Any = None, **inputs: Any
+    ) -> np.ndarray:
+        """The latents of each example from any of its modalities, float32 ``[N, D]``: the mean of the posterior.
+
+        Args:
+          samples: number of samples of the posterior in place of its mean; the result is then ``[samples, N, D]``.
+          seed: of the samples.
+          classes: of a conditional model, the name of the class of each example, or one for all.
+          inputs: ``image=…``, ``text=…``; what is left out, or None, is missing.
+
+        Raises:
+          ValueError: there are no inputs, their numbers differ, one cannot be used, or a class is missing or not known.
+        """
+        source = self._read(inputs, classes)
+        latents = np.zeros((0, samples or 1, self.dim), np.float32)
+        if source is not None:
+            latents = self._run(self._encode_batch, source, samples, seed)
+        return latents[:, 0] if samples is None else np.moveaxis(latents, 1, 0)
+
+    def decode(self, latents: np.ndarray, *, classes: Any = None, seed: int | None = None) -> Outputs:
+        """Each modality of latents ``[N, D]``.
+
+        Args:
+          latents: such as those of `encode`.
+          classes: of a conditional model, the name of the class of each example, or one for all.
+          seed: of the latents that the model has beside the shared ones (those of single modalities, or of further
+            levels), which are drawn from their prior; None: they are its mean.
+
+        Raises:
+          ValueError: the latents have another shape, or a class is missing or not known.
+        """
+        latents = np.asarray(latents, np.float32)
+        if latents.ndim != 2 or latents.shape[1] != self.dim:
+            raise ValueError(f"latents have the shape [N, {self.dim}], got {latents.shape}")
+        labels = self._labels(classes, len(latents))
+        if not len(latents):
+            return {m: [] for m in self.format.modalities}
+        source = ArraySource({"shared": latents, **labels})
+        return self._hold(self._run(self._decode_batch, source, None if seed is None else 1, seed or 0), None)
+
+    def reconstruct(self, *, classes: Any = None, **inputs: Any) -> Outputs:
+        """Every modality of each example, decoded from the mean of the posterior given those that it has.
+
+        The arguments are those of `encode`.
+        """
+        return self._generate(self._read(inputs, classes), self.format.modalities, None, 0)
+
+    def sample(self, count: int | None = None, *, classes: Any = None, seed: int = 0) -> Outputs:
+        """New data of every modality, decoded from samples of the prior; the modalities of a sample belong together.
+
+        Args:
+          count: number of samples; None: one, or one for each of ``classes``.
+          classes: of a conditional model, the name of the class of each sample, or one for all.
+          seed: of the samples; the first ones are the same for any ``count``.
+
+        Raises:
+          ValueError: the model has no prior, or a class is missing or not known.
+        """
+        if self._parts.sample_prior is None:
+            raise ValueError(
+                f"{self.path} has no prior to sample from: nothing in the training of {self._config.name!r} ties the "
+                "latents to a distribution"
+            )
+        if count is None:
+            count = 1 if classes is None or isinstance(classes, str) else len(classes)
+        labels = self._labels(classes, count)
+        if not count:
+            return {m: [] for m in self.format.modalities}
+        padded = 1 << (count - 1).bit_length()  # few programs for many numbers
+        labels = {name: np.resize(values, padded) for name, values in labels.items()}
+        prior = self._program("prior", lambda: jax.jit(self._parts.sample_prior, static_argnums=2))
+        shared = prior(self.params, jax.random.key(seed), padded, labels.get("label"))
+        return self.decode(np.asarray(shared)[:count], classes=classes, seed=seed)
+
+    def interpolate(self, start: Any, end: Any, steps: int = 8, *, classes: Any = None) -> Outputs:
+        """What lies between two points of the latent space: every modality decoded at ``steps`` points of the straight
+        line from ``start`` to ``end``, both ends included.
+
+        Args:
+          start, end: latents ``[D]``, or an example by modality, such as ``{"image": "a.png"}``.
+          steps: number of points, at least 2.
+          classes: of a conditional model, the name of the class.
+        """
+        if steps < 2:
+            raise ValueError(f"steps must be at least 2, for both ends, got {steps}")
+        start, end = self._point(start, classes), self._point(end, classes)
+        fraction = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
+        return self.decode((1 - fraction) * start + fraction * end, classes=classes)
+
+    def traverse(
+        self, start: Any, dims: Any, values: Any, *, classes: Any = None
+    ) -> dict[str, list[list[Any]]]:
+        """What single dimensions of the latents hold: every modality, for each of ``dims`` a list with what is decoded
+        where this dimension has each of ``values``.
+
+        Args:
+          start: latents ``[D]`` whose other dimensions stay, or an example by modality.
+          dims: the numbers of the dimensions, one after the other.
+          values: such as ``(-2, -1, 0, 1, 2)``; most priors have mean 0 and standard deviation 1.
+          classes: of a conditional model, the name of the class.
+        """
+        if unknown := [dim for dim in dims if not 0 <= dim < self.dim]:
+            raise ValueError(
+                f"there is no dimension {unknown[0]}: they are numbered from 0 to {self.dim - 1}"
+            )
+        varied = np.tile(self._point(start, classes), (len(dims), len(values), 1))
+        for k, dim in enumerate(dims):
+            varied[k, :, dim] = values
+        outputs = self.decode(varied.reshape(-1, self.dim), classes=classes)
+        return {m: _rows(x, len(values)) for m, x in outputs.items()}
+
+    # Inputs
+
+    def _read(self, inputs: Mapping[str, Any], classes: Any) -> InputSource | None:
+        """The inputs as a data set that has all modalities, some of them missing everywhere; None: there are none."""
+        by_modality = broadcast_inputs(collect_inputs(self.format, inputs))
+        if not by_modality:
+            raise ValueError(f"give inputs of at least one modality: {', '.join(self.format.modalities)}")
+        count = len(next(iter(by_modality.values())))
+        labels = self._labels(classes, count)
+        if not any(len(values) for values in by_modality.values()):
+            return None
+        missing = {m: [None] * count for m in self.format.modalities if m not in by_modality}
+        return InputSource({**by_modality, **missing}, self.format, labels)
+
+    def _labels(self, classes: Any, count: int) -> dict[str, np.ndarray]:
+        """The field of a batch with the classes of ``count`` examples; empty without a condition."""
+        if not self.class_names:
+            if classes is not None:
+                raise ValueError(f"{self.path} is not conditional: it takes no classes")
+            return {}
+        known = ", ".join(self.class_names)
+        if classes is None:
+            raise ValueError(f"{self.path} is conditional: give the classes, of {known}")
+        names = [classes] * count if isinstance(classes, str) else list(classes)
+        if unknown := [name for name in names if name not in self.class_names]:
+            raise ValueError(f"there is no class {unknown[0]!r}; the classes are {known}")
+        if len(names) != count:
+            raise ValueError(f"there are {count} examples and {len(names)} classes")
+        return {"label": np.array([self.class_names.index(name) for name in names], np.int32)}
+
+    def _point(self, value: Any, classes: Any) -> np.ndarray:
+        """Latents ``[D]``: ``value`` itself, or those of the example that it holds by modality."""
+        if isinstance(value, Mapping):
+            latents = self.encode(**value, classes=classes)
+            if len(latents) != 1:
+                raise ValueError(f"one example is needed, got {len(latents)}")
+            return latents[0]
+        latents = np.asarray(value)
+        if latents.shape != (self.dim,) or latents.dtype.kind not in "iuf":
+            raise ValueError(
+                f"a point is latents of the shape ({self.dim},) or an example by modality, such as "
+                f"{{'{self.format.modalities[0]}': …}}, got {type(value).__name__}"
+            )
+        return latents.astype(np.float32)
+
+    # What is computed for a batch. ``params``: {"model": ..., "key": ...}; ``samples``: None for means.
+
+    def _infer(self, params: Any, batch: RawBatch, samples: int | None) -> LatentSamples:
+        """The latents given all modalities that are present."""
+        observed = np.ones(len(self.format.modalities), bool)
+        key = None if samples is None else params["key"]
+        return self._vae.infer(params["model"], batch, observed, key, samples or 1)
+
+    def _encode_batch(self, params: Any, batch: RawBatch, samples: int | None) -> jax.Array:
+        """The shared latents ``[B, samples, D]``."""
+        return jnp.moveaxis(self._infer(params, batch, samples).shared, 0, 1)
+
+    def _generate_batch(
+        self, params: Any, batch: RawBatch, samples: int | None, targets: Sequence[str]
+    ) -> RawBatch:
+        """The modalities ``targets`` generated from the others, as fields ``[B, samples, ...]``."""
+        return self._decode_latents(params["model"], self._infer(params, batch, samples).z, targets)
+
+    def _decode_batch(self, params: Any, batch: RawBatch, samples: int | None) -> RawBatch:
+        """Every modality of the latents ``batch["shared"]``, as fields ``[B, 1, ...]``; those that are not shared are
+        drawn with ``samples``."""
+        # The noise is numbered from 0 in each batch: the key depends on the first example's index.
+        key = None if samples is None else jax.random.fold_in(params["key"], batch["index"][0])
+        z = self._parts.decoder_latents(params["model"], batch["shared"], key, batch.get("label"))
+        return self._decode_latents(params["model"], z, self.format.modalities)
+
+    def _decode_latents(self, params: Any, z: jax.Array, targets: Sequence[str]) -> RawBatch:
+        """The modalities ``targets`` decoded from ``z [M, R, B, D']``, as fields ``[B, R, ...]`` of a batch."""
+        samples, count = z.shape[1:3]
+        generated = self._vae.decode(params, z, key=None)
+        flat = {m: jnp.moveaxis(generated[m], 0, 1).reshape(-1, *generated[m].shape[2:]) for m in targets}
+        tokenizer = self.format.transform.tokenizer
+        ids = {} if tokenizer is None else {"end_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+        fields = as_batch(self._config, flat, **ids)
+        return {
+            name: x.reshape(count, samples, *x.shape[1:]) for name, x in fields.items() if name != "index"
+        }
+
+    # The same for all inputs
+
+    def _program(self, name: Any, make: Callable[[], Callable]) -> Callable:
+        """The program of this name, which is made once, so that it is compiled once."""
+        if name not in self._programs:
+            self._programs[name] = make()
+        return self._programs[name]
+
+    def _run(self, compute: Callable, source: Source, samples: int | None, seed: int, **options: Any) -> Any:
+        """``compute(params, batch, samples=samples, **options)`` for all examples of ``source``."""
+        name = (compute.__name__, samples, *options.values())
+        program = self._program(name, lambda: functools.partial(compute, samples=samples, **options))
+        params = {"model": self.params, "key": jax.random.key(seed)}
+        batch_size = max(1, BATCH_SIZE // (samples or 1))
+        return self.predict(program, source, params=params, batch_size=batch_size)
+
+    def _generate(
+        self, source: InputSource | None, targets: tuple[str, ...], samples: int | None, seed: int
+    ) -> Outputs:
+        """The modalities ``targets`` of each example: a list of ``samples`` outputs, or with None one output."""
+        if source is None:
+            return {m: [] for m in targets}
+        return self._hold(self._run(self._generate_batch, source, samples, seed, targets=targets), samples)
+
+    def _hold(self, fields: RawBatch, samples: int | None) -> Outputs:
+        """Fields ``[N, R, ...]`` of generated data as people hold them; for each example a list of R outputs, or with
+        ``samples`` None the only one."""
+        flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in fields.items()}
+        held = {m: self._outputs.to_outputs(m, flat) for m in self.format.modalities if m in flat}
+        return held if samples is None else {m: _rows(x, samples) for m, x in held.items()}
+
+
+def _rows(values: list[Any], length: int) -> list[list[Any]]:
+    """Lists of ``length`` values each."""
+    return [values[k : k + length] for k in range(0, len(values), length)] if length else []
+
+
+def _fit(x: np.ndarray, count: int) -> np.ndarray:
+    """``x [B, F, ...]`` with ``count`` frames: cut, or followed by zeros (which are False in a mask)."""
+    missing = max(0, count - x.shape[1])
+    return np.pad(x[:, :count], ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)))
+
+
+class Autoencoder(LatentModel):
+    """A trained autoencoder of one modality.
+
+    ::
+
+        model = load("runs/vae")
+        model.encode(image=["a.png", "b.png"])  # [2, D]
+        model.sample(4, seed=1)["image"][0].save("new.png")
+    """
+
+    kind = "vae"
+
+    def __init__(self, task: Task):
+        """See `inference.load`."""
+        metadata = task.restored.metadata
+        super().__init__(task, {metadata["modality"]: metadata["size"]})
+
+    def _build(self) -> _Parts:
+        config = from_json(AutoencoderModel, self.metadata["config"]["model"])
+        ((modality, size),) = self._sizes.items()
+        classes = self.metadata["classes"]
+        vae = make_vae(config, modality, size, classes=classes)
+        adapted = as_multimodal(vae, config, modality, classes)
+
+        def decoder_latents(params, shared, key, labels):
+            """``[1 modality, 1 sample, N, D']``; in a conditional model the class follows the latents."""
+            if not config.conditional:
+                return adapted.decoder_latents(params, shared, key)
+            return jnp.concatenate([shared, labels.astype(jnp.float32)[:, None]], axis=-1)[None, None]
+
+        return _Parts(
+            config, adapted, config.latent, vae.sample_prior if config.has_prior else None, decoder_latents,
+            config.conditional,
+        )  # fmt: skip
+
+
+class MultimodalAutoencoder(LatentModel):
+    """A trained multimodal VAE: any modality from any others.
+
+    ::
+
+        model = load("runs/multimodal_vae")
+        model.translate("text", image=["a.png", "b.png"])  # ["a red star", "a blue ring"]
+        model.translate("image", text="a red star", count=4)[0][3].save("star.png")
+    """
+
+    kind = "multimodal_vae"
+    actions = (*LatentModel.actions, "translate")
+
+    def __init__(self, task: Task):
+        """See `inference.load`."""
+        metadata = task.restored.metadata
+        super().__init__(task, {m: metadata["sizes"][m] for m in metadata["modalities"]})
+
+    def _build(self) -> _Parts:
+        config = from_json(MultimodalVAEModel, self.metadata["config"]["model"])
+        vae = make_multimodal_vae(config, self._sizes)
+        shared = jax.eval_shape(functools.partial(vae.sample_prior, count=1), self.params, jax.random.key(0))
+        return _Parts(
+            config, vae, shared.shape[1],
+            sample_prior=lambda params, key, count, labels: vae.sample_prior(params, key, count),
+            decoder_latents=lambda params, shared, key, labels: vae.decoder_latents(params, shared, key),
+        )  # fmt: skip
+
+    def translate(self, target: str, *, count: int | None = None, seed: int = 0, **sources: Any) -> list[Any]:
+        """The modality ``target`` of each example from any others: ``translate("text", image="a.png")``.
+
+        Args:
+          target: name of the modality to generate.
+          count: number of translations of each example, which then has a list of them, decoded from samples of the
+            posterior; None: one translation, decoded from its mean.
+          seed: of the samples.
+          sources: as the inputs of `encode`.
+
+        Raises:
+          ValueError: there is no modality ``target``; or as in `encode`.
+        """
+        if target not in self.format.modalities:
+            raise ValueError(
+                f"this run has no modality {target!r} to translate into; it has {', '.join(self.format.modalities)}"
+            )
+        if count is not None and count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        return self._generate(self._read(sources, None), (target,), count, seed)[target]

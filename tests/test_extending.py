@@ -31,10 +31,12 @@ class Toy(NamedTuple):
 PLACE = re.compile(r"# xmodal_jax/(\S+), above: (.+)\n")
 
 
-def guide_toy(name):
+def guide_toy(name, part=0, check="", parts="## A likelihood of your own"):
     """What a guide in docs/ adds: each block of code that begins with a place, such as
-    ``# xmodal_jax/types.py, above: "series": Kind(``, is inserted there; the other blocks use it."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), flags=re.S)
+    ``# xmodal_jax/types.py, above: "series": Kind(``, is inserted there; the other blocks use it, and then ``check``.
+    ``part``: 0 is what stands before the heading ``parts``, 1 what stands after it."""
+    text = (ROOT / "docs" / name).read_text().split(parts)[part]
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     edits, checks = {}, []
     for block in blocks:
         place = PLACE.match(block)
@@ -46,7 +48,35 @@ def guide_toy(name):
         after = "    " if code.startswith(" ") else "\n\n"
         code = code if after == "\n\n" else code.removeprefix("    ")
         edits.setdefault(place[1], []).append((anchor, code + after))
-    return Toy({}, edits, "\n".join(checks))
+    return Toy({}, edits, "\n".join([*checks, check]))
+
+
+POINTS_OF_A_RUN = """
+from xmodal_jax.data.media import Resize
+from xmodal_jax.inference.inputs import InputFormat, InputSource, as_list, collect_inputs
+
+new = InputFormat(("points",), {"points": (30, 3)}, 16000, None, Resize(), prepare)
+source = InputSource(collect_inputs(new, {"points": [np.ones((30, 3)), np.ones((20, 3))]}), new)
+read = prepare(source.batch(np.arange(2)))
+assert read["points_mask"].reshape(2, 30, -1).any(axis=-1).sum(axis=1).tolist() == [30, 20]
+assert len(as_list("points", np.ones((30, 3)))) == 1 and len(as_list("points", np.ones((2, 30, 3)))) == 2
+assert "[30, 3]" in new.describe("points")
+"""
+COUNTS_EVERYWHERE = """
+import jax.numpy as jnp
+from scipy.stats import poisson
+from xmodal_jax.models.vae.modalities import CountsConfig
+from xmodal_jax.evaluation.attention import AttentionInputs
+from xmodal_jax.models import FusionConfig
+from xmodal_jax.report.classification_figures import PANELS
+
+assert "counts" in PANELS
+shown = AttentionInputs(batch, batch, FusionConfig(), None).attended("counts", 1, np.ones(1))
+np.testing.assert_array_equal(shown.content, batch["counts"][1])
+log_rate = rng.normal(size=(2, 8, 4)).astype(np.float32)
+found = CountsConfig().log_likelihood(jnp.asarray(log_rate), batch["counts"], None)
+np.testing.assert_allclose(found, poisson.logpmf(batch["counts"], np.exp(np.float64(log_rate))).sum(-1), rtol=1e-5)
+"""
 
 
 TOYS = {
@@ -268,7 +298,8 @@ value, _ = jax.eval_shape(method.loss, params, {**batch, "step": BATCH["index"]}
 assert value.shape == ()
 """,
     ),
-    "kind of data": guide_toy("modality.md"),
+    "kind of data": guide_toy("modality.md", check=POINTS_OF_A_RUN),
+    "kind of data with a likelihood of its own": guide_toy("modality.md", part=1, check=COUNTS_EVERYWHERE),
     "GAN objective": Toy(
         {},
         {

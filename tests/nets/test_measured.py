@@ -143,12 +143,22 @@ def test_a_pair_of_functions():
     np.testing.assert_allclose(outputs, np.where(VECTOR_MASK, VECTOR, 0) @ w, rtol=1e-5, atol=1e-6)
 
 
+class Unset(nn.Module):
+    size: int
+
+
 def test_a_module_by_its_name():
     assert import_object("tests.nets.test_measured:Plain").__name__ == "Plain"
+    assert import_object("tests.nets.test_measured:Words").__name__ == "Words"
     for spec, message in (
         ("tests.nets.test_measured:Nothing", "has no 'Nothing'"),
         ("tests.no_such_module:Plain", "cannot be imported"),
         ("tests.nets.test_measured", "write module:PACKAGE.MODULE:NAME"),
+        (
+            "tests.nets.test_measured:np",
+            "module:tests.nets.test_measured:np: an encoder of your own is a Flax module",
+        ),
+        ("tests.nets.test_measured:Unset", "the field 'size' of the module Unset has no default"),
     ):
         with pytest.raises(ValueError, match=message):
             import_object(spec)

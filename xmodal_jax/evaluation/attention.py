@@ -75,8 +75,8 @@ def _video(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
 
 
 def _measured(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
-    """Example k's measured quantities in standard deviations, NaN where they are missing, and the attention to their
-    tokens."""
+    """Example k's measured quantities in standard deviations (or the numbers of a kind of your own), NaN where they are
+    missing, and the attention to their tokens."""
     values, mask = (np.asarray(x) for x in measured_inputs(modality, inputs.batch))
     return np.where(mask[k], values[k], np.nan), weights
 
@@ -93,5 +93,5 @@ _PARTS: dict[str, Callable[[AttentionInputs, str, int, np.ndarray], tuple[Any, n
     "image": _image,
     "video": _video,
 }
-_PARTS |= {kind: _measured for kind, entry in KINDS.items() if entry.measured}
+_PARTS |= {kind: _measured for kind in KINDS if kind not in _PARTS}
 """The fields of an `AttendedInput`, for each kind of modality."""

@@ -29,7 +29,7 @@ from xmodal_jax.data.splits import FittedTransforms, make_text_cleaner
 from xmodal_jax.data.standardise import standardisation_from_json
 from xmodal_jax.data.text import TokenizeTransform, tokenizer_from_files
 from xmodal_jax.data.views import modality_fields
-from xmodal_jax.types import kind_of
+from xmodal_jax.types import KINDS, is_measured, kind_of
 
 PLURALS = {"images": "image", "texts": "text", "videos": "video", "vectors": "vector"}
 """Keywords of inputs that are not the name of their modality."""
@@ -68,7 +68,7 @@ class InputFormat(NamedTuple):
 
     def describe(self, modality: str) -> str:
         """What an input of ``modality`` may be, in words."""
-        return _KINDS[kind_of(modality)].accepts(self, modality)
+        return _input_kind(modality).accepts(self, modality)
 
 
 def _read_transforms(metadata: Mapping[str, Any]) -> FittedTransforms:
@@ -152,7 +152,7 @@ class InputSource(Source):
         """
         fields: RawBatch = {name: values[indices] for name, values in self.fields.items()}
         for modality in self.modalities:
-            kind = _KINDS[kind_of(modality)]
+            kind = _input_kind(modality)
             fields |= kind.stack(self._read(modality, kind, indices), self.format, modality)
         if self._present is not None:
             fields["present"] = {m: present[indices] for m, present in self._present.items()}
@@ -216,7 +216,7 @@ def broadcast_inputs(inputs: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[
 
 def as_list(modality: str, value: Any) -> Sequence[Any]:
     """Several inputs of ``modality``: a value that is one input becomes a list of one."""
-    if _KINDS[kind_of(modality)].is_one(value):
+    if _is_one_input(modality, value):
         return [value]
     return list(np.asarray(value)) if hasattr(value, "shape") else list(value)
 
@@ -310,6 +310,20 @@ def _read_vector(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     numbers = _to_array(value, "a vector is an array or a dict of numbers").astype(np.float64)
     if numbers.shape != (size,):
         raise ValueError(f"the vector has the shape {numbers.shape}, the training data have ({size},)")
+    return numbers
+
+
+def _read_array(value: Any, format: InputFormat, modality: str) -> np.ndarray:
+    """Numbers of a kind of your own, in the shape that the training data have. Of measured quantities, in the unit of
+    the data, NaN is missing, and where the first axis is shorter the rest is missing too."""
+    numbers, shape = _to_array(value, "it is an array of numbers"), tuple(format.shapes[modality])
+    if is_measured(modality):
+        numbers = numbers.astype(np.float64)
+        if numbers.ndim == len(shape) and numbers.shape[1:] == shape[1:] and len(numbers) < shape[0]:
+            missing = np.full((shape[0] - len(numbers), *shape[1:]), np.nan)
+            numbers = np.concatenate([numbers, missing])
+    if numbers.shape != shape:
+        raise ValueError(f"it has the shape {numbers.shape}, the training data have {shape}")
     return numbers
 
 
@@ -421,3 +435,22 @@ _KINDS: dict[str, _KindOfInput] = {
     ),
 }
 """How the inputs of each kind of modality are read."""
+_ANOTHER_KIND = _KindOfInput(
+    _read_array,
+    _stack_arrays,
+    lambda f, m: f"an array of numbers of the shape {list(f.shapes[m])}",
+    lambda v: False,  # the number of axes decides, see `_is_one_input`
+)
+"""How those of a kind of your own are read, which has no entry."""
+
+
+def _input_kind(modality: str) -> _KindOfInput:
+    return _KINDS.get(kind_of(modality), _ANOTHER_KIND)
+
+
+def _is_one_input(modality: str, value: Any) -> bool:
+    """Whether ``value`` is one input, not several."""
+    kind = kind_of(modality)
+    if kind not in _KINDS and kind in KINDS:
+        return hasattr(value, "shape") and len(value.shape) < KINDS[kind].axes
+    return _input_kind(modality).is_one(value)

@@ -7,6 +7,7 @@ each example.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def as_encoder(encoder: Any, **shape_info: int) -> nn.Module:
     and ``max_length`` of texts) that it has fields for, or a pair of functions ``(init, apply)``.
 
     Raises:
-      TypeError: it is neither.
+      TypeError: it is neither, or a class with a field that has no default.
 
     Example::
 
@@ -88,7 +89,19 @@ def as_encoder(encoder: Any, **shape_info: int) -> nn.Module:
         make_contrastive(config, ("vector", "text"), vocab_size=100, encoders={"vector": Sensors()})
     """
     if isinstance(encoder, type) and issubclass(encoder, nn.Module):
-        encoder = encoder(**_accepted(encoder, **shape_info))
+        fields = _accepted(encoder, **shape_info)
+        unset = [
+            field.name
+            for field in dataclasses.fields(encoder)
+            if field.init and field.name not in fields
+            and field.default is field.default_factory is dataclasses.MISSING
+        ]  # fmt: skip
+        if unset:
+            raise TypeError(
+                f"the field {unset[0]!r} of the module {encoder.__name__} has no default: give it one, such as "
+                f"{unset[0]}: int = 64 (only vocab_size and max_length of texts are filled in)"
+            )
+        encoder = encoder(**fields)
     if isinstance(encoder, nn.Module):
         return ModuleEncoder(encoder)
     if isinstance(encoder, tuple) and len(encoder) == 2 and all(map(callable, encoder)):
@@ -100,10 +113,10 @@ def as_encoder(encoder: Any, **shape_info: int) -> nn.Module:
 
 
 def import_object(spec: str) -> Any:
-    """The object that ``PACKAGE.MODULE:NAME`` names.
+    """The encoder of your own that ``PACKAGE.MODULE:NAME`` names.
 
     Raises:
-      ValueError: the module cannot be imported, or has no such name.
+      ValueError: the module cannot be imported, has no such name, or what it names is no encoder (see `as_encoder`).
     """
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
@@ -118,4 +131,10 @@ def import_object(spec: str) -> Any:
         ) from error
     if not hasattr(module, name):
         raise ValueError(f"module:{spec}: {module_name} has no {name!r}")
-    return getattr(module, name)
+    encoder = getattr(module, name)
+    try:
+        # Values for the fields that `as_encoder` fills in for texts; here they only have to be there.
+        as_encoder(encoder, vocab_size=1, max_length=1)
+    except TypeError as error:
+        raise ValueError(f"module:{spec}: {error}") from error
+    return encoder

@@ -182,5 +182,5 @@ PANELS = {
     "audio": PanelStyle(3.2, _draw_audio),
     "video": PanelStyle(3.6, _draw_video),
 }
-PANELS |= {kind: PanelStyle(3.2, _draw_measured) for kind, entry in KINDS.items() if entry.measured}
+PANELS |= {kind: PanelStyle(3.2, _draw_measured) for kind in KINDS if kind not in PANELS}
 """The panel of each kind of modality, in the order of the figure's columns."""

@@ -203,7 +203,7 @@ def pretrained_encoder(kind: str, encoder: EncoderConfig, size: Size) -> nn.Modu
     return make_encoder(kind, encoder, example, vocab_size=size.values, head=head)
 
 
-def _encoder_features(
+def encoder_features(
     kind: str,
     encoder: EncoderConfig,
     size: Size,
@@ -278,7 +278,7 @@ class ImageConfig(ModalityConfig):
         return (x, None), ((x + 1.0) / 2.0, None)
 
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
-        return _encoder_features(self.kind, self.encoder, size, hidden, name, flatten=True)
+        return encoder_features(self.kind, self.encoder, size, hidden, name, flatten=True)
 
     def log_likelihood(self, outputs, x, mask) -> Float[Array, "samples batch"]:
         return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
@@ -329,7 +329,7 @@ class TextConfig(ModalityConfig):
 
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
         (length,) = size.shape  # tokens of a text; size.values is the size of the vocabulary
-        return _encoder_features(
+        return encoder_features(
             self.kind, self.encoder, size, hidden, name, vocab_size=size.values, max_length=length
         )
 
@@ -443,7 +443,7 @@ class AudioConfig(ModalityConfig):
         return (frames, None), (frames, None)
 
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
-        return _encoder_features(self.kind, self.encoder, size, hidden, name)
+        return encoder_features(self.kind, self.encoder, size, hidden, name)
 
     def log_likelihood(self, outputs, x, mask) -> Float[Array, "samples batch"]:
         return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
@@ -565,7 +565,7 @@ class MeasuredConfig(ModalityConfig):
         return (augmented[0], encoder_mask(name, augmented[1])), (x, mask)
 
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
-        return _encoder_features(self.kind, self.encoder, size, hidden, name)
+        return encoder_features(self.kind, self.encoder, size, hidden, name)
 
     def build_decoder(self, size: Size) -> nn.Module:
         return WithScale(self.decoder.build(size), self.least_scale)
@@ -634,7 +634,8 @@ def measured_config(kind: str) -> MeasuredConfig:
     """
     if not is_measured(kind):
         raise ValueError(
-            f"{kind!r}: a VAE takes {', '.join(KINDS)}, and further kinds of measured quantities"
+            f"{kind!r}: a VAE takes {', '.join(KINDS)}, and further kinds of measured quantities; of another kind it "
+            "needs the likelihood: a subclass of ModalityConfig and a field of ModalityConfigs (docs/modality.md)"
         )
     encoder = DEFAULTS.get(kind)
     options = {"kind": kind, "judge_encoder": encoder, "__doc__": f"Measured quantities of the kind {kind}."}

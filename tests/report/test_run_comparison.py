@@ -16,6 +16,17 @@ from xmodal_jax.train.run import Run
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def load_script():
+    """The module of experiments/compare.py."""
+    spec = importlib.util.spec_from_file_location("compare_script", ROOT / "experiments" / "compare.py")
+    sys.modules[spec.name] = script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+script = load_script()  # at once: it takes seconds to import what it imports
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     width: int = 8
@@ -211,11 +222,7 @@ def test_a_directory_without_a_run_is_named(tmp_path):
         panels.read_stored_run(tmp_path)
 
 
-def test_the_script_leaves_a_page_and_its_numbers(tmp_path, capsys, monkeypatch):
-    spec = importlib.util.spec_from_file_location("compare_script", ROOT / "experiments" / "compare.py")
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, script)
-    spec.loader.exec_module(script)
+def test_the_script_leaves_a_page_and_its_numbers(tmp_path, capsys):
     leave_run(tmp_path / "one", {"test/accuracy": [0.5, 0.7]}, seeds=2)
     leave_run(tmp_path / "two", {"test/accuracy": [0.8, 0.6]}, seeds=2, model=Model(16))
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}

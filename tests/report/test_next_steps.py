@@ -22,6 +22,8 @@ from xmodal_jax.train.run import Run
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES = {"translate": dict(source="FILE", to="text", runs=()), "data": dict(data="folder:my photos")}
 EXAMPLES |= {"compare": dict(runs=(pathlib.Path("A"), pathlib.Path("B")))}
+EXAMPLES |= {"classify": dict(run=pathlib.Path("A"), files=(pathlib.Path("B"),))}
+EXAMPLES |= {"search": dict(index=pathlib.Path("A"), query=("B",))}
 """Required fields of configurations."""
 
 

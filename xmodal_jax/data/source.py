@@ -99,6 +99,15 @@ class Source(abc.ABC):
         """The file that defines the example ``index``, and its line or row there, from 1; None: it is not known."""
         return None
 
+    def names(self, indices: np.ndarray | None = None) -> list[str]:
+        """What people call the examples ``indices`` (None: all): the name of a file, or where the example is defined
+        ("metadata.jsonl:3"), or its number."""
+        names = []
+        for index in self._resolve_indices(indices).tolist():
+            location = self.location(index)
+            names.append(str(index) if location is None else f"{Path(location[0]).name}:{location[1]}")
+        return names
+
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Which of the examples ``indices`` (None: all) have which modality: bool ``[B]`` for each modality.
 
@@ -219,6 +228,9 @@ class SourceView(Source):
 
     def location(self, index: int) -> tuple[str | Path, int] | None:
         return self.source.location(int(self.source_indices(np.array([index]))[0]))
+
+    def names(self, indices: np.ndarray | None = None) -> list[str]:
+        return self.source.names(self.source_indices(indices))
 
     def image_sizes(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
         return self.source.image_sizes(self.source_indices(indices))

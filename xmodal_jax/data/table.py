@@ -88,6 +88,10 @@ class Table(abc.ABC):
     def location(self, row: int) -> tuple[str | Path, int]:
         """The file and line (from 1; or the number of the row in the file) that define a row, for messages."""
 
+    def file_name(self, row: int) -> str | None:
+        """The name of the first file of a row, such as ``cats/3.png``; None: its files have no names."""
+        return None
+
     def contents_key(self, row: int, modalities: Collection[str]) -> Hashable:
         """Equal for rows whose files of ``modalities`` are the same ones, so that they need to be decoded once."""
         return row

@@ -50,15 +50,35 @@ def predict_all(
       few_shapes: whether fewer examples than ``batch_size`` are padded to a power of two, so that calls with different
         numbers of examples share compiled programs.
     """
-    size, results = len(source), []
+    size = len(source)
     if few_shapes:
         batch_size = min(batch_size, 1 << (size - 1).bit_length())
     else:
         batch_size = min(batch_size, size)
+    results = list(predict_batches(predict, params, source, batch_size=batch_size, transform=transform))
+    concatenate = lambda *outputs: np.concatenate([np.asarray(x) for x in outputs])
+    return jax.tree.map(lambda *outputs: concatenate(*outputs)[:size], *results)  # without the padding
+
+
+def predict_batches(
+    predict: Callable[[Any, Any], Any],
+    params: Any,
+    source: Source,
+    *,
+    batch_size: int,
+    transform: Callable | None = None,
+) -> Iterator[Any]:
+    """``predict(params, batch)`` of one batch of ``source`` after the other, as JAX arrays, which may still be computed
+    while the next batches are read. The last batch is padded. The arguments are those of `predict_all`, except that
+    ``batch_size`` may become larger: it is a multiple of the number of devices."""
     mesh = _mesh_of(params)
     run, devices = _compiled(predict, mesh), 1 if mesh is None else mesh.size
     batch_size = -(-batch_size // devices) * devices  # the next multiple of the number of devices
-    shard = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
+    shard = (0, 1)
+    if mesh is not None:
+        # This process among those of the mesh, which may be this one alone.
+        processes = sorted({device.process_index for device in mesh.devices.flat})
+        shard = (processes.index(jax.process_index()), len(processes))
     for batch in iterate_epoch(source, batch_size, transform=transform, shard=shard):
         batch = numeric_fields(batch)  # without strings, which devices cannot hold
         if mesh is not None:
@@ -66,9 +86,7 @@ def predict_all(
             split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
             put = functools.partial(jax.make_array_from_process_local_data, split)
             batch = jax.tree.map(lambda x: put(np.asarray(x)), batch)  # noqa: B023
-        results.append(run(params, batch))
-    concatenate = lambda *outputs: np.concatenate([np.asarray(x) for x in outputs])
-    return jax.tree.map(lambda *outputs: concatenate(*outputs)[:size], *results)  # without the padding
+        yield run(params, batch)
 
 
 def _mesh_of(params: Any) -> Mesh | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.data.source import Source
+from xmodal_jax.evaluation.embeddings import predict_batches
+from xmodal_jax.inference.index import Index
 from xmodal_jax.inference.inputs import collect_inputs
 from xmodal_jax.inference.model import BATCH_SIZE, Classification, Task, TrainedModel
 from xmodal_jax.metrics.classification import class_embeddings
@@ -19,6 +22,17 @@ from xmodal_jax.types import KINDS, kind_of
 
 PROMPTS = ("{}",)
 """The default prompt of a class: its name alone."""
+
+
+class SearchResult(NamedTuple):
+    """The k nearest examples of each of Q queries, nearest first."""
+
+    names: list[list[str]]
+    """Their names, ``[Q][k]``."""
+    scores: np.ndarray
+    """float32 ``[Q, k]``: cosine similarities."""
+    indices: np.ndarray
+    """int64 ``[Q, k]``: their numbers in the index."""
 
 
 class ContrastiveModel(TrainedModel):
@@ -32,7 +46,7 @@ class ContrastiveModel(TrainedModel):
     """
 
     kind = "contrastive"
-    actions = ("embed", "similarity", "classify")
+    actions = ("embed", "similarity", "classify", "index", "search")
 
     def __init__(self, task: Task):
         """See `inference.load`."""
@@ -80,6 +94,14 @@ class ContrastiveModel(TrainedModel):
         `data.open_source` opened with the run's options."""
         return self.predict(self._method.predict, source, batch_size=batch_size)
 
+    def embed_batches(
+        self, source: Source, *, batch_size: int = BATCH_SIZE
+    ) -> Iterator[dict[str, jax.Array]]:
+        """As `embed_source`, batch by batch, as JAX arrays that may still be computed; the last batch is padded."""
+        return predict_batches(
+            self._method.predict, self.params, source, batch_size=batch_size, transform=self.prepare
+        )
+
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Cosine similarities float32 ``[N, M]`` of embeddings ``a [N, dim]`` and ``b [M, dim]``."""
         return np.asarray(_products(jnp.asarray(a), jnp.asarray(b)))
@@ -114,6 +136,61 @@ class ContrastiveModel(TrainedModel):
         if self.scale is not None:
             scores = np.asarray(jax.nn.softmax(self.scale * scores, axis=1))
         return Classification.from_scores(classes, scores)
+
+    def index(self, names: Sequence[str] | None = None, **inputs: Any) -> Index:
+        """An index of inputs, to be searched: ``images=paths``, or several modalities of the same examples.
+
+        ::
+
+            index = model.index(images=sorted(Path("photos").glob("*.jpg")))
+            model.search(index, texts=["a red star"]).names[0]  # the ten most similar ones
+
+        Args:
+          names: of the examples; None: those of the files, or their numbers.
+          inputs: inputs as in `embed`, of one or several modalities.
+
+        Raises:
+          ValueError: an input cannot be used, or there are none.
+        """
+        by_modality = collect_inputs(self.format, inputs)
+        source = self.read(by_modality)
+        if names is None:
+            first = next(iter(by_modality.values()))
+            names = [str(x) if isinstance(x, (str, Path)) else str(k) for k, x in enumerate(first)]
+        embeddings, present = self.embed_source(source), source.presence()
+        for modality, vectors in embeddings.items():
+            vectors[~present[modality]] = 0
+        return Index(embeddings, list(names), self.digest, present, run=str(self.path))
+
+    def search(self, index: Index, k: int = 10, modality: str | None = None, **inputs: Any) -> SearchResult:
+        """The k examples of an index that are the most similar to each input, of whatever modality.
+
+        ::
+
+            index = Index.load("embeddings")  # what experiments/embed.py wrote
+            model.search(index, texts=["a red star"], modality="image").names[0]
+
+        Args:
+          index: made by this model.
+          k: number of examples for each input; all of the index if it has fewer.
+          modality: the modality of the index that is searched; None: its only one.
+          inputs: inputs of one modality, as in `embed`.
+
+        Raises:
+          ValueError: the index was made by another model, or lacks the modality, or an input cannot be used.
+        """
+        self.require_own(index)
+        scores, indices = index.nearest(self.embed(**inputs), k, modality=modality)
+        return SearchResult([[index.names[i] for i in row] for row in indices.tolist()], scores, indices)
+
+    def require_own(self, index: Index) -> None:
+        """Raises ValueError if another model made the index."""
+        if index.model != self.digest:
+            made_by = f" ({index.run})" if index.run else ""
+            raise ValueError(
+                f"the index was made by another checkpoint{made_by} than {self.path}, step {self.step}: their "
+                "embeddings cannot be compared. Use that one, or embed the data again"
+            )
 
     def _text_modality(self) -> str:
         """The first modality of texts."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -12,7 +15,7 @@ import numpy as np
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.inference.inputs import InputFormat, InputSource
-from xmodal_jax.train.checkpoint import RestoredCheckpoint
+from xmodal_jax.train.checkpoint import RestoredCheckpoint, describe
 
 BATCH_SIZE = 128
 """Examples that are computed at a time; fewer are padded to a power of two."""
@@ -112,6 +115,12 @@ class TrainedModel:
         """A batch of inputs as the model takes it: with tokens in place of the texts, and standardised quantities."""
         batch = self.format.transform(batch)
         return {k: v for k, v in batch.items() if not k.startswith("caption")}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Tells the parameters from those of any other checkpoint: 32 hexadecimal digits."""
+        arrays = json.dumps(describe(self.params), sort_keys=True)
+        return hashlib.sha256(arrays.encode()).hexdigest()[:32]
 
     def read(self, inputs: Mapping[str, Any]) -> InputSource:
         """The inputs by modality as a data set in the run's format."""

@@ -226,4 +226,5 @@ def write_safetensors(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray
     contiguous = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays}
     part = path.with_name(path.name + ".part")
     save_file(contiguous, str(part), metadata={"format": "pt"})
+    os.chmod(part, 0o644)  # safetensors sets 0600, with which a colleague could not read it
     os.replace(part, path)

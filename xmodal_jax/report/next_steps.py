@@ -82,6 +82,13 @@ def _translate(source: str, target: str) -> NextStep:
     return NextStep("use it", words)
 
 
+def _embed(run: EndedRun) -> Sequence[str]:
+    """The embeddings of a data set, which search.py then searches; of several seeds, by the first."""
+    data = run.config.data if isinstance(run.config.data, str) else "DATA"
+    seed = ("--seed", str(run.seeds[0])) if len(run.seeds) > 1 else ()
+    return "embed.py", str(run.path), data, *seed
+
+
 def _train(run: EndedRun) -> Sequence[str]:
     """Training on the data set that a page was made of, with the same options of the data."""
     data = run.config.data
@@ -98,11 +105,13 @@ COMPARE = NextStep("compare", lambda run: ("compare.py", str(run.path), "OTHER_R
 NEXT_STEPS: dict[str, tuple[NextStep, ...]] = {
     "captioning": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "compare": (LOOK,),
-    "contrastive": (LOOK, GO_ON, EXPORT, COMPARE),
+    "classify": (LOOK,),
+    "contrastive": (LOOK, GO_ON, NextStep("search", _embed), EXPORT, COMPARE),
     "data": (LOOK, NextStep("train on it", _train)),
     "fusion": (LOOK, GO_ON, EXPORT, COMPARE),
     "gan_zoo": (LOOK, GO_ON, COMPARE),
     "multimodal_vae": (LOOK, GO_ON, EXPORT, COMPARE),
+    "search": (LOOK,),
     "speech_recognition": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "speech_synthesis": (LOOK, GO_ON, _translate("TEXT", "speech"), EXPORT, COMPARE),
     "text_to_image_gan": (LOOK, GO_ON, _translate("TEXT", "image"), EXPORT, COMPARE),

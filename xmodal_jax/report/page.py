@@ -85,8 +85,8 @@ class Hit(NamedTuple):
     """A retrieved result."""
 
     content: str | np.ndarray | Audio
-    correct: bool
-    """Whether it belongs to the query."""
+    correct: bool | None
+    """Whether it belongs to the query; None: it is not known."""
     similarity: float
     caption: str = ""
 
@@ -249,7 +249,8 @@ class Report:
         top: int = 5,
         note: str = "",
     ) -> None:
-        """Results of retrieval: a row per query with its first ``top`` results, correct ones green, others red.
+        """Results of retrieval: a row per query with its first ``top`` results, correct ones green, others red; without
+        colours where it is not known which are correct.
 
         Args:
           title: of the section.
@@ -270,21 +271,14 @@ class Report:
         for k, (query, hits) in enumerate(zip(queries, results, strict=True)):
             query = query if isinstance(query, Item) else Item(query)
             cells = "".join(_hit(rank, hit) for rank, hit in enumerate(hits[:top], start=1))
-            first_rank = next((rank for rank, hit in enumerate(hits, start=1) if hit.correct), None)
-            # The correct result is not among those that are given.
-            if first_rank is None and ranks is not None:
-                first_rank = int(ranks[k])
-            verdict = f"first correct result: rank {first_rank}"
-            if not first_rank:  # None: neither the results nor ``ranks`` have it
-                verdict = f"no correct result in the first {len(hits)}"
+            verdict = _verdict(hits, None if ranks is None else int(ranks[k]))
             rows.append(
                 f'<div class="query"><div class="ask"><span class="kind">query</span>{_cell(*query)}'
-                f'<span class="verdict">{verdict}</span></div><div class="hits">{cells}</div></div>'
+                f'{verdict}</div><div class="hits">{cells}</div></div>'
             )
-        legend = (
-            '<p class="legend"><i class="right"></i>correct <i class="wrong"></i>incorrect'
-            "<span>rank and similarity below each result</span></p>"
-        )
+        is_judged = any(hit.correct is not None for hits in results for hit in hits)
+        colours = '<i class="right"></i>correct <i class="wrong"></i>incorrect' if is_judged else ""
+        legend = f'<p class="legend">{colours}<span>rank and similarity below each result</span></p>'
         self._add(title, f'{_note(note)}{legend}<div class="gallery">{"".join(rows)}</div>')
 
     def add_beside(self, title: str, contents: Mapping[str, str]) -> None:
@@ -498,13 +492,25 @@ def _td(value: Any) -> str:
     return f'<td class="{kind}" dir="auto">{_escape(text)}</td>'
 
 
+def _verdict(hits: Sequence[Hit], rank: int | None) -> str:
+    """The HTML of the line that says where the first correct result is; empty if it is not known which are correct.
+
+    ``rank``: of the first correct result, from 1, where the ``hits`` do not include it; None: it is not known.
+    """
+    if all(hit.correct is None for hit in hits) and rank is None:
+        return ""
+    first = next((place for place, hit in enumerate(hits, start=1) if hit.correct), rank)
+    text = f"first correct result: rank {first}" if first else f"no correct result in the first {len(hits)}"
+    return f'<span class="verdict">{text}</span>'
+
+
 def _hit(rank: int, hit: Hit) -> str:
-    """The HTML of one retrieval result with its rank and similarity, marked as right or wrong."""
+    """The HTML of one retrieval result with its rank and similarity, marked as right or wrong, if that is known."""
     # The sign is readable without colours.
-    css_class, sign = ("right", "✓") if hit.correct else ("wrong", "✗")
+    css_class, sign = {True: (" right", "✓ "), False: (" wrong", "✗ "), None: ("", "")}[hit.correct]
     return (
-        f'<div class="hit {css_class}">{_cell(hit.content, hit.caption)}'
-        f'<div class="score"><span>{sign} {rank}</span>'
+        f'<div class="hit{css_class}">{_cell(hit.content, hit.caption)}'
+        f'<div class="score"><span>{sign}{rank}</span>'
         f"<span>{hit.similarity:.2f}</span></div></div>"
     )
 
@@ -514,7 +520,7 @@ _TAGS = {"right": "span", "wrong": "mark", "missing": "del"}
 
 def _cell(content: str | np.ndarray | Audio | MarkedText, caption: str = "", fps: float = 8.0) -> str:
     """The HTML of a text, an image, a video or audio, with its caption below it; ``fps``: of a video."""
-    below = f'<figcaption dir="auto">{_escape(caption)}</figcaption>' if caption else ""
+    below = f'<figcaption dir="auto">{_lines(caption)}</figcaption>' if caption else ""
     if isinstance(content, MarkedText):
         words = " ".join(f"<{_TAGS[mark]}>{_escape(text)}</{_TAGS[mark]}>" for text, mark in content.pieces)
         return f'<div class="text" dir="auto">{words}</div>{below}'
@@ -635,7 +641,7 @@ figcaption{font-size:.78rem;line-height:1.3;color:var(--muted);margin-top:.3rem;
 .sound{margin:.2rem 0 .9rem;max-width:430px}
 audio{width:100%;height:36px;display:block}
 .legend{display:flex;align-items:center;gap:.4rem}
-.legend span{margin-left:.6rem}
+.legend i~span{margin-left:.6rem}
 .legend i{width:.8rem;height:.8rem;border-radius:3px;display:inline-block}
 i.right{background:var(--right)}i.wrong{background:var(--wrong);margin-left:.6rem}
 .query{display:grid;grid-template-columns:190px minmax(0,1fr);gap:1.1rem;padding:.9rem 0;

@@ -18,6 +18,7 @@ from xmodal_jax.data.layouts.find import find_layout
 from xmodal_jax.data.layouts.layout import Layout, ReadOptions, SplitFiles
 from xmodal_jax.data.measured_columns import Cell, ColumnSizes, join_rows, measure_cells
 from xmodal_jax.data.metadata import Record, choose_test
+from xmodal_jax.data.sources.arrays import sort_modalities
 from xmodal_jax.data.sources.tables import TableSource
 from xmodal_jax.data.split_names import find_splits, require_undivided_split, test_and_validation
 from xmodal_jax.data.table import Content, FolderFile, Row, Table, evenly_spaced
@@ -218,6 +219,10 @@ class FolderTable(Table):
     def location(self, row: int) -> tuple[str | Path, int]:
         record = self._records[row]
         return record.path or self._files_of[row].path, record.line
+
+    def file_name(self, row: int) -> str | None:
+        names = self._records[row].files
+        return names[sort_modalities(names)[0]] if names else None
 
     def contents_key(self, row: int, modalities: Collection[str]) -> Hashable:
         """The folder and the names of the row's files."""

@@ -1,0 +1,207 @@
+"""Embeddings of many examples, to be searched: in memory and in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.inference.index_files import (
+    VERSION,
+    DamagedIndex,
+    Format,
+    Shard,
+    read_settings,
+    read_shard,
+    write_settings,
+    write_shard,
+)
+from xmodal_jax.inference.neighbours import Nearest, nearest
+
+SHARD_SIZE = 16_384
+"""Examples in a shard of an index on disk."""
+LARGEST_NORM = 1.001
+"""Bound of the norms of embeddings, which are unit vectors as far as float32 computes them."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Index:
+    """Embeddings of N examples in one or several modalities.
+
+    ::
+
+        index = model.index(images=paths)  # or Index.load("embeddings"), which experiments/embed.py wrote
+        model.search(index, texts=["a red star"], k=5).names[0]
+
+    Raises:
+      ValueError: the numbers of embeddings and names differ, or an embedding is not a unit vector.
+    """
+
+    embeddings: Mapping[str, np.ndarray]
+    """Of each modality the unit embeddings float32 ``[N, D]``; zeros where an example lacks it."""
+    names: Sequence[str]
+    """What people call the N examples."""
+    model: str
+    """`ContrastiveModel.digest` of the model that computed the embeddings."""
+    present: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Which examples have a modality, bool ``[N]``; modalities that are not named here are those of all."""
+    examples: np.ndarray | None = None
+    """The index of each example in the data set, int64 ``[N]``; None: 0..N-1."""
+    run: str = ""
+    """The directory of the run when the embeddings were computed."""
+    data: Mapping[str, Any] | None = None
+    """The data set: its name as ``--data`` says it (``spec``), its ``split`` and ``options``; None: there is none."""
+
+    def __post_init__(self):
+        if not self.embeddings or not self.names:
+            raise ValueError("an index needs one example at least")
+        for modality, vectors in self.embeddings.items():
+            if vectors.ndim != 2 or len(vectors) != len(self.names):
+                raise ValueError(
+                    f"{len(self.names)} names need as many embeddings of {modality}, [N, D], got {vectors.shape}"
+                )
+            norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+            wrong = ~(np.abs(norms - 1) < LARGEST_NORM - 1) & self.has(modality)
+            if wrong.any():
+                raise ValueError(
+                    f"embedding {int(wrong.argmax())} of {modality} has the norm {norms[wrong][0]:.4g}, not 1"
+                )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{int(self.has(m).sum()):,} of {m}" for m in self.modalities)
+        return f"<Index of {len(self):,} examples: {counts}>"
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that can be searched."""
+        return tuple(self.embeddings)
+
+    def has(self, modality: str) -> np.ndarray:
+        """Which examples have a modality, bool ``[N]``."""
+        mask = self.present.get(modality)
+        return np.ones(len(self), bool) if mask is None else mask
+
+    def example_numbers(self, indices: np.ndarray) -> list:
+        """The numbers in the data set of the examples with these ``indices`` of `names`, as nested lists of int."""
+        return (indices if self.examples is None else self.examples[indices]).tolist()
+
+    def choose_modality(self, modality: str | None) -> str:
+        """``modality``; None: the only one of the index.
+
+        Raises:
+          ValueError: the index lacks it, or has several and none is chosen.
+        """
+        if modality is None and len(self.modalities) == 1:
+            return self.modalities[0]
+        if modality not in self.embeddings:
+            chosen = "choose one of them" if modality is None else f"there is no {modality}"
+            raise ValueError(f"the index has {', '.join(self.modalities)}: {chosen}")
+        return modality
+
+    def nearest(self, embeddings: np.ndarray, k: int = 10, *, modality: str | None = None) -> Nearest:
+        """The k examples that are the most similar to each of ``embeddings [Q, D]``, all of them if there are fewer.
+
+        ``modality``: in which they are compared; None: the only one of the index. The indices are those of `names`.
+
+        Raises:
+          ValueError: see `choose_modality`, or no example has the modality.
+        """
+        modality = self.choose_modality(modality)
+        vectors, mask = self.embeddings[modality], self.has(modality)
+        rows = None if mask.all() else np.flatnonzero(mask)
+        if rows is not None:
+            vectors = vectors[rows]
+        if not len(vectors):
+            raise ValueError(f"no example of the index has {modality}")
+        scores, indices = nearest(embeddings, vectors, min(k, len(vectors)), max_norm=LARGEST_NORM)
+        return Nearest(scores, indices if rows is None else rows[indices])
+
+    def save(
+        self, folder: str | Path, *, format: Format = "safetensors", shard_size: int = SHARD_SIZE
+    ) -> None:
+        """Writes the index to a new or empty folder, as safetensors or Parquet files.
+
+        Raises:
+          FileExistsError: there is something in the folder.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(f"{folder} is not empty: choose a new folder for the index")
+        folder.mkdir(parents=True, exist_ok=True)
+        examples = np.arange(len(self)) if self.examples is None else self.examples
+        starts = range(0, len(self), shard_size)
+        settings = index_settings(
+            self.modalities, self.model, self.run, self.data, format, len(self), shard_size
+        )
+        write_settings(folder, settings)
+        for number, start in enumerate(starts):
+            part = slice(start, start + shard_size)
+            shard = Shard(
+                {m: x[part] for m, x in self.embeddings.items()},
+                {m: self.has(m)[part] for m in self.modalities},
+                self.names[part],
+                examples[part],
+            )
+            write_shard(folder, number, shard, format)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Index:
+        """An index that `save` or experiments/embed.py wrote; every file is verified by its digest.
+
+        Raises:
+          FileNotFoundError: there is no index.
+          ValueError: it is not finished, or of a later version.
+          DamagedIndex: a file is not what was written.
+        """
+        folder = Path(folder)
+        settings = read_settings(folder)
+        modalities, count = settings["modalities"], settings["shards"]
+        shards: list[Shard] = []
+        for number in range(count):
+            try:
+                shards.append(read_shard(folder, number, settings["format"], modalities))
+            except FileNotFoundError as error:
+                raise ValueError(
+                    f"{folder} is not finished: shard {number} of 0..{count - 1} is missing. Run the same command of "
+                    "experiments/embed.py again, which goes on"
+                ) from error
+            except (KeyError, TypeError) as error:
+                raise DamagedIndex(f"{folder}: shard {number} lacks {error}: embed the data again") from error
+        return cls(
+            {m: np.concatenate([shard.embeddings[m] for shard in shards]) for m in modalities},
+            [name for shard in shards for name in shard.names],
+            settings["model"],
+            {m: np.concatenate([shard.present[m] for shard in shards]) for m in modalities},
+            np.concatenate([shard.examples for shard in shards]),
+            settings["run"],
+            settings["data"],
+        )
+
+
+def index_settings(
+    modalities: Sequence[str],
+    model: str,
+    run: str,
+    data: Mapping[str, Any] | None,
+    format: Format,
+    count: int,
+    shard_size: int,
+) -> dict[str, Any]:
+    """The content of ``index.json``; the arguments are fields of `Index` and arguments of `Index.save`."""
+    return {
+        "version": VERSION,
+        "modalities": list(modalities),
+        "model": model,
+        "run": run,
+        "data": None if data is None else dict(data),
+        "format": format,
+        "examples": count,
+        "shard_size": shard_size,
+        "shards": -(-count // shard_size),
+    }

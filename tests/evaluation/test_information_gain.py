@@ -188,6 +188,17 @@ def test_samples_are_what_is_generated_where_the_likelihood_has_no_noise():
     assert set(np.unique(drawn["label"])) == set(range(multimodal.CLASSES))
 
 
+def test_gains_do_not_depend_on_where_parameters_lie():
+    """On four devices, which share every batch."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    evaluator = InformationGainEvaluator(linear_gaussian_vae(), ModalityConfigs(), draws=2, batch_size=8)
+    params, source = {"unused": jnp.zeros(4)}, ArraySource(data(10))
+    one, four = (evaluator(x, source) for x in (params, jax.device_put(params, everywhere)))
+    np.testing.assert_allclose(four.expected, one.expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(four.realised, one.realised, rtol=1e-5, atol=1e-6)
+
+
 def test_the_best_next_modality():
     gains = np.array([[np.nan, 0.2, 0.7], [0.3, np.nan, np.nan], [np.nan] * 3])
     assert best_next(gains, ("image", "text", "audio")) == ["audio", "image", None]

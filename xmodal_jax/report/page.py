@@ -621,7 +621,8 @@ figure picture img{max-width:100%;height:auto;display:block}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;min-width:45%}
 th{font-size:.8rem;font-weight:600;color:var(--muted);text-align:left}
-th,td{padding:.42rem 1rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:middle}
+th,td{padding:.42rem .9rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:middle}
+th:last-child,td:last-child{padding-right:0}
 tbody tr:last-child td{border-bottom:0}
 td.number{font-variant-numeric:tabular-nums;white-space:nowrap}
 td.best{font-weight:700;color:var(--right)}
@@ -631,7 +632,7 @@ td.best{font-weight:700;color:var(--right)}
 .beside .hits{grid-template-columns:repeat(auto-fill,minmax(86px,1fr))}
 td .tile{width:84px}
 td .audio{width:176px}
-td.words{min-width:11rem;overflow-wrap:anywhere;white-space:pre-line}
+td.words{min-width:9rem;overflow-wrap:anywhere;white-space:pre-line}
 mark{background:none;color:var(--wrong);font-weight:650;text-decoration:underline wavy 1px}
 del{color:var(--muted)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:.9rem}

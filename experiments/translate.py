@@ -5,6 +5,9 @@
     python experiments/translate.py --from "a red circle" --to speech --runs runs/speech_synthesis
     python experiments/translate.py --from "a red circle" --to image --copies 8 --runs runs/text_to_image_gan
     python experiments/translate.py --from photos/ --to speech --runs runs/captioning runs/speech_synthesis
+    python experiments/translate.py --from photo.png --with "what colour is the star?" --to text --runs runs/fusion
+    python experiments/translate.py --from clip.wav --to image_sketch --runs runs/multimodal_vae
+    python experiments/translate.py --from "a red circle" --to image --candidates photos/ --runs runs/contrastive
 
 The results are in the run's directory, under `out/`, and in its report.
 """
@@ -13,18 +16,16 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated
 
-import numpy as np
 import tyro
 
 from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.experiment import write_report
-from xmodal_jax.inference.translate import apply_chain, find_chain, find_inputs, read_inputs, write_outputs
-from xmodal_jax.inference.translators import load_translator
+from xmodal_jax.inference import translate
+from xmodal_jax.inference.translators import TranslationOptions, load_translators
 from xmodal_jax.models.seq2seq import Generation
-from xmodal_jax.report.page import Audio
 from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.run import Run
 
@@ -35,14 +36,19 @@ class Config:
 
     source: Annotated[str, tyro.conf.arg(name="from")]
     """A file (picture, sound, video, or .txt with a text per line), a folder of such files, or the text itself."""
-    to: Literal["text", "speech", "image"]
-    """Modality to translate into."""
+    to: str
+    """Modality to translate into: text, speech, image, or another one of the runs, such as image_sketch."""
     runs: tuple[pathlib.Path, ...]
-    """Trained runs of captioning.py, speech_recognition.py, speech_synthesis.py and text_to_image_gan.py."""
+    """Trained runs of any kind. A classifier (fusion.py) answers by text, an autoencoder generates each of its
+    modalities from the others, a shared embedding space (contrastive.py) finds the nearest of --candidates."""
+    given: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
+    """Further inputs of a run of several modalities, a file or a text each, such as the question about a picture."""
+    candidates: pathlib.Path | None = None
+    """A text file with a text per line, or a folder of files: what contrastive.py's runs find the nearest of."""
     copies: int = 1
-    """Number of translations of each input. Only generated pictures differ between them, by their noise."""
+    """Number of translations of each input. Only what is generated from noise or from sampled latents differs."""
     seed: int = 0
-    """Random seed of the noise that pictures are generated from."""
+    """Random seed of the noise that pictures are generated from, and of sampled latents."""
     speaker: str | None = None
     """Name of the voice, one of the voices of the run that synthesises speech; None: the first voice."""
     speed: float = 1.0
@@ -68,41 +74,41 @@ def main(config: Config) -> None:
     target = "audio" if config.to == "speech" else config.to
 
     with timer("restore"):
-        source_inputs = find_inputs(config.source)
-        options = dict(generation=config.generation, speed=config.speed, noise_seed=config.seed)
-        translators = [load_translator(run, bad_examples=bad_examples, **options) for run in config.runs]
-        steps = find_chain(translators, source_inputs.modality, target)
+        source_inputs = translate.find_inputs(config.source)
+        given = tuple(translate.find_given(further) for further in config.given)
+        candidates = None if config.candidates is None else translate.find_candidates(config.candidates)
+        options = TranslationOptions(
+            config.generation, config.speed, config.seed, config.copies > 1, given, candidates
+        )
+        loaded = [load_translators(path, options, bad_examples=bad_examples) for path in config.runs]
+        translators = [translator for of_run in loaded for translator in of_run]
+        steps = translate.find_chain(translators, source_inputs.modality, target, given=given)
     run = Run.create(config.run_dir, config)
 
     with timer("data"):
-        names, inputs = read_inputs(source_inputs, steps[0], bad_examples)
+        names, inputs = translate.read_inputs(source_inputs, steps[0], bad_examples)
         if config.copies > 1:
             names = [f"{name}-{k}" for name in names for k in range(1, config.copies + 1)]
             inputs = [x for x in inputs for _ in range(config.copies)]
     with timer("translate"):
-        stages = apply_chain(steps, inputs, speaker=config.speaker)
-    write_outputs(run.path / "out", names, stages[-1], sample_rate=steps[-1].sample_rate)
+        stages = translate.apply_chain(steps, inputs, speaker=config.speaker)
+    rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
+    output = dict(sample_rate=rates[-1], modality=steps[-1].target)
+    translate.write_outputs(run.path / "out", names, stages[-1], **output)
 
     metrics = {"translate/inputs": len(names), "translate/seconds": timer.seconds["translate"]}
     run.log(1, metrics)
     for name, output in list(zip(names, stages[-1], strict=True))[:20]:
-        if isinstance(output, str):
+        if isinstance(output, str | pathlib.Path):
             print(f"{name}: {output}")
     titles = [source_inputs.modality, *(step.target for step in steps)]
     title, details = " to ".join(titles), f"{len(names)} from {config.source}"
     with write_report(run, title, details, metrics, timer, bad_examples) as report:
-        sample_rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
-
-        def cell(example, sample_rate):
-            """A waveform with its sample rate; a text or an image as it is."""
-            is_waveform = isinstance(example, np.ndarray) and example.ndim == 1
-            return Audio(example, sample_rate) if is_waveform else example
-
-        rows = []  # an input, and what each step makes of it
-        for k, name in enumerate(names):
-            stage_rates = zip(stages, sample_rates, strict=True)
-            rows.append((name, *(cell(stage[k], rate) for stage, rate in stage_rates)))
-        report.add_table("Translations", ("input", *titles), rows)
+        cells = [
+            [translate.to_cell(content, modality, rate) for content in stage]
+            for stage, modality, rate in zip(stages, titles, rates, strict=True)
+        ]  # an input, and what each step makes of it
+        report.add_table("Translations", ("input", *titles), list(zip(names, *cells, strict=True)))
 
 
 if __name__ == "__main__":

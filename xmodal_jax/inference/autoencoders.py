@@ -87,6 +87,11 @@ class LatentModel(TrainedModel):
         """Number of dimensions of the latents."""
         return self._parts.dim
 
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of generated sounds."""
+        return self._config.audio.sample_rate
+
     def describe(self) -> str:
         """What the run is, what it takes and what it gives, as text."""
         classes = f"\nclasses: {', '.join(self.class_names)}" if self.class_names else ""

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import collections
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from xmodal_jax.core.text_files import normalise, read_lines
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.data.media import decode_audio, decode_image, decode_video, modality_of_file, to_pcm
+from xmodal_jax.data.media import (
+    decode_audio,
+    decode_image,
+    decode_video,
+    modality_of_file,
+    resample_and_cut,
+    to_pcm,
+)
 from xmodal_jax.inference.translators import Translator
-from xmodal_jax.report.page import png
+from xmodal_jax.report.page import Audio, png
 from xmodal_jax.train.run import write_atomic
+from xmodal_jax.types import is_measured, kind_of
 
 
 class TranslationInput(NamedTuple):
@@ -55,9 +65,53 @@ def _modality(path: Path) -> str | None:
     return "text" if path.suffix.lower() == ".txt" else modality_of_file(path.name)
 
 
-def find_chain(translators: Sequence[Translator], source: str, target: str) -> list[Translator]:
+def find_given(source: str) -> tuple[str, Any]:
+    """The further input that a string names: its modality, and the file or the text.
+
+    Raises:
+      FileNotFoundError: see `find_inputs`.
+      ValueError: it is a folder, or a text file of several lines.
+    """
+    found = find_inputs(source)
+    if not found.files:
+        return "text", found.text
+    if found.modality == "text" and len(found.files) == 1:
+        lines = _read_lines(found.files[0])
+        if len(lines) == 1:
+            return "text", lines[0]
+    elif len(found.files) == 1 and not Path(source).is_dir():
+        return found.modality, found.files[0]
+    raise ValueError(
+        f"--with takes one file or text, the same for all inputs: {source} holds several or none"
+    )
+
+
+def find_candidates(source: Path) -> tuple[str, list[Any]]:
+    """The candidates that a path names: the lines of a text file, or the files of a folder, with their modality.
+
+    Raises:
+      FileNotFoundError: there is no such file or folder.
+      ValueError: there are none, or files of several modalities.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"--candidates: there is no file or folder {source}")
+    found = find_inputs(str(source))
+    if found.modality == "text":
+        lines = [line for file in found.files for line in _read_lines(file)]
+        if not lines:
+            raise ValueError(f"--candidates: {source} holds no text")
+        return "text", lines
+    return found.modality, list(found.files)
+
+
+def find_chain(
+    translators: Sequence[Translator], source: str, target: str, *, given: Sequence[Any] = ()
+) -> list[Translator]:
     """The shortest chain of translators from one modality to another, by breadth-first search; each is used at most
     once.
+
+    ``source`` may be the kind of a modality with another name, such as image of image_sketch, if no translator takes
+    the kind itself. ``given``: further inputs, all of which some translator of the chain must take.
 
     Raises:
       ValueError: there is none.
@@ -66,13 +120,24 @@ def find_chain(translators: Sequence[Translator], source: str, target: str) -> l
 
         find_chain([synthesizer, captioner], "image", "audio")  # [captioner, synthesizer]
     """
+    named = [t.source for t in translators if kind_of(t.source) == source]
+    start = source if source in named or not named else named[0]
     # Chains that begin at the source, shorter ones first: the modality that each ends in, and its translators.
-    chains = collections.deque([(source, [])])
+    chains, expanded, refused = collections.deque([(start, [])]), set(), None
     while chains:
         modality, chain = chains.popleft()
         if modality == target and chain:
-            return chain
-        chains += [(t.target, [*chain, t]) for t in translators if t.source == modality and t not in chain]
+            if any(len(t.given) == len(given) for t in chain):
+                return chain
+            refused = chain
+        if modality not in expanded:
+            expanded.add(modality)
+            chains += [(t.target, [*chain, t]) for t in translators if t.source == modality]
+    if refused is not None:
+        raise ValueError(
+            f"of {len(given)} further inputs (--with) the runs from {source} to {target} take "
+            f"{', '.join(m for t in refused for m in t.given) or 'none'}: give a run that takes all"
+        )
     available = ", ".join(f"{t.source} to {t.target}" for t in translators)
     raise ValueError(
         f"no way from {source} to {target} through the runs given ({available or 'none'}): name more --runs"
@@ -111,7 +176,8 @@ def read_inputs(
     return names, contents
 
 
-def _read_lines(file: Path, first: Translator, bad_examples: BadExamples) -> list[str]:
+def _read_lines(file: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
     return [normalise(line.strip()) for line in read_lines(file) if line.strip()]
 
 
@@ -119,14 +185,14 @@ def _read_audio(file: Path, first: Translator, bad_examples: BadExamples) -> lis
     samples, was_cut = decode_audio(file, first.sample_rate, first.max_seconds)
     if was_cut:
         bad_examples.note(
-            f"Recordings are cut to {first.max_seconds:g} s, for which the model has positions, which shortens "
+            f"Recordings are cut to {first.max_seconds:g} s, the longest that the model takes, which shortens "
             "{recordings}."
         )
     return [samples]
 
 
 READERS: dict[str, Callable[[Path, Translator, BadExamples], list[Any]]] = {
-    "text": _read_lines,
+    "text": lambda file, first, _: _read_lines(file),
     "audio": _read_audio,
     "image": lambda file, first, _: [decode_image(file, first.shape[0], first.shape[2], first.resize)],
     "video": lambda file, first, _: [decode_video(file, *first.shape[:2], first.shape[3], first.resize)],
@@ -160,39 +226,90 @@ def apply_chain(
     stages = [list(inputs)]
     if speaker is not None and not any(step.speakers for step in chain):
         raise ValueError("a speaker is named, and no run speaks")
-    for step in chain:
-        if step.target == "audio":
+    for k, step in enumerate(chain):
+        if k and kind_of(step.source) == "audio" and chain[k - 1].sample_rate != step.sample_rate:
+            rates = chain[k - 1].sample_rate, step.sample_rate
+            resampled = [_resample(x, *rates) for x in stages[-1]]
+        else:
+            resampled = stages[-1]
+        if step.speakers:
             if speaker is not None and speaker not in step.speakers:
                 raise ValueError(f"there is no speaker {speaker!r}: choose one of {', '.join(step.speakers)}")
             speaker_index = 0 if speaker is None else step.speakers.index(speaker)
-            stages.append(step.apply(stages[-1], [speaker_index] * len(inputs)))
+            stages.append(step.apply(resampled, [speaker_index] * len(inputs)))
         else:
-            stages.append(step.apply(stages[-1]))
+            stages.append(step.apply(resampled))
     return stages
 
 
+def _resample(waveform: Any, source_rate: int, rate: int) -> Any:
+    """A waveform at another sample rate; a file, which is read at any rate, as it is."""
+    if isinstance(waveform, Path):
+        return waveform
+    floats = waveform / np.float32(32768) if waveform.dtype == np.int16 else waveform
+    return resample_and_cut(floats, source_rate, rate, None)[0]
+
+
 def write_outputs(
-    folder: Path, names: Sequence[str], outputs: Sequence[Any], *, sample_rate: int
+    folder: Path,
+    names: Sequence[str],
+    outputs: Sequence[Any],
+    *,
+    sample_rate: int,
+    modality: str | None = None,
 ) -> list[Path]:
-    """Writes each output as a file named after its input: ``.txt``, ``.png`` or 16-bit ``.wav``.
+    """Writes each output as a file named after its input: ``.txt``, ``.png``, 16-bit ``.wav``, or ``.csv`` with a line
+    for each step of measured quantities. An output that is a file is copied.
+
+    ``modality``: of the outputs; None: it is text, images or sounds, which their content tells.
 
     Returns:
       The files.
     """
-    import soundfile
-
     paths = []
     for name, content in zip(names, outputs, strict=True):
         path = folder / name.replace(":", "-")
-        suffix = ".txt" if isinstance(content, str) else ".png" if content.ndim == 3 else ".wav"
+        kind = "file" if isinstance(content, Path) else _kind_of_output(content, modality)
+        suffix = content.suffix if kind == "file" else SUFFIXES[kind]
         path = path.with_name(path.name + suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
+        if kind == "file":
+            shutil.copyfile(content, path)
+        elif kind == "text":
             write_atomic(path, content + "\n")
-        elif suffix == ".png":
+        elif kind == "image":
             write_atomic(path, png(content))
-        else:
+        elif kind == "audio":
+            import soundfile
+
             wave = content if content.dtype == np.int16 else to_pcm(content)
             soundfile.write(path, wave, sample_rate, subtype="PCM_16")
+        else:
+            np.savetxt(path, np.atleast_2d(content), fmt="%.9g", delimiter=",")
         paths.append(path)
     return paths
+
+
+SUFFIXES = {"text": ".txt", "image": ".png", "audio": ".wav", "numbers": ".csv"}
+"""Of the files that outputs are written to, by what they are."""
+
+
+def _kind_of_output(content: Any, modality: str | None) -> str:
+    """What an output is, a key of `SUFFIXES`."""
+    if modality is not None and is_measured(modality):
+        return "numbers"
+    return "text" if isinstance(content, str) else "image" if content.ndim == 3 else "audio"
+
+
+def to_cell(content: Any, modality: str, sample_rate: int) -> Any:
+    """An example of a stage as a cell of a report's table."""
+    if isinstance(content, Path):
+        if kind_of(modality) == "image":
+            with Image.open(content) as picture:
+                return np.asarray(picture.convert("RGB"))
+        if kind_of(modality) == "audio":
+            return Audio(decode_audio(content, sample_rate, None)[0], sample_rate)
+        return content.name
+    if is_measured(modality):
+        return " ".join(f"{value:.4g}" for value in np.ravel(content))
+    return Audio(content, sample_rate) if kind_of(modality) == "audio" else content

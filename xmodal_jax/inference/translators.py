@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import DEFAULT_RESIZE, Resize
-from xmodal_jax.inference.images import ImageModel
 from xmodal_jax.inference.loading import load
-from xmodal_jax.inference.speech import SpeechSynthesizer
-from xmodal_jax.inference.text import TextModel
+from xmodal_jax.inference.model import TrainedModel
+from xmodal_jax.inference.neighbours import nearest
 from xmodal_jax.models.seq2seq import GenerationConfig
+from xmodal_jax.types import kind_of
+
+Given = tuple[str, Any]
+"""A further input, the same for all examples: its kind, and what people hold (see `InputFormat.describe`)."""
 
 
 class Translator(NamedTuple):
     """A trained run as a function from one modality to another.
 
-    Examples are texts; images or videos, uint8, of ``shape``; or waveforms ``[T]``, int16 or floats in [-1, 1].
+    Examples are texts; images or videos, uint8, of ``shape``; waveforms ``[T]``, int16 or floats in [-1, 1]; numbers
+    ``[D]`` or ``[T, C]`` in the unit of the data; or files.
     """
 
     source: str
     """Modality of the inputs."""
     target: str
-    """Modality of the outputs: text, audio or image."""
+    """Modality of the outputs."""
     apply: Callable[..., list]
     """``apply(inputs) -> outputs``, lists of examples. For speech synthesis the second argument is the speaker of each
     input, an index into ``speakers`` (None: the first speaker). Image generation gives different images for equal
@@ -38,9 +42,64 @@ class Translator(NamedTuple):
     speakers: tuple[str, ...] = ()
     """Names of the speakers; empty where the target is not audio."""
     max_seconds: float | None = None
-    """Length of the longest recording that the source encoder has positions for; None: any length."""
+    """Length of the longest recording that the model takes; None: any length."""
     resize: Resize = DEFAULT_RESIZE
     """How images and frames became squares for training."""
+    given: tuple[str, ...] = ()
+    """The modalities of the further inputs that every example has."""
+
+
+class TranslationOptions(NamedTuple):
+    """How runs translate; each option concerns some kinds of runs."""
+
+    generation: GenerationConfig | None = None
+    """How text is decoded; None: as configured in the run."""
+    speed: float = 1.0
+    """Of synthesised speech; above 1 is faster."""
+    noise_seed: int = 0
+    """Seed of the noise that images are generated from, and of the latents of autoencoders."""
+    samples: bool = False
+    """Whether autoencoders decode a sample of the posterior, which differs between equal inputs, or its mean."""
+    given: tuple[Given, ...] = ()
+    """Further inputs of classifiers and autoencoders of several modalities, such as the question about a picture."""
+    candidates: tuple[str, Sequence[Any]] | None = None
+    """Of shared embedding spaces: the kind and the inputs of which the nearest is the translation."""
+
+
+def load_translators(
+    run: pathlib.Path,
+    options: TranslationOptions | None = None,
+    *,
+    seed: int | None = None,
+    bad_examples: BadExamples | None = None,
+) -> list[Translator]:
+    """Loads the newest checkpoint of a run: all ways from one modality to another that it knows.
+
+    Captioners, speech recognisers and synthesisers and generators of images know one. Multimodal VAEs know one for each
+    pair of modalities, autoencoders reconstruct their modality, classifiers by several modalities answer by text
+    whatever they are shown, and shared embedding spaces find the nearest of ``options.candidates``.
+
+    Args:
+      run: the run's directory.
+      options: how it translates; None: as by default.
+      seed: which of the run's seeds, if it has several.
+      bad_examples: notes texts that are cut to the length of those of training; None: they are cut without a note.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the run is of another kind, or has several seeds and ``seed`` is none of them; or there are no
+        candidates.
+    """
+    model = load(run, seed=seed)
+    if model.format.transform.tokenize is not None:
+        model.format.transform.tokenize.bad_examples = bad_examples
+    make = _TRANSLATORS.get(model.kind)
+    translators = make(model, options or TranslationOptions()) if make else []
+    if not translators:
+        raise ValueError(
+            f"{run} translates nothing: give a run of {', '.join(f'{kind}.py' for kind in _TRANSLATORS)} with captions"
+        )
+    return translators
 
 
 def load_translator(
@@ -52,15 +111,12 @@ def load_translator(
     seed: int | None = None,
     bad_examples: BadExamples | None = None,
 ) -> Translator:
-    """Loads the newest checkpoint of a run of captioning, speech recognition, speech synthesis or image generation.
+    """The translator of a run that has one: of captioning, speech recognition, speech synthesis or image generation.
 
     Args:
       run: the run's directory.
-      generation: how text is decoded; None: as configured in the run.
-      speed: of synthesised speech; above 1 is faster.
-      noise_seed: seed of the noise that images are generated from.
-      seed: which of the run's seeds, if it has several.
-      bad_examples: notes texts that are cut to the length of those of training; None: they are cut without a note.
+      generation, speed, noise_seed: see `TranslationOptions`.
+      seed, bad_examples: see `load_translators`.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -71,54 +127,175 @@ def load_translator(
         captioner = load_translator(pathlib.Path("runs/captioning"))
         captioner.apply([image])  # ["a red circle"]
     """
-    model = load(run, seed=seed)
-    if isinstance(model, TextModel):
-        return _text_translator(model, generation)
-    if isinstance(model, SpeechSynthesizer):
-        return _speech_translator(model, speed)
-    if isinstance(model, ImageModel) and model.reads_text:
-        model.format.transform.tokenize.bad_examples = bad_examples
-        return _image_translator(model, noise_seed)
-    raise ValueError(
-        f"{run} translates nothing: give a run of captioning.py, speech_recognition.py, speech_synthesis.py, or of "
-        "text_to_image_gan.py with captions"
-    )
+    options = TranslationOptions(generation, speed, noise_seed)
+    translators = load_translators(run, options, seed=seed, bad_examples=bad_examples)
+    if len(translators) > 1:
+        ways = ", ".join(f"{t.source} to {t.target}" for t in translators)
+        raise ValueError(f"{run} translates several ways ({ways}): use `load_translators`")
+    return translators[0]
 
 
-def _text_translator(model: TextModel, generation: GenerationConfig | None) -> Translator:
+def _text_translators(model: Any, options: TranslationOptions) -> list[Translator]:
     """The translator of a captioning or speech recognition run: image, audio or video to text."""
-    rate = model.format.sample_rate
 
-    def apply(examples: Sequence[np.ndarray]) -> list[str]:
+    def apply(examples: Sequence[Any]) -> list[str]:
         """The text of each image, video or waveform."""
-        inputs = [(x, rate) for x in examples] if model.source == "audio" else list(examples)
-        return model.write(inputs, generation)
+        return model.write(_as_inputs(model, model.source, examples), options.generation)
 
-    return Translator(
-        model.source, "text", apply,
-        sample_rate=rate, shape=tuple(model.metadata["shape"]), resize=model.format.resize,
-        max_seconds=model.format.max_seconds,
-    )  # fmt: skip
+    shape = tuple(model.metadata["shape"])
+    return [_translator(model, model.source, "text", apply)._replace(shape=shape)]
 
 
-def _speech_translator(model: SpeechSynthesizer, speed: float) -> Translator:
+def _speech_translators(model: Any, options: TranslationOptions) -> list[Translator]:
     """The translator of a speech synthesis run: text to waveforms."""
 
     def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
         """A waveform ``[T]`` in [-1, 1] for each text, at the model's sample rate (`Translator.sample_rate`), in the
         voices of ``speakers`` (an index for each text; None: the first voice)."""
         voices = None if speakers is None else [model.voices[k] for k in speakers]
-        return [wave for wave, _ in model.synthesize(texts, voices, speed=speed)]
+        return [wave for wave, _ in model.synthesize(texts, voices, speed=options.speed)]
 
-    return Translator("text", "audio", apply, sample_rate=model.sample_rate, speakers=model.voices)
+    return [Translator("text", "audio", apply, sample_rate=model.sample_rate, speakers=model.voices)]
 
 
-def _image_translator(model: ImageModel, noise_seed: int) -> Translator:
-    """The translator of a text-to-image GAN's run: text to images."""
+def _image_translators(model: Any, options: TranslationOptions) -> list[Translator]:
+    """The translator of a text-to-image GAN's run: text to images; none if it draws from classes or noise alone."""
     shape = tuple(model.metadata["shape"])
 
     def apply(texts: Sequence[str]) -> list[np.ndarray]:
         """An image uint8 ``[H, W, C]`` for each text, from different noise each."""
-        return [np.asarray(x).reshape(shape) for x in model.draw(texts, seed=noise_seed)]
+        return [np.asarray(x).reshape(shape) for x in model.draw(texts, seed=options.noise_seed)]
 
-    return Translator("text", "image", apply, sample_rate=0, shape=shape)
+    return [Translator("text", "image", apply, sample_rate=0, shape=shape)] if model.reads_text else []
+
+
+def _latent_translators(model: Any, options: TranslationOptions) -> list[Translator]:
+    """The translators of an autoencoder: between all modalities, or the reconstruction of the only one."""
+
+    def make(source: str, target: str) -> Translator:
+        given = _assign(options.given, model.format.modalities, source)
+
+        def apply(examples: Sequence[Any]) -> list[Any]:
+            """The modality ``target`` of each example."""
+            inputs = {source: _as_inputs(model, source, examples)} | _repeat(given, len(examples))
+            if source == target:
+                outputs = model.reconstruct(**inputs)[target]
+            elif options.samples:
+                outputs = model.translate(target, count=1, seed=options.noise_seed, **inputs)
+                outputs = [output for (output,) in outputs]
+            else:
+                outputs = model.translate(target, **inputs)
+            return [_from_held(target, output) for output in outputs]
+
+        translator = _translator(model, source, target, apply, given)
+        return (
+            translator._replace(sample_rate=model.sample_rate) if kind_of(target) == "audio" else translator
+        )
+
+    names = model.format.modalities
+    return [make(a, b) for a in names for b in names if a != b or len(names) == 1]
+
+
+def _fusion_translators(model: Any, options: TranslationOptions) -> list[Translator]:
+    """The translators of a classifier by several modalities: any of them to the class as a text."""
+
+    def make(source: str) -> Translator:
+        given = _assign(options.given, model.format.modalities, source)
+
+        def apply(examples: Sequence[Any]) -> list[str]:
+            """The class of each example; of several targets, such as ``action: turn, colour: red``."""
+            inputs = {source: _as_inputs(model, source, examples)} | _repeat(given, len(examples))
+            answers = model.answer(**inputs)
+            if len(model.classes) == 1:
+                return answers
+            return [", ".join(f"{target}: {name}" for target, name in answer.items()) for answer in answers]
+
+        return _translator(model, source, "text", apply, given)
+
+    return [make(source) for source in model.format.modalities]
+
+
+def _embedding_translators(model: Any, options: TranslationOptions) -> list[Translator]:
+    """The translators of a shared embedding space: any modality to the nearest of the candidates."""
+    if options.candidates is None:
+        raise ValueError(
+            f"{model.path} finds the nearest of given texts or files: name them by --candidates, a text file with a "
+            "text per line or a folder of files"
+        )
+    kind, candidates = options.candidates
+    target = _of_kind(model.format.modalities, kind)
+    if target is None:
+        known = ", ".join(model.format.modalities)
+        raise ValueError(f"the candidates are of the kind {kind}, which {model.path} lacks: it has {known}")
+    embeddings = model.embed(**{target: list(candidates)})
+
+    def make(source: str) -> Translator:
+        def apply(examples: Sequence[Any]) -> list[Any]:
+            """The nearest candidate of each example."""
+            queries = model.embed(**{source: _as_inputs(model, source, examples)})
+            return [candidates[k] for k in nearest(queries, embeddings, 1).indices[:, 0].tolist()]
+
+        return _translator(model, source, target, apply)
+
+    return [make(source) for source in model.format.modalities]
+
+
+_TRANSLATORS: dict[str, Callable[[Any, TranslationOptions], list[Translator]]] = {
+    "captioning": _text_translators,
+    "speech_recognition": _text_translators,
+    "speech_synthesis": _speech_translators,
+    "fusion": _fusion_translators,
+    "contrastive": _embedding_translators,
+    "vae": _latent_translators,
+    "multimodal_vae": _latent_translators,
+    "text_to_image_gan": _image_translators,
+}
+"""The translators of each kind of run (`TrainedModel.kind`)."""
+
+
+def _translator(
+    model: TrainedModel, source: str, target: str, apply: Callable[..., list], given: Mapping[str, Any] = {}
+) -> Translator:
+    """A translator whose inputs are in the format of ``model``."""
+    return Translator(
+        source, target, apply,
+        sample_rate=model.format.sample_rate, shape=model.format.shapes.get(source, ()),
+        max_seconds=model.format.max_seconds, resize=model.format.resize, given=tuple(given),
+    )  # fmt: skip
+
+
+def _as_inputs(model: TrainedModel, modality: str, examples: Sequence[Any]) -> list[Any]:
+    """Examples as people hold them: waveforms with their sample rate."""
+    if kind_of(modality) != "audio":
+        return list(examples)
+    return [x if isinstance(x, pathlib.Path) else (x, model.format.sample_rate) for x in examples]
+
+
+def _from_held(modality: str, output: Any) -> Any:
+    """An example of a translator, from what people hold."""
+    kind = kind_of(modality)
+    if kind == "image":
+        pixels = np.asarray(output)
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+    return output[0] if kind == "audio" else output
+
+
+def _of_kind(modalities: Sequence[str], kind: str) -> str | None:
+    """The modality that is named as its kind, or else the first of this kind; None: there is none."""
+    return kind if kind in modalities else next((m for m in modalities if kind_of(m) == kind), None)
+
+
+def _assign(given: Sequence[Given], modalities: Sequence[str], source: str) -> dict[str, Any]:
+    """The further inputs by the modalities that take them, one each; those that the run has no modality for are left
+    out."""
+    assigned: dict[str, Any] = {}
+    for kind, value in given:
+        modality = _of_kind([m for m in modalities if m != source and m not in assigned], kind)
+        if modality is not None:
+            assigned[modality] = value
+    return assigned
+
+
+def _repeat(given: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
+    """The further inputs for each of ``count`` examples."""
+    return {m: [value] * count for m, value in given.items()}

@@ -1,0 +1,194 @@
+"""Runs of every kind as functions from one modality to another, and chains of them."""
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from tests.inference.runs import COLOURS, plain_picture, save_text_run, train_contrastive
+from tests.inference.test_autoencoders import RATE, SMALL, save
+from tests.inference.test_fusion import ANSWERS, TASKS, save_fusion
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.inference import load
+from xmodal_jax.inference.translate import (
+    apply_chain,
+    find_candidates,
+    find_chain,
+    find_given,
+    find_inputs,
+    read_inputs,
+    to_cell,
+    write_outputs,
+)
+from xmodal_jax.inference.translators import (
+    TranslationOptions,
+    Translator,
+    load_translator,
+    load_translators,
+)
+from xmodal_jax.models.vae.multimodal_models import MVTCAEConfig
+from xmodal_jax.models.vae.single_models import VAEConfig
+
+
+def way(translators, source, target):
+    """The only translator from one modality to another."""
+    (translator,) = [t for t in translators if (t.source, t.target) == (source, target)]
+    return translator
+
+
+def test_a_question_about_a_picture(tmp_path):
+    run = save_fusion(tmp_path / "run", ("text", "image"), ANSWERS)
+    picture, question = plain_picture("red", (23, 19)), "is it red"
+    picture.save(tmp_path / "photo.png")
+    expected = load(run).answer(image=picture, text=question)
+    given = (find_given(question),)
+    (step,) = find_chain(load_translators(run, TranslationOptions(given=given)), "image", "text", given=given)
+    _, inputs = read_inputs(find_inputs(str(tmp_path / "photo.png")), step, BadExamples())
+    assert apply_chain([step], inputs)[1] == expected and step.given == ("text",)
+    # The other way round.
+    given = (find_given(str(tmp_path / "photo.png")),)
+    translators = load_translators(run, TranslationOptions(given=given))
+    assert find_chain(translators, "text", "text", given=given)[0].apply([question]) == expected
+    assert way(load_translators(run), "image", "text").apply([]) == []
+    with pytest.raises(ValueError, match="of 1 further inputs .* take none"):
+        find_chain(load_translators(run), "image", "text", given=given)
+    with pytest.raises(ValueError, match="translates several ways"):
+        load_translator(run)
+
+
+def test_answers_with_several_targets_are_one_text(tmp_path):
+    run = save_fusion(tmp_path, ("image", "audio"), TASKS)
+    (answer,) = way(load_translators(run), "image", "text").apply([np.zeros((11, 11, 3), np.uint8)])
+    (expected,) = load(run).answer(image=np.zeros((11, 11, 3), np.uint8))
+    assert answer == f"action: {expected['action']}, colour: {expected['colour']}"
+
+
+def test_every_modality_of_a_vae_becomes_every_other(tmp_path):
+    run = save(tmp_path / "run", MVTCAEConfig(**SMALL))
+    model, translators = load(run), load_translators(run)
+    assert len({(t.source, t.target) for t in translators}) == len(translators) == 4 * 3
+    wave = np.random.default_rng(0).integers(-9000, 9000, 700).astype(np.int16)
+    soundfile.write(tmp_path / "clip.wav", wave, RATE, subtype="PCM_16")
+    (step,) = find_chain(translators, "audio", "vector")
+    names, inputs = read_inputs(find_inputs(str(tmp_path / "clip.wav")), step, BadExamples())
+    stages = apply_chain([step], inputs)
+    expected = model.translate("vector", audio=(wave, RATE))
+    np.testing.assert_allclose(stages[1], expected, rtol=1e-5)
+    (path,) = write_outputs(tmp_path, names, stages[1], sample_rate=RATE, modality="vector")
+    assert path.name == "clip.wav.csv"
+    np.testing.assert_allclose(np.loadtxt(path, delimiter=","), expected[0], rtol=1e-6)
+    (sound,) = way(translators, "text", "audio").apply(["red"])
+    np.testing.assert_allclose(sound, model.translate("audio", text="red")[0][0], atol=1e-3)
+    (picture,) = way(translators, "vector", "image").apply([np.ones(3)])
+    assert picture.shape == (11, 11, 3) and picture.dtype == np.uint8
+    assert to_cell(expected[0], "vector", 0) == " ".join(f"{x:.4g}" for x in expected[0])
+
+
+def test_copies_are_samples_and_further_inputs_are_given(tmp_path):
+    run = save(tmp_path, MVTCAEConfig(**SMALL))
+    given = (("vector", np.array([40.0, 2.0, 7.0])),)
+    same, sampled = (
+        way(load_translators(run, TranslationOptions(samples=samples, given=given)), "text", "image").apply(
+            ["red", "red"]
+        )
+        for samples in (False, True)
+    )
+    np.testing.assert_array_equal(*same)
+    assert (sampled[0] != sampled[1]).any()
+    expected = load(run).translate("image", text="red", vector=np.array([40.0, 2.0, 7.0]))
+    assert np.abs(np.asarray(expected[0]).astype(int) - same[0]).max() <= 1
+
+
+def test_an_autoencoder_of_one_modality_reconstructs(tmp_path):
+    run = save(tmp_path, VAEConfig(**SMALL), ("image",), kind="vae")
+    translator = load_translator(run)
+    assert (translator.source, translator.target, translator.shape) == ("image", "image", (11, 11, 3))
+    picture = np.random.default_rng(0).integers(0, 256, (11, 11, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(
+        translator.apply([picture])[0], load(run).reconstruct(image=picture)["image"][0]
+    )
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contrastive")
+    train_contrastive(folder)
+    return folder
+
+
+def test_a_shared_space_finds_the_nearest_candidate(colours, tmp_path):
+    (tmp_path / "words.txt").write_text("\n".join(COLOURS) + "\n")
+    candidates = find_candidates(tmp_path / "words.txt")
+    assert candidates == ("text", list(COLOURS))
+    pictures = [np.asarray(plain_picture(c)) for c in ("#00d000", "#e00000")]
+    translators = load_translators(colours, TranslationOptions(candidates=candidates))
+    assert way(translators, "image", "text").apply(pictures) == ["green", "red"]
+    for name, colour in (("a", "#00d000"), ("b", "#0000f0")):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        plain_picture(colour, (30, 20)).save(tmp_path / "photos" / f"{name}.png")
+    candidates = find_candidates(tmp_path / "photos")
+    step = way(load_translators(colours, TranslationOptions(candidates=candidates)), "text", "image")
+    found = step.apply(["blue", "green"])
+    assert [path.name for path in found] == ["b.png", "a.png"]
+    (copy, _) = write_outputs(tmp_path / "out", ["one", "two"], found, sample_rate=0, modality="image")
+    assert copy.name == "one.png" and copy.read_bytes() == (tmp_path / "photos" / "b.png").read_bytes()
+    assert to_cell(found[0], "image", 0).shape == (20, 30, 3)
+    with pytest.raises(ValueError, match="name them by --candidates"):
+        load_translators(colours)
+    with pytest.raises(ValueError, match="of the kind audio, which .* lacks: it has text, image"):
+        load_translators(colours, TranslationOptions(candidates=("audio", ["a.wav"])))
+
+
+def test_what_a_shared_space_finds_is_captioned(colours, tmp_path):
+    """A chain whose second run reads the file that the first one found."""
+    plain_picture("#0000f0", (30, 20)).save(tmp_path / "photo.png")
+    captioner = save_text_run(
+        tmp_path / "captioner", "image", "captioning", {"image": np.zeros((1, 8, 8, 3), np.uint8)}
+    )
+    translators = [
+        way(load_translators(colours, TranslationOptions(candidates=find_candidates(tmp_path / "photo.png"))),
+            "text", "image"),
+        load_translator(captioner),
+    ]  # fmt: skip
+    stages = apply_chain(find_chain(translators, "text", "text"), ["blue"])
+    assert stages[2] == load(captioner).caption(tmp_path / "photo.png")
+
+
+def test_many_ways_are_searched_quickly():
+    """Every one of eight modalities becomes every other, and the target is out of reach."""
+    names = [f"image_{k}" for k in range(8)]
+    translators = [Translator(a, b, list, 0) for a in names for b in names if a != b]
+    with pytest.raises(ValueError, match="no way from image to text"):
+        find_chain(translators, "image", "text")
+    chain = find_chain([*translators, Translator("image_7", "text", list, 0)], "image", "text")
+    assert [(t.source, t.target) for t in chain] == [("image_0", "image_7"), ("image_7", "text")]
+
+
+def test_sounds_between_runs_are_resampled():
+    heard = []
+    say = Translator(
+        "text", "audio", lambda x, who: [np.sin(np.arange(800) / 9) / 2], 8000, speakers=("ann",)
+    )
+    hear = Translator("audio", "text", lambda x: [heard.append(x[0]) or "heard"], 16_000)
+    assert apply_chain([say, hear], ["a"])[2] == ["heard"]
+    assert heard[0].dtype == np.int16 and len(heard[0]) == 1600
+    reference = np.sin(np.arange(1600) / 18) / 2 * 32768
+    assert np.abs(heard[0] - reference)[100:-100].max() < 60
+
+
+def test_further_inputs_and_candidates_are_files_or_texts(tmp_path):
+    (tmp_path / "one.txt").write_text("is it red\n")
+    (tmp_path / "two.txt").write_text("is it red\nis it blue\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    Image.new("RGB", (5, 7)).save(tmp_path / "a.png")
+    assert find_given(str(tmp_path / "one.txt")) == ("text", "is it red") == find_given("is it red")
+    assert find_given(str(tmp_path / "a.png")) == ("image", tmp_path / "a.png")
+    for mistake in (tmp_path / "two.txt", tmp_path / "empty.txt"):
+        with pytest.raises(ValueError, match="takes one file or text"):
+            find_given(str(mistake))
+    with pytest.raises(FileNotFoundError, match="no file .*b.png"):
+        find_given(str(tmp_path / "b.png"))
+    with pytest.raises(FileNotFoundError, match="--candidates: there is no file or folder"):
+        find_candidates(tmp_path / "none")
+    with pytest.raises(ValueError, match="holds no text"):
+        find_candidates(tmp_path / "empty.txt")

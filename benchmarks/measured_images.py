@@ -50,7 +50,7 @@ class Config:
     """Standard deviation of the noise of a measurement, in those of the measured quantity."""
     contrastive_steps: int = 600
     fusion_steps: int = 600
-    vae_steps: int = 1000
+    vae_steps: int = 600
     seeds: int = 3
     """Seeds of each run, trained together."""
     folder: pathlib.Path | None = None

@@ -1,5 +1,6 @@
 """Latent spaces of trained autoencoders on new data."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.inference.runs import plain_picture, png_bytes, save_run
+from tests.pretrained import checkpoints
 from tests.support import random_params
 from xmodal_jax.data.splits import FittedTransforms
 from xmodal_jax.data.standardise import FeatureStatistics, StandardiseTransform
@@ -34,9 +36,11 @@ from xmodal_jax.nets.decoders import FrameDecoderConfig, MLPDecoderConfig, Paral
 from xmodal_jax.nets.encoders import (
     AudioTransformerConfig,
     MLPEncoderConfig,
+    PretrainedEncoderConfig,
     TextTransformerConfig,
     VectorMLPConfig,
 )
+from xmodal_jax.transfer.autoencoders import LatentConfig, use_pretrained_encoders
 
 LENGTH, RATE, SAMPLES = 7, 1009, 1311
 D, MLP = 5, MLPDecoderConfig(width=8, depth=1)
@@ -59,6 +63,11 @@ STATISTICS = {"vector": FeatureStatistics((30.0, 2.0, 7.0), (10.0, 0.5, 0.0), ("
 TOKENIZER = train_tokenizer(["a red star", "two blue rings"], "word")
 MODALITIES = ("image", "text", "audio", "vector")
 RNG = np.random.default_rng(0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained(LatentConfig):
+    model: MVTCAEConfig = MVTCAEConfig(**SMALL)
 
 
 def arrays(count, modalities=MODALITIES):
@@ -89,9 +98,18 @@ def arrays(count, modalities=MODALITIES):
 TRANSFORM = FittedTransforms(TokenizeTransform(TOKENIZER, LENGTH), StandardiseTransform(STATISTICS))
 
 
-def save(folder, config, modalities=MODALITIES, classes=0, class_names=None, kind="multimodal_vae"):
-    """A run with random parameters."""
+def save(
+    folder,
+    config,
+    modalities=MODALITIES,
+    classes=0,
+    class_names=None,
+    kind="multimodal_vae",
+    image=(11, 11, 3),
+):
+    """A run with random parameters; ``image``: the shape of its images."""
     batch, _ = arrays(1)
+    batch["image"] = np.zeros((1, *image), np.uint8)
     sizes = sizes_of(batch, modalities, config, vocab_size=TOKENIZER.vocab_size, classes=classes)
     as_json = {m: [*s.shape, s.values] for m, s in sizes.items()}
     if kind == "vae":
@@ -365,3 +383,24 @@ def test_only_a_model_with_a_prior_samples(tmp_path, config):
 def test_mistakes_are_explained(model, mistake, message):
     with pytest.raises(ValueError, match=message):
         mistake(model)
+
+
+def test_pretrained_encoders_need_their_folder_no_more(tmp_path):
+    """They are in the checkpoint, whose configuration holds their architecture."""
+    words = dict(vocab_size=TOKENIZER.vocab_size)
+    folders = {
+        "text_encoder": checkpoints.write_folder(
+            tmp_path / "bert", {**checkpoints.BERT, **words}, {"text": "pool"}, TOKENIZER
+        ),
+        "image_encoder": checkpoints.write_folder(tmp_path / "vit", checkpoints.VIT, {"image": "pool"}),
+    }
+    config = Pretrained(**{name: f"hf:{folder}" for name, folder in folders.items()})
+    config, _ = use_pretrained_encoders(config)
+    run = save(tmp_path / "run", config.model, ("image", "text"), image=(16, 24, 3))
+    for folder in folders.values():
+        shutil.rmtree(folder)
+    model = load(run)
+    assert isinstance(model._config.image.encoder, PretrainedEncoderConfig)
+    picture = RNG.integers(0, 256, (16, 24, 3)).astype(np.uint8)
+    assert model.encode(image=picture, text="a red star").shape == (1, D)
+    assert model.translate("image", text="red")[0].size == (24, 16)

@@ -13,6 +13,7 @@ from tests.support import random_params
 from xmodal_jax.core import parts
 from xmodal_jax.data.splits import FittedTransforms
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
+from xmodal_jax.evaluation import attention
 from xmodal_jax.inference import load, overlay
 from xmodal_jax.models.fusion import make_fusion, make_token_attention
 from xmodal_jax.models.towers import precompute_spectrograms
@@ -151,6 +152,15 @@ def test_attention_is_that_of_the_method(answering):
     np.testing.assert_allclose(of_text.weights, weights["text"][0][: len(of_text.weights)], rtol=1e-4)
     assert of_text.content[1:5] == ["what", "colour", "is", "the"] and len(of_text.content) == 7
     np.testing.assert_array_equal(of_image.content, picture)
+
+
+def test_the_grid_has_the_proportions_of_the_image():
+    grid = attention._grid(np.arange(6), 1, 16, 24)[0]
+    assert grid.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert attention._grid(np.arange(12), 2, 24, 16).shape == (2, 3, 2)
+    assert [attention._grid(np.arange(n), 1, 11, 11).shape[1:] for n in (1, 9, 11, 49)] == [
+        (1, 1), (3, 3), (3, 3), (7, 7),
+    ]  # fmt: skip
 
 
 def test_dark_where_there_is_little_attention():

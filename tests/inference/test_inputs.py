@@ -55,6 +55,18 @@ def test_a_picture_is_the_same_however_it_is_held(tmp_path):
         np.testing.assert_array_equal(image, decode_image(tmp_path / "a.png", 8))
 
 
+def test_images_of_training_that_are_no_squares(tmp_path):
+    wide = FORMAT._replace(shapes={"image": (5, 7, 3), "video": (2, 5, 7, 3)})
+    pixels = RNG.integers(0, 255, (5, 7, 3)).astype(np.uint8)
+    source = InputSource({"image": [pixels], "video": [np.stack([pixels, pixels])]}, wide)
+    batch = source.batch(np.arange(1))
+    np.testing.assert_array_equal(batch["image"][0], pixels)
+    np.testing.assert_array_equal(batch["video"][0, 1], pixels)
+    for name, value in (("image", photo()), ("image", "a.png"), ("video", np.stack([pixels] * 3))):
+        with pytest.raises(ValueError, match="training have 5 x 7 pixels: give pixels uint8 of exactly"):
+            InputSource({name: [value]}, wide).batch(np.arange(1))
+
+
 def test_one_input_is_a_list_of_one(tmp_path):
     pixels = np.asarray(photo())
     for one in (photo(), pixels, "a.png", b"bytes", pixels[..., 0]):

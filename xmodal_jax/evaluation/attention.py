@@ -64,14 +64,15 @@ def _audio(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
 
 
 def _image(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
-    return inputs.raw[modality][k], _grid(weights, steps=1)[0]
+    image = inputs.raw[modality][k]
+    return image, _grid(weights, 1, *image.shape[:2])[0]
 
 
 def _video(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
-    """Example k's video, and the attention to it ``[time steps, side, side]``."""
+    """Example k's video, and the attention to it ``[time steps, h, w]``."""
     video = inputs.raw[modality][k]
     steps = len(video) // encoder_of(inputs.model, modality).frames_per_token
-    return video, _grid(weights, steps)
+    return video, _grid(weights, steps, *video.shape[1:3])
 
 
 def _measured(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
@@ -81,10 +82,11 @@ def _measured(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarra
     return np.where(mask[k], values[k], np.nan), weights
 
 
-def _grid(weights: np.ndarray, steps: int) -> np.ndarray:
-    """The attention to the tokens as a square grid for each time step, ``[steps, side, side]``."""
-    side = int(np.sqrt(len(weights) // steps))
-    return weights[: steps * side * side].reshape(steps, side, side)
+def _grid(weights: np.ndarray, steps: int, height: int, width: int) -> np.ndarray:
+    """The attention to the tokens as a grid for each time step, ``[steps, h, w]``, of the proportions of the image."""
+    rows = int(np.sqrt(len(weights) // steps * height / width) + 1e-6)
+    columns = int(rows * width / height + 1e-6)
+    return weights[: steps * rows * columns].reshape(steps, rows, columns)
 
 
 _PARTS: dict[str, Callable[[AttentionInputs, str, int, np.ndarray], tuple[Any, np.ndarray]]] = {

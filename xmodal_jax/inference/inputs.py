@@ -233,13 +233,25 @@ def _read_text(value: Any, format: InputFormat, modality: str) -> str:
 def _read_image(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     """Pixels uint8 ``[S, S, C]`` from a path, the bytes of a file, a Pillow image, or pixels uint8, which are taken as
     they are where they have this shape."""
-    size, _, channels = format.shapes[modality]
+    size, width, channels = format.shapes[modality]
+    if getattr(value, "shape", None) == (size, width, channels) and value.dtype == np.uint8:
+        return np.asarray(value)
+    _check_square(format.shapes[modality])
     if isinstance(value, (str, Path, bytes)):
         return decode_image(value, size, channels, format.resize)
-    if getattr(value, "shape", None) == (size, size, channels) and value.dtype == np.uint8:
-        return np.asarray(value)
     picture = value if isinstance(value, Image.Image) else _to_picture(value)
     return to_square(picture, size, channels, format.resize)
+
+
+def _check_square(shape: tuple[int, ...]) -> None:
+    """Raises ValueError for images or frames ``[..., H, W, C]`` of training that were no squares, which other images
+    would become."""
+    *_, height, width, channels = shape
+    if height != width:
+        raise ValueError(
+            f"the images of training have {height} x {width} pixels: give pixels uint8 of exactly the shape "
+            f"{tuple(shape)}, as others are made square"
+        )
 
 
 def _to_picture(value: Any) -> Image.Image:
@@ -290,11 +302,12 @@ def _is_sound(value: Any) -> bool:
 
 def _read_video(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     """Frames uint8 ``[F, S, S, C]`` from a path, the bytes of a file, or a list or array of frames."""
-    frames, size, _, channels = format.shapes[modality]
+    frames, size, width, channels = format.shapes[modality]
+    if getattr(value, "shape", None) == (frames, size, width, channels) and value.dtype == np.uint8:
+        return np.asarray(value)
+    _check_square(format.shapes[modality])
     if isinstance(value, (str, Path, bytes)):
         return decode_video(value, frames, size, channels, format.resize)
-    if getattr(value, "shape", None) == (frames, size, size, channels) and value.dtype == np.uint8:
-        return np.asarray(value)
     if not len(value):
         raise ValueError("the video has no frames")
     chosen = np.round(np.linspace(0, len(value) - 1, frames)).astype(int)  # evenly spaced, as files are read

@@ -21,7 +21,13 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.inference.contrastive import ContrastiveModel
-from xmodal_jax.inference.embed_data import describe_data, embed_data, open_for, spread_over_devices
+from xmodal_jax.inference.embed_data import (
+    ALL_SPLITS,
+    describe_data,
+    embed_data,
+    open_for,
+    spread_over_devices,
+)
 from xmodal_jax.inference.index import SHARD_SIZE
 from xmodal_jax.inference.index_files import Format
 from xmodal_jax.inference.loading import load
@@ -38,8 +44,8 @@ class Config:
     data: Annotated[str, tyro.conf.Positional]
     """Data set, in one of the forms of ``--data`` of the other scripts. The default of --modalities are those that it
     shares with the run."""
-    split: str = "train"
-    """Split of the data set to embed."""
+    split: str = ALL_SPLITS
+    """Split of the data set to embed: its name, or ``all``."""
     output: pathlib.Path | None = None
     """Folder to write to; None: RUN/embeddings-<split>."""
     format: Format = "safetensors"
@@ -80,7 +86,7 @@ def main(config: Config) -> None:
     spread_over_devices(model)
     embed_data(
         model, source, folder,
-        data=describe_data(config.data, config.split, config.input, source.modalities), bad_examples=bad_examples,
+        data=describe_data(config.data, config.split, config.input), bad_examples=bad_examples,
         format=config.format, batch_size=config.batch_size, shard_size=config.shard_size, process=process,
         progress=config.input.progress and process[0] == 0, announce=announce,
     )  # fmt: skip

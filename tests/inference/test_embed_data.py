@@ -11,7 +11,13 @@ from tests.inference.runs import COLOURS, train_contrastive
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.inference import Index, embed_data, load
-from xmodal_jax.inference.embed_data import describe_data, open_for, open_to_show, spread_over_devices
+from xmodal_jax.inference.embed_data import (
+    ALL_SPLITS,
+    describe_data,
+    open_for,
+    open_to_show,
+    spread_over_devices,
+)
 
 COUNT = 23
 
@@ -53,7 +59,7 @@ def embed(
     source = open_for(model, spec, "train", data, bad_examples)
     embed_data.embed_data(
         model, source, folder,
-        data=describe_data(spec, "train", data, source.modalities), bad_examples=bad_examples,
+        data=describe_data(spec, "train", data), bad_examples=bad_examples,
         batch_size=4, shard_size=7, process=process, progress=False, announce=announce, **options,
     )  # fmt: skip
     return bad_examples
@@ -73,8 +79,8 @@ def test_embeddings_are_those_of_the_files(model, pictures, tmp_path, format):
     embed(model, pictures, tmp_path / "index", format=format)
     index = Index.load(tmp_path / "index")
     assert len(index) == COUNT + 1 and len(list((tmp_path / "index").glob("shard-*.json"))) == 3
-    assert index.names[:3] == ["00.png", "00.png", "01.png"] and index.names[-1] == "22.png"
-    files = [pictures / name for name in index.names]
+    assert index.names[:3] == ["train/00.png", "train/00.png", "train/01.png"]
+    files = [pictures.parent / name for name in index.names]
     has = index.has("image")
     assert has.tolist() == [True, False] + [True] * (COUNT - 1)  # a picture with two captions counts once
     np.testing.assert_allclose(index.embeddings["image"][has], model.embed(images=files)[has], atol=1e-6)
@@ -83,7 +89,7 @@ def test_embeddings_are_those_of_the_files(model, pictures, tmp_path, format):
     )
     assert model.search(index, texts=["blue"], modality="image", k=7).indices[0].tolist() != []
     found = model.search(index, images=files[-1], modality="image", k=1)
-    assert found.names == [["22.png"]]
+    assert found.names == [["train/22.png"]]
 
 
 def test_what_was_stopped_is_gone_on_with(model, pictures, tmp_path, monkeypatch):
@@ -150,7 +156,7 @@ def test_bad_examples_are_left_out_and_listed(model, pictures, tmp_path):
     bad = embed(model, pictures, tmp_path / "index", on_bad_example="skip")
     assert sorted(b.line for b in bad.items) == [7, 8, 23]
     whole, index = Index.load(tmp_path / "whole"), Index.load(tmp_path / "index")
-    good = [k for k, name in enumerate(whole.names) if name not in ("06.png", "07.png", "22.png")]
+    good = [k for k, name in enumerate(whole.names) if name[-6:] not in ("06.png", "07.png", "22.png")]
     assert index.names == [whole.names[k] for k in good] and index.examples.tolist() == good
     np.testing.assert_allclose(index.embeddings["image"], whole.embeddings["image"][good], atol=1e-6)
     again = embed(model, pictures, tmp_path / "index", on_bad_example="skip")  # nothing is left to do
@@ -204,3 +210,33 @@ def test_what_is_shown_is_larger_and_may_be_gone(model, pictures, tmp_path):
     assert "has changed since it was embedded" in bad_examples.remarks[0]
     assert "shows names alone, because the data set folder:" in bad_examples.remarks[1]
     assert open_to_show(model, dataclasses.replace(index, data=None), bad_examples) is None
+
+
+def test_all_splits_are_embedded_and_shown(model, pictures, tmp_path):
+    """Of a folder without splits too, of which a training would hold out a part."""
+    for k, folder in enumerate((pictures, pictures.parent)):
+        if k == 1:
+            pictures.rename(tmp_path / "undivided")
+            folder = tmp_path / "undivided"
+        else:
+            test = pictures.parent / "test"
+            test.mkdir()
+            Image.new("RGB", (8, 8), "#0000e0").save(test / "x.png")
+            (test / "metadata.jsonl").write_text('{"file_name": "x.png"}')  # without a caption
+            folder = pictures.parent
+        spec, options = f"folder:{folder}", DataOptions(progress=False)
+        source = open_for(model, spec, ALL_SPLITS, options, BadExamples())
+        names = source.example_names()
+        if k == 0:
+            assert names[-1] == "test/x.png" and len(source) == COUNT + 2
+            assert not source.presence()["text"][-1] and source.presence()["image"].all()
+        else:
+            assert sorted(set(names)) == [f"{k:02}.png" for k in range(COUNT)]
+        embed_data.embed_data(
+            model, source, tmp_path / f"all-{k}", data=describe_data(spec, ALL_SPLITS, options),
+            bad_examples=BadExamples(), progress=False,
+        )  # fmt: skip
+        index = Index.load(tmp_path / f"all-{k}")
+        assert list(index.names) == names
+        shown = open_to_show(model, index, BadExamples())
+        assert shown.batch(np.array([0, len(names) - 1]))["image"].shape == (2, 160, 160, 3)

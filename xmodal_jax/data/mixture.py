@@ -259,6 +259,13 @@ class MixtureSource(Source):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def example_names(self, indices: np.ndarray | None = None) -> list[str]:
+        indices = self._resolve_indices(indices)
+        names = np.empty(len(indices), object)
+        for source, rows, in_part in self._split(indices):
+            names[rows] = source.example_names(in_part)
+        return names.tolist()
+
     def parts(self, indices: np.ndarray | None = None) -> np.ndarray:
         """The number of the part of each example, int64 ``[B]``."""
         return np.searchsorted(self._ends, self._resolve_indices(indices), side="right")

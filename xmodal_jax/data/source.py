@@ -99,7 +99,7 @@ class Source(abc.ABC):
         """The file that defines the example ``index``, and its line or row there, from 1; None: it is not known."""
         return None
 
-    def names(self, indices: np.ndarray | None = None) -> list[str]:
+    def example_names(self, indices: np.ndarray | None = None) -> list[str]:
         """What people call the examples ``indices`` (None: all): the name of a file, or where the example is defined
         ("metadata.jsonl:3"), or its number."""
         names = []
@@ -229,8 +229,8 @@ class SourceView(Source):
     def location(self, index: int) -> tuple[str | Path, int] | None:
         return self.source.location(int(self.source_indices(np.array([index]))[0]))
 
-    def names(self, indices: np.ndarray | None = None) -> list[str]:
-        return self.source.names(self.source_indices(indices))
+    def example_names(self, indices: np.ndarray | None = None) -> list[str]:
+        return self.source.example_names(self.source_indices(indices))
 
     def image_sizes(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
         return self.source.image_sizes(self.source_indices(indices))

@@ -89,7 +89,7 @@ class Table(abc.ABC):
         """The file and line (from 1; or the number of the row in the file) that define a row, for messages."""
 
     def file_name(self, row: int) -> str | None:
-        """The name of the first file of a row, such as ``cats/3.png``; None: its files have no names."""
+        """The name of the first file of a row in the data set, such as ``train/cats/3.png``; None: it has none."""
         return None
 
     def contents_key(self, row: int, modalities: Collection[str]) -> Hashable:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from xmodal_jax.core.text_files import printable
 from xmodal_jax.data.bad_examples import BadExample, BadExamples
+from xmodal_jax.data.mixture import MixtureSource
 from xmodal_jax.data.mixture_splits import split_options
 from xmodal_jax.data.open import FORMS, DataOptions, open_source
 from xmodal_jax.data.source import RawBatch, Source, first_of_group
@@ -47,6 +48,7 @@ OF_TRAINING = (
     "validation", "test_split", "test_data", "data_weights", "missing", "incomplete", "check_files", "memory_limit_gib",
 )  # fmt: skip
 """The options of data that only a training has use for."""
+ALL_SPLITS = "all"
 _IN_FLIGHT = 4  # batches that are computed while the next ones are read
 _NO_MEMORY = 1e-9  # GiB
 SHOWN_SIDE = 160
@@ -81,8 +83,10 @@ def run_options(model: ContrastiveModel, options: DataOptions) -> DataOptions:
 def open_for(
     model: ContrastiveModel, spec: str, split: str, options: DataOptions, bad_examples: BadExamples
 ) -> Source:
-    """A split of a data set in the format of a run, with the modalities that both have, or those of
-    ``options.modalities``. Its files are decoded when they are needed, and no file is kept in memory.
+    """A data set in the format of a run, with the modalities that both have, or those of ``options.modalities``. Its
+    files are decoded when they are needed, and no file is kept in memory.
+
+    ``split``: its name, or `ALL_SPLITS`: the examples of all splits, one after the other.
 
     Raises:
       ValueError: run and data share no modality, or the run lacks one that is asked for.
@@ -91,17 +95,34 @@ def open_for(
     for name in OF_TRAINING:
         if getattr(options, name) != getattr(DataOptions, name):
             raise ValueError(f"--{name.replace('_', '-')} is an option of training: leave it out")
-    options = dataclasses.replace(run_options(model, options), check_files=False, memory_limit_gib=_NO_MEMORY)
     known = model.format.modalities
-    if options.modalities is None:
-        options = dataclasses.replace(options, modalities=_shared(spec, split, options, known))
-    elif absent := [m for m in options.modalities if m not in known]:
-        raise ValueError(f"the run has {', '.join(known)}, not {absent[0]}")
-    return open_source(spec, split, options, bad_examples=bad_examples)
+    for modality in options.modalities or ():
+        if modality not in known:
+            raise ValueError(f"the run has {', '.join(known)}, not {modality}")
+    return _open_splits(spec, split, run_options(model, options), known, bad_examples)
+
+
+def _open_splits(
+    spec: str, split: str, options: DataOptions, known: Sequence[str], bad_examples: BadExamples
+) -> Source:
+    """One or all splits of a data set, with ``options.modalities``; None: those of ``known`` that each split has."""
+    options = dataclasses.replace(options, check_files=False, memory_limit_gib=_NO_MEMORY)
+
+    def open_one(name: str) -> Source:
+        shared = options.modalities or _shared(spec, name, options, known)
+        chosen = dataclasses.replace(options, modalities=shared)
+        return open_source(spec, name, chosen, bad_examples=bad_examples)
+
+    if split != ALL_SPLITS:
+        return open_one(split)
+    train = open_one("train")
+    names = dict.fromkeys(name for name in (train.validation_split, *train.test_splits) if name is not None)
+    sources = {"train": train} | {name: open_one(name) for name in names}
+    return train if len(sources) == 1 else MixtureSource(sources)
 
 
 def _shared(spec: str, split: str, options: DataOptions, known: Sequence[str]) -> tuple[str, ...]:
-    """Those of the modalities ``known`` that a data set has.
+    """Those of the modalities ``known`` that a split of a data set has.
 
     Raises:
       ValueError: it has none of them, or cannot be opened.
@@ -175,7 +196,7 @@ def embed_data(
     batch_size = -(-batch_size // devices) * devices
     shard_size = -(-shard_size // batch_size) * batch_size
     settings = index_settings(
-        source.modalities, model.digest, str(model.path), data, format, len(source), shard_size
+        source.modalities, model.digest, absolute(model.path), data, format, len(source), shard_size
     )
     _begin(folder, settings, writes=process[0] == 0)
     own = range(process[0], settings["shards"], process[1])
@@ -190,6 +211,11 @@ def embed_data(
         if total:
             _embed_shards(model, source, ranges, batch_size, write, bar)
     _list_bad_examples(folder, settings["shards"], bad_examples)
+
+
+def absolute(run: Path) -> str:
+    """The path of a run from anywhere; a name that is no path (``hf:FOLDER``) as it is."""
+    return str(run.resolve() if run.exists() else run)
 
 
 def _begin(folder: Path, settings: Mapping[str, Any], *, writes: bool) -> None:
@@ -285,7 +311,7 @@ def _write(
         indices, present = indices[good], {m: x[good] for m, x in present.items()}
         embeddings = {m: x[good] for m, x in embeddings.items()}
     embeddings = {m: np.where(present[m][:, None], x, 0).astype(np.float32) for m, x in embeddings.items()}
-    shard = Shard(embeddings, present, source.names(indices), indices, bad)
+    shard = Shard(embeddings, present, source.example_names(indices), indices, bad)
     write_shard(folder, number, shard, format)
 
 
@@ -312,11 +338,9 @@ def _list_bad_examples(folder: Path, shards: int, bad_examples: BadExamples) -> 
         with_shards.write(folder / "bad_examples.jsonl")
 
 
-def describe_data(spec: str, split: str, options: DataOptions, modalities: Sequence[str]) -> dict[str, Any]:
+def describe_data(spec: str, split: str, options: DataOptions) -> dict[str, Any]:
     """The fields of `Index.data`, with which `open_to_show` finds the examples again."""
-    options = dataclasses.replace(
-        options, modalities=tuple(modalities), on_bad_example="skip", progress=False
-    )
+    options = dataclasses.replace(options, on_bad_example="skip", progress=False)
     changed = {
         field.name: to_json(getattr(options, field.name))
         for field in dataclasses.fields(options)
@@ -334,14 +358,13 @@ def open_to_show(model: ContrastiveModel, index: Index, bad_examples: BadExample
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
     shows = f"the page shows names alone, because the data set {spec} "
     try:
-        options = run_options(model, DataOptions(**options))
-        plain, options = split_options(spec, options)
+        plain, options = split_options(spec, DataOptions(**options))
+        options = run_options(model, options)
         if "largest_side" in FORMS[plain.partition(":")[0]].options:
             options = dataclasses.replace(options, image_size=SHOWN_SIDE, image_fit="pad", image_centre=None)
-        options = dataclasses.replace(options, check_files=False, memory_limit_gib=_NO_MEMORY)
-        source = open_source(plain, split, options, bad_examples=BadExamples("skip"))
+        source = _open_splits(plain, split, options, model.format.modalities, BadExamples("skip"))
         numbers = np.arange(len(index)) if index.examples is None else index.examples
-        if numbers.max() >= len(source) or source.names(numbers) != list(index.names):
+        if numbers.max() >= len(source) or source.example_names(numbers) != list(index.names):
             bad_examples.remark(f"{shows}has changed since it was embedded")
             return None
     except (ValueError, OSError, ImportError) as error:

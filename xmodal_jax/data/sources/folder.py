@@ -221,8 +221,11 @@ class FolderTable(Table):
         return record.path or self._files_of[row].path, record.line
 
     def file_name(self, row: int) -> str | None:
-        names = self._records[row].files
-        return names[sort_modalities(names)[0]] if names else None
+        names, folder, root = self._records[row].files, self._files_of[row].folder, Path(self.data_set)
+        if not names:
+            return None
+        path = folder / names[sort_modalities(names)[0]]
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
     def contents_key(self, row: int, modalities: Collection[str]) -> Hashable:
         """The folder and the names of the row's files."""

@@ -1,0 +1,126 @@
+"""The examples of docs/inference.md run, in Python and on the command line."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import shlex
+import sys
+
+import numpy as np
+import pytest
+
+from tests.inference.runs import COLOURS, plain_picture, train_contrastive
+from tests.inference.test_fusion import ANSWERS, save_fusion
+from xmodal_jax.train.command_line import run_script
+
+ROOT = pathlib.Path(__file__).parents[2]
+BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", (ROOT / "docs" / "inference.md").read_text(), re.S)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "contrastive"
+    train_contrastive(folder)
+    return folder
+
+
+@pytest.fixture
+def workplace(run, tmp_path, monkeypatch):
+    """The working directory of the guide, with the run, six pictures and an array of vectors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XMODAL_CONFIGURE", "0")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "contrastive").symlink_to(run)
+    (tmp_path / "photos").mkdir()
+    lines = []
+    for name, colour, caption in zip(
+        "abcdef", ("#e00000", "#00d000", "#0000f0") * 2, COLOURS * 2, strict=True
+    ):
+        plain_picture(colour, (12, 9)).save(f"photos/{name}.png")
+        lines.append(json.dumps({"file_name": f"{name}.png", "text": caption}))
+    (tmp_path / "photos" / "metadata.jsonl").write_text("\n".join(lines))
+    vectors = np.random.default_rng(0).standard_normal((31, 7)).astype(np.float32)
+    np.save("vectors.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """``call(words)``: runs a script of experiments/ in this process."""
+
+    def run_words(words):
+        path = ROOT / words[1]
+        spec = importlib.util.spec_from_file_location(f"guide_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        monkeypatch.setattr(sys, "argv", words[1:])
+        spec.loader.exec_module(module)
+        run_script(module.main, module.Config, module.__doc__, words[2:])
+
+    return run_words
+
+
+def test_the_examples_in_python(workplace, capsys):
+    code = "\n".join(block for language, block in BLOCKS if language == "python")
+    assert code.count("assert") >= 5
+    exec(compile(code, "docs/inference.md", "exec"), {})
+    assert "classify(classes" in capsys.readouterr().out
+
+
+def test_the_examples_on_the_command_line(workplace, call, capsys):
+    commands = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines()]
+    assert len(commands) == 3
+    for command in commands:
+        call(shlex.split(command))
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("photos/a.png: red ") for line in printed)
+    folders = {path.name.partition("-")[0]: path for path in (workplace / "runs").iterdir()}
+    classes = json.loads((folders["classify"] / "results.json").read_text())
+    assert [record["class"]["class"] for record in classes] == [*COLOURS, *COLOURS]
+    by_words, by_picture = json.loads((folders["search"] / "results.json").read_text())
+    assert {by_words["results"][k]["name"] for k in (0, 1)} == {"a.png", "d.png"}
+    assert {by_picture["results"][k]["name"] for k in (0, 1)} == {"b.png", "e.png"}
+    assert by_picture["modality"] == "image" and len(by_words["results"]) == 5
+    page = (folders["search"] / "report.html").read_text()
+    assert page.count("<img") == 11 and "green<br>b.png" in page  # ten results and a query
+
+    # Without the data set names are left, and one line says so.
+    (workplace / "photos").rename("elsewhere")
+    call(
+        shlex.split(
+            "python experiments/search.py embeddings --query blue --run-dir runs/gone --run runs/contrastive"
+        )
+    )
+    page = pathlib.Path("runs/gone/report.html").read_text()
+    assert page.count("<img") == 0 and "c.png" in page
+    assert "shows names alone, because the data set folder:photos cannot be opened" in page
+
+
+def test_a_run_with_classes_of_its_own_classifies(workplace, call, capsys):
+    save_fusion(workplace / "runs" / "fusion", ("text", "image"), ANSWERS)
+    pathlib.Path("photos/bad.png").write_bytes(b"no picture")
+    words = "python experiments/classify.py runs/fusion photos --top 2 --run-dir runs/classes"
+    call(shlex.split(f"{words} --on-bad-example skip"))
+    records = json.loads(pathlib.Path("runs/classes/results.json").read_text())
+    assert len(records) == 6 and set(records[0]["answer"]["scores"]) == set(ANSWERS["answer"])
+    assert json.loads(pathlib.Path("runs/classes/bad_examples.jsonl").read_text())["file"] == "photos/bad.png"
+    assert "photos/a.png: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        ("classify.py runs/contrastive photos", "--classes: name the classes"),
+        ("classify.py runs/contrastive photos/none.png --classes a", "photos/none.png does not exist"),
+        ("search.py photos --query red", "photos is no index: there is no index.json"),
+        ("embed.py runs/none folder:photos", "does not exist"),
+        ("embed.py runs/contrastive folder:photos --image-size 9", "--image-size 9: inputs are brought into"),
+        ("embed.py runs/contrastive folder:none", "none"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, workplace, call, capsys):
+    with pytest.raises(SystemExit) as end:
+        call(["python", *shlex.split(f"experiments/{words}")])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and "Traceback" not in error

@@ -73,6 +73,12 @@ from xmodal_jax.report.classification_figures import PANELS
 assert "counts" in PANELS
 shown = AttentionInputs(batch, batch, FusionConfig(), None).attended("counts", 1, np.ones(1))
 np.testing.assert_array_equal(shown.content, batch["counts"][1])
+from xmodal_jax.data.splits import FittedTransforms
+from xmodal_jax.inference.outputs import OutputFormat
+from xmodal_jax.models.vae.modalities import ModalityConfigs
+
+held = OutputFormat(ModalityConfigs(), FittedTransforms()).to_outputs("counts", batch)
+np.testing.assert_array_equal(held, batch["counts"])
 log_rate = rng.normal(size=(2, 8, 4)).astype(np.float32)
 found = CountsConfig().log_likelihood(jnp.asarray(log_rate), batch["counts"], None)
 np.testing.assert_allclose(found, poisson.logpmf(batch["counts"], np.exp(np.float64(log_rate))).sum(-1), rtol=1e-5)

@@ -190,5 +190,9 @@ def test_further_inputs_and_candidates_are_files_or_texts(tmp_path):
         find_given(str(tmp_path / "b.png"))
     with pytest.raises(FileNotFoundError, match="--candidates: there is no file or folder"):
         find_candidates(tmp_path / "none")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "index.json").write_text("{}")
+    with pytest.raises(ValueError, match="is an index, which experiments/search.py searches"):
+        find_candidates(tmp_path / "index")
     with pytest.raises(ValueError, match="holds no text"):
         find_candidates(tmp_path / "empty.txt")

@@ -77,10 +77,11 @@ def _to_classes(format: OutputFormat, modality: str, values: np.ndarray, mask: A
 
 
 _OUTPUTS: dict[str, Callable[[OutputFormat, str, np.ndarray, Any], list[Any]]] = {
+    **dict.fromkeys(KINDS, _to_numbers),
     "image": _to_pictures,
     "text": _to_texts,
     "audio": _to_sounds,
     "label": _to_classes,
 }
-_OUTPUTS |= {kind: _to_numbers for kind, entry in KINDS.items() if entry.measured}
-"""How the generated data of each kind of modality become what people hold."""
+"""How the generated data of each kind of modality become what people hold; those of no class of their own are
+numbers."""

@@ -25,7 +25,7 @@ from xmodal_jax.data.media import (
 from xmodal_jax.inference.translators import Translator
 from xmodal_jax.report.page import Audio, png
 from xmodal_jax.train.run import write_atomic
-from xmodal_jax.types import is_measured, kind_of
+from xmodal_jax.types import kind_of
 
 
 class TranslationInput(NamedTuple):
@@ -95,6 +95,8 @@ def find_candidates(source: Path) -> tuple[str, list[Any]]:
     """
     if not source.exists():
         raise FileNotFoundError(f"--candidates: there is no file or folder {source}")
+    if (source / "index.json").is_file():
+        raise ValueError(f"--candidates: {source} is an index, which experiments/search.py searches")
     found = find_inputs(str(source))
     if found.modality == "text":
         lines = [line for file in found.files for line in _read_lines(file)]
@@ -258,8 +260,8 @@ def write_outputs(
     sample_rate: int,
     modality: str | None = None,
 ) -> list[Path]:
-    """Writes each output as a file named after its input: ``.txt``, ``.png``, 16-bit ``.wav``, or ``.csv`` with a line
-    for each step of measured quantities. An output that is a file is copied.
+    """Writes each output as a file named after its input: ``.txt``, ``.png``, 16-bit ``.wav``, or ``.csv`` for numbers,
+    with a line for each step of a series. An output that is a file is copied.
 
     ``modality``: of the outputs; None: it is text, images or sounds, which their content tells.
 
@@ -285,7 +287,8 @@ def write_outputs(
             wave = content if content.dtype == np.int16 else to_pcm(content)
             soundfile.write(path, wave, sample_rate, subtype="PCM_16")
         else:
-            np.savetxt(path, np.atleast_2d(content), fmt="%.9g", delimiter=",")
+            rows = np.atleast_2d(content)
+            np.savetxt(path, rows.reshape(-1, rows.shape[-1]), fmt="%.9g", delimiter=",")
         paths.append(path)
     return paths
 
@@ -296,8 +299,8 @@ SUFFIXES = {"text": ".txt", "image": ".png", "audio": ".wav", "numbers": ".csv"}
 
 def _kind_of_output(content: Any, modality: str | None) -> str:
     """What an output is, a key of `SUFFIXES`."""
-    if modality is not None and is_measured(modality):
-        return "numbers"
+    if modality is not None:
+        return kind_of(modality) if kind_of(modality) in SUFFIXES else "numbers"
     return "text" if isinstance(content, str) else "image" if content.ndim == 3 else "audio"
 
 
@@ -310,6 +313,9 @@ def to_cell(content: Any, modality: str, sample_rate: int) -> Any:
         if kind_of(modality) == "audio":
             return Audio(decode_audio(content, sample_rate, None)[0], sample_rate)
         return content.name
-    if is_measured(modality):
-        return " ".join(f"{value:.4g}" for value in np.ravel(content))
-    return Audio(content, sample_rate) if kind_of(modality) == "audio" else content
+    kind = kind_of(modality)
+    if kind == "audio":
+        return Audio(content, sample_rate)
+    if kind in ("text", "image", "video"):
+        return content
+    return " ".join(f"{value:.4g}" for value in np.ravel(content))

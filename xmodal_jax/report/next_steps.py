@@ -71,8 +71,8 @@ def _export(run: EndedRun) -> Sequence[str]:
 
 
 def _translate(source: str, target: str) -> NextStep:
-    """``translate.py``, which takes runs of one seed. A GAN of class labels, which has no tokenizer, translates
-    nothing."""
+    """``translate.py``, which takes runs of one seed. Of a run that has no tokenizer nothing is proposed: it reads and
+    writes no text, such as a GAN of class labels."""
 
     def words(run: EndedRun) -> Sequence[str] | None:
         if len(run.seeds) > 1 or not checkpoint_metadata(run.path).get("tokenizer"):
@@ -108,9 +108,9 @@ NEXT_STEPS: dict[str, tuple[NextStep, ...]] = {
     "classify": (LOOK,),
     "contrastive": (LOOK, GO_ON, NextStep("search", _embed), EXPORT, COMPARE),
     "data": (LOOK, NextStep("train on it", _train)),
-    "fusion": (LOOK, GO_ON, EXPORT, COMPARE),
+    "fusion": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "gan_zoo": (LOOK, GO_ON, COMPARE),
-    "multimodal_vae": (LOOK, GO_ON, EXPORT, COMPARE),
+    "multimodal_vae": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "search": (LOOK,),
     "speech_recognition": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "speech_synthesis": (LOOK, GO_ON, _translate("TEXT", "speech"), EXPORT, COMPARE),

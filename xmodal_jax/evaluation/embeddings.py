@@ -399,10 +399,10 @@ def classification_scores(
     prompts = class_prompts(train, templates) if "text" in train.modalities else None
     if prompts is None:
         return {}, None
-    classes = _embed_prompts(embed, params, prompts)  # [classes, dim]
+    classes = embed_prompts(functools.partial(embed.embed_texts, params), prompts)  # [classes, dim]
     train = one_per_picture(train)
-    probe_split = _labelled(take_evenly(train, limit))
-    test_split = _labelled(one_per_picture(test))
+    probe_split = labelled_examples(take_evenly(train, limit))
+    test_split = labelled_examples(one_per_picture(test))
     if probe_split is None or test_split is None:
         return {}, None
     (probe_source, train_labels), (test_source, labels) = probe_split, test_split
@@ -425,11 +425,13 @@ def classification_scores(
     return scores, confusion
 
 
-def _embed_prompts(embed: Embedder, params: Any, prompts: list[list[str]]) -> jax.Array:
-    """The embeddings ``[classes, dim]`` of classes: the normalised mean of the embeddings of each class's
-    ``prompts``."""
+def embed_prompts(embed_texts: Callable[[list[str]], np.ndarray], prompts: list[list[str]]) -> jax.Array:
+    """The embeddings ``[classes, dim]`` of classes: the normalised mean of the embeddings of each class's ``prompts``.
+
+    ``embed_texts``: gives the embeddings ``[N, dim]`` of texts.
+    """
     counts = [len(class_prompts) for class_prompts in prompts]
-    vectors = embed.embed_texts(params, [text for class_prompts in prompts for text in class_prompts])
+    vectors = embed_texts([text for class_prompts in prompts for text in class_prompts])
     vectors_by_class = np.split(vectors, np.cumsum(counts)[:-1])  # a list of arrays [prompts, dim]
     # Classes may have different numbers of prompts: pad them to [classes, most, dim], with a mask [classes, most].
     most = max(counts)
@@ -438,7 +440,7 @@ def _embed_prompts(embed: Embedder, params: Any, prompts: list[list[str]]) -> ja
     return class_embeddings(np.stack([pad(x) for x in vectors_by_class]), mask)
 
 
-def _labelled(source: Source) -> tuple[Source, np.ndarray] | None:
+def labelled_examples(source: Source) -> tuple[Source, np.ndarray] | None:
     """The examples that have a label, and their labels ``[N]``; None if no example has one."""
     labels = read_fields(source, ("label",))["label"]
     indices = np.flatnonzero(labels >= 0)

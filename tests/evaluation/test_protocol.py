@@ -61,7 +61,11 @@ def test_all_scores_are_those_of_scikit_learn(scores):
     accuracy = {}
     for weight in (0.1, 1.0, 10.0, 100.0):
         probe = linear_model.LogisticRegression(C=weight, max_iter=1000).fit(IMAGES[:120], LABELS[:120])
-        accuracy[weight] = (probe.score(IMAGES[120:160], LABELS[120:160]), -weight, probe.score(tested, labels))
+        accuracy[weight] = (
+            probe.score(IMAGES[120:160], LABELS[120:160]),
+            -weight,
+            probe.score(tested, labels),
+        )
     assert scores["image_linear_probe/accuracy"].value == pytest.approx(max(accuracy.values())[2])
     rng = np.random.default_rng(0)
     shots = np.concatenate([rng.permutation(np.flatnonzero(LABELS[:120] == k))[:7] for k in range(3)])

@@ -72,11 +72,17 @@ class Protocol:
     def __post_init__(self):
         for name in ("probe_examples", "shots", "neighbours", "resamples"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--protocol.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"--protocol.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
 
 
 def evaluate_space(
-    space: EmbeddingFunctions, train: Source, validation: Source, test: Source, protocol: Protocol = Protocol()
+    space: EmbeddingFunctions,
+    train: Source,
+    validation: Source,
+    test: Source,
+    protocol: Protocol = Protocol(),
 ) -> dict[str, Interval]:
     """All scores of a space on a data set, each with its 95% interval over test examples.
 
@@ -96,7 +102,11 @@ def evaluate_space(
     labelled = labelled_examples(one_per_picture(test))
     if labelled is None:
         return scores
-    return scores | _zero_shot(space, train, labelled, protocol) | _probes(space, train, validation, labelled, protocol)
+    return (
+        scores
+        | _zero_shot(space, train, labelled, protocol)
+        | _probes(space, train, validation, labelled, protocol)
+    )
 
 
 def retrieval_intervals(space: EmbeddingFunctions, test: Source, protocol: Protocol) -> dict[str, Interval]:
@@ -104,7 +114,9 @@ def retrieval_intervals(space: EmbeddingFunctions, test: Source, protocol: Proto
     gallery = Gallery(test, len(test) if protocol.gallery is None else protocol.gallery)
     embeddings, scores = space.embed_source(gallery), {}
     for query, target in directions(tuple(embeddings)):
-        queries, candidates = items_of_pair(query, target, gallery.ids, present=gallery.present, items=gallery.items)
+        queries, candidates = items_of_pair(
+            query, target, gallery.ids, present=gallery.present, items=gallery.items
+        )
         if not len(queries):
             continue
         rank = ranks(
@@ -115,7 +127,9 @@ def retrieval_intervals(space: EmbeddingFunctions, test: Source, protocol: Proto
         )
         # Queries that share a picture are drawn together; without groups of pictures, each is drawn alone.
         units = gallery.ids[queries] if gallery.items is not None else None
-        scores |= {f"{query}_to_{target}/recall@{k}": _interval(rank <= k, protocol, units) for k in (1, 5, 10)}
+        scores |= {
+            f"{query}_to_{target}/recall@{k}": _interval(rank <= k, protocol, units) for k in (1, 5, 10)
+        }
     return scores
 
 
@@ -173,14 +187,14 @@ def _probes(
     for modality, embeddings, labels in _by_modality(space, fitted):
         if modality in tested and len(set(labels.tolist())) > 1:
             inverse_l2 = choose_inverse_l2(embeddings, labels, *held_out.get(modality, (None, None)))
-            found = classify_by_probe(embeddings, labels, tested[modality][0], inverse_l2=inverse_l2)
-            scores[f"{modality}_linear_probe/accuracy"] = _interval(found == tested[modality][1], protocol)
+            predictions = classify_by_probe(embeddings, labels, tested[modality][0], inverse_l2=inverse_l2)
+            scores[f"{modality}_linear_probe/accuracy"] = _interval(predictions == tested[modality][1], protocol)
     shots = _draw_shots(known, protocol.shots, protocol.seed)
     for modality, embeddings, labels in _by_modality(space, shots):
         if modality in tested:
             k = min(protocol.neighbours, len(labels))
-            found = classify_by_neighbours(embeddings, labels, tested[modality][0], k=k)
-            scores[f"{modality}_few_shot/accuracy"] = _interval(found == tested[modality][1], protocol)
+            predictions = classify_by_neighbours(embeddings, labels, tested[modality][0], k=k)
+            scores[f"{modality}_few_shot/accuracy"] = _interval(predictions == tested[modality][1], protocol)
     return scores
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from xmodal_jax.data.source import Source
 from xmodal_jax.evaluation.embeddings import predict_batches
 from xmodal_jax.inference.index import Index
+from xmodal_jax.evaluation.protocol import EmbeddingFunctions
 from xmodal_jax.inference.inputs import collect_inputs
 from xmodal_jax.inference.model import BATCH_SIZE, Classification, Task, TrainedModel
 from xmodal_jax.metrics.classification import class_embeddings
@@ -101,6 +102,12 @@ class ContrastiveModel(TrainedModel):
         return predict_batches(
             self._method.predict, self.params, source, batch_size=batch_size, transform=self.prepare
         )
+    @property
+    def functions(self) -> EmbeddingFunctions:
+        """The space as functions, as `evaluation.protocol` scores them."""
+        text = next((m for m in self.format.modalities if kind_of(m) == "text"), None)
+        embed_texts = None if text is None else lambda texts: self.embed(**{text: list(texts)})
+        return EmbeddingFunctions(self.embed_source, embed_texts, self.scale)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Cosine similarities float32 ``[N, M]`` of embeddings ``a [N, dim]`` and ``b [M, dim]``."""

@@ -392,6 +392,37 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], candidates: int) -> Figure:
     return fig
 
 
+def score_intervals(scores: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Figure:
+    """Scores in 0..1 as points with their intervals: a row for each score, a colour for each of those compared.
+
+    ``scores``: by the name of what is compared and the name of a score, ``(value, low, high)``.
+    """
+    names = list(dict.fromkeys(name for of_one in scores.values() for name in of_one))
+    rows_per_inch = 3.2 / max(1.0, 0.5 + 0.5 * len(scores))
+    fig = _figure(WIDTH, 0.9 + max(1, len(names)) / rows_per_inch)
+    ax = fig.add_subplot()
+    if not names:
+        return _empty(fig, ax, "no score with an interval")
+    _style(ax)
+    for number, (label, colour) in enumerate(zip(scores, _cycle(len(scores)), strict=True)):
+        # The intervals of one row stand below one another, those of the first above.
+        shift = (number - (len(scores) - 1) / 2) * 0.6 / len(scores)
+        drawn = [(row, scores[label][name]) for row, name in enumerate(names) if name in scores[label]]
+        if not drawn:
+            continue
+        rows, values = np.array([row for row, _ in drawn]), np.array([value for _, value in drawn])
+        spread = np.abs(values[:, 1:].T - values[:, 0])
+        style = dict(fmt="o", markersize=4, linewidth=1.4, color=colour, label=shorten(label))
+        ax.errorbar(values[:, 0], rows + shift, xerr=spread, **style)
+    ax.set_yticks(range(len(names)), [shorten(name.replace("_", " ").replace("/", " · ")) for name in names])
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(-0.02, 1.02)
+    ax.grid(axis="x", color=GRID, linewidth=0.6)
+    if len(scores) > 1:
+        _legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(scores)))
+    return fig
+
+
 def confusion_matrix(
     matrix: Num[np.ndarray, "true predicted"], names: Sequence[str], *, title: str = ""
 ) -> Figure:

@@ -139,7 +139,7 @@ def read_stored_run(folder: Path) -> StoredRun:
 def group_runs(runs: Sequence[StoredRun]) -> list[RunGroup]:
     """The columns of a comparison, in the order of the runs. Runs that differ only in their seeds are one, unless all
     would be."""
-    names = _distinct_names([run.path for run in runs])
+    names = distinct_names([run.path for run in runs])
     groups: dict[str, list[int]] = {}
     for k, run in enumerate(runs):
         key = repr(sorted((n, str(v)) for n, v in run.options.items() if n not in ("seed", "seeds")))
@@ -156,7 +156,7 @@ def group_runs(runs: Sequence[StoredRun]) -> list[RunGroup]:
     return columns
 
 
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[Path]) -> list[str]:
     """A name for each directory: its last part, with as many parts before it as distinguish it from the others."""
     full = [path.resolve() for path in paths]
     for count in range(1, max(len(path.parts) for path in full) + 1):

@@ -442,6 +442,8 @@ def embed_prompts(embed_texts: Callable[[list[str]], np.ndarray], prompts: list[
 
 def labelled_examples(source: Source) -> tuple[Source, np.ndarray] | None:
     """The examples that have a label, and their labels ``[N]``; None if no example has one."""
-    labels = read_fields(source, ("label",))["label"]
+    labels = source.class_labels()
+    if labels is None:
+        return None
     indices = np.flatnonzero(labels >= 0)
     return (Subset(source, indices), labels[indices]) if indices.size else None

@@ -16,7 +16,6 @@ import pathlib
 from typing import Annotated
 
 import tyro
-from xmodal_jax.inference.embed_data import run_options
 
 from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
@@ -26,6 +25,7 @@ from xmodal_jax.data.splits import open_splits
 from xmodal_jax.evaluation.protocol import Protocol, evaluate_space
 from xmodal_jax.experiment import write_report
 from xmodal_jax.inference.contrastive import ContrastiveModel
+from xmodal_jax.inference.embed_data import run_options
 from xmodal_jax.inference.loading import load
 from xmodal_jax.report import protocol as panels
 from xmodal_jax.report.run_comparison import distinct_names

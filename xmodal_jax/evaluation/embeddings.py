@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.data.pipeline import iterate_epoch, numeric_fields
-from xmodal_jax.data.source import RawBatch, Source, first_of_group, read_fields
+from xmodal_jax.data.source import RawBatch, Source, first_of_group
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.views import Subset, one_per_picture
 from xmodal_jax.metrics.classification import (
@@ -241,14 +241,18 @@ class Gallery(Source):
     representatives: np.ndarray
     """One example of each picture, int ``[n]``."""
 
-    def __init__(self, source: Source, limit: int):
-        """Reads at most ``limit`` pictures of ``source``, with all their captions."""
+    def __init__(self, source: Source, limit: int | None):
+        """Reads at most ``limit`` pictures of ``source``, with all their captions. None: all examples, those with equal
+        captions too, unless the pictures have several captions."""
         # Of each example: a key that equal captions share, and the first example that shows the same picture.
         keys, pictures = self._caption_keys(source), first_of_group(source).tolist()
         has_groups = len(set(pictures)) < len(pictures)
+        keeps_all, limit = limit is None, len(pictures) if limit is None else limit
         indices = first_occurrences(keys, limit)  # the first ``limit`` examples with different captions
         few_captions = len(indices) < min(limit, len(set(pictures))) // 2
-        if few_captions:  # take examples with equal captions as well, but of different pictures
+        if keeps_all and not has_groups:
+            indices = np.arange(len(pictures))
+        elif few_captions:  # take examples with equal captions as well, but of different pictures
             indices = first_occurrences(list(zip(pictures, keys, strict=True)), limit)
         elif has_groups:
             # All examples of the first ``limit`` pictures; the picture, not the caption, decides what is correct.

@@ -111,7 +111,7 @@ def evaluate_space(
 
 def retrieval_intervals(space: EmbeddingFunctions, test: Source, protocol: Protocol) -> dict[str, Interval]:
     """The recall of retrieval between all pairs of modalities, with intervals over pictures."""
-    gallery = Gallery(test, len(test) if protocol.gallery is None else protocol.gallery)
+    gallery = Gallery(test, protocol.gallery)
     embeddings, scores = space.embed_source(gallery), {}
     for query, target in directions(tuple(embeddings)):
         queries, candidates = items_of_pair(
@@ -188,7 +188,9 @@ def _probes(
         if modality in tested and len(set(labels.tolist())) > 1:
             inverse_l2 = choose_inverse_l2(embeddings, labels, *held_out.get(modality, (None, None)))
             predictions = classify_by_probe(embeddings, labels, tested[modality][0], inverse_l2=inverse_l2)
-            scores[f"{modality}_linear_probe/accuracy"] = _interval(predictions == tested[modality][1], protocol)
+            scores[f"{modality}_linear_probe/accuracy"] = _interval(
+                predictions == tested[modality][1], protocol
+            )
     shots = _draw_shots(known, protocol.shots, protocol.seed)
     for modality, embeddings, labels in _by_modality(space, shots):
         if modality in tested:

@@ -12,8 +12,8 @@ import numpy as np
 
 from xmodal_jax.data.source import Source
 from xmodal_jax.evaluation.embeddings import predict_batches
-from xmodal_jax.inference.index import Index
 from xmodal_jax.evaluation.protocol import EmbeddingFunctions
+from xmodal_jax.inference.index import Index
 from xmodal_jax.inference.inputs import collect_inputs
 from xmodal_jax.inference.model import BATCH_SIZE, Classification, Task, TrainedModel
 from xmodal_jax.metrics.classification import class_embeddings
@@ -102,6 +102,7 @@ class ContrastiveModel(TrainedModel):
         return predict_batches(
             self._method.predict, self.params, source, batch_size=batch_size, transform=self.prepare
         )
+
     @property
     def functions(self) -> EmbeddingFunctions:
         """The space as functions, as `evaluation.protocol` scores them."""

@@ -84,9 +84,22 @@ def _translate(source: str, target: str) -> NextStep:
 
 def _embed(run: EndedRun) -> Sequence[str]:
     """The embeddings of a data set, which search.py then searches; of several seeds, by the first."""
-    data = run.config.data if isinstance(run.config.data, str) else "DATA"
-    seed = ("--seed", str(run.seeds[0])) if len(run.seeds) > 1 else ()
-    return "embed.py", str(run.path), data, *seed
+    return "embed.py", str(run.path), _data(run), *_first_seed(run)
+
+
+def _evaluate(run: EndedRun) -> Sequence[str]:
+    """The scores on a data set by the standard protocols; of several seeds, of the first."""
+    return "evaluate.py", str(run.path), "--data", _data(run), *_first_seed(run)
+
+
+def _data(run: EndedRun) -> str:
+    """The run's data set; of a mixture a word in its place."""
+    return run.config.data if isinstance(run.config.data, str) else "DATA"
+
+
+def _first_seed(run: EndedRun) -> Sequence[str]:
+    """The flag of a run's first seed, where it has several."""
+    return ("--seed", str(run.seeds[0])) if len(run.seeds) > 1 else ()
 
 
 def _train(run: EndedRun) -> Sequence[str]:
@@ -106,8 +119,9 @@ NEXT_STEPS: dict[str, tuple[NextStep, ...]] = {
     "captioning": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "compare": (LOOK,),
     "classify": (LOOK,),
-    "contrastive": (LOOK, GO_ON, NextStep("search", _embed), EXPORT, COMPARE),
+    "contrastive": (LOOK, GO_ON, NextStep("search", _embed), NextStep("evaluate", _evaluate), EXPORT),
     "data": (LOOK, NextStep("train on it", _train)),
+    "evaluate": (LOOK,),
     "fusion": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "gan_zoo": (LOOK, GO_ON, COMPARE),
     "multimodal_vae": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),

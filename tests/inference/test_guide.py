@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from tests.inference.runs import COLOURS, plain_picture, train_contrastive
+from tests.inference.test_autoencoders import SMALL, save
 from tests.inference.test_fusion import ANSWERS, save_fusion
+from xmodal_jax.models.vae.multimodal_models import MVTCAEConfig
 from xmodal_jax.train.command_line import run_script
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -19,19 +21,24 @@ BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", (ROOT / "docs" / "inference.md"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "contrastive"
-    train_contrastive(folder)
+def runs(tmp_path_factory):
+    """A run of each script that the guide uses, of which only the first was trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    train_contrastive(folder / "contrastive")
+    save_fusion(folder / "fusion", ("text", "image"), ANSWERS)
+    save(folder / "multimodal_vae", MVTCAEConfig(**SMALL), ("image", "text"))
     return folder
 
 
 @pytest.fixture
-def workplace(run, tmp_path, monkeypatch):
-    """The working directory of the guide, with the run, six pictures and an array of vectors."""
+def workplace(runs, tmp_path, monkeypatch):
+    """The working directory of the guide, with the runs, six pictures, words and an array of vectors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XMODAL_CONFIGURE", "0")
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "contrastive").symlink_to(run)
+    for run in runs.iterdir():
+        (tmp_path / "runs" / run.name).symlink_to(run)
+    (tmp_path / "words.txt").write_text("\n".join(COLOURS))
     (tmp_path / "photos").mkdir()
     lines = []
     for name, colour, caption in zip(
@@ -70,7 +77,7 @@ def test_the_examples_in_python(workplace, capsys):
 
 def test_the_examples_on_the_command_line(workplace, call, capsys):
     commands = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines()]
-    assert len(commands) == 3
+    assert len(commands) == 6
     for command in commands:
         call(shlex.split(command))
     printed = capsys.readouterr().out.splitlines()
@@ -85,6 +92,12 @@ def test_the_examples_on_the_command_line(workplace, call, capsys):
     page = (folders["search"] / "report.html").read_text()
     assert page.count("<img") == 11 and "green<br>b.png" in page  # ten results and a query
 
+    outputs = [sorted(folder.iterdir()) for folder in workplace.glob("runs/translate-*/out")]
+    (answer,), copies, colours = sorted(outputs, key=len)
+    assert answer.read_text().strip() in ANSWERS["answer"]
+    assert [path.name for path in copies] == ["words-1.png", "words-2.png", "words-3.png"]
+    assert [path.read_text().strip() for path in colours] == [*COLOURS, *COLOURS]
+
     # Without the data set names are left, and one line says so.
     (workplace / "photos").rename("elsewhere")
     call(
@@ -98,7 +111,6 @@ def test_the_examples_on_the_command_line(workplace, call, capsys):
 
 
 def test_a_run_with_classes_of_its_own_classifies(workplace, call, capsys):
-    save_fusion(workplace / "runs" / "fusion", ("text", "image"), ANSWERS)
     pathlib.Path("photos/bad.png").write_bytes(b"no picture")
     words = "python experiments/classify.py runs/fusion photos --top 2 --run-dir runs/classes"
     call(shlex.split(f"{words} --on-bad-example skip"))

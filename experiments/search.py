@@ -78,8 +78,8 @@ def main(config: Config) -> None:
         for rank, (name, similarity) in enumerate(zip(of_query, similarities, strict=True), start=1):
             print(f"{rank:4}  {similarity:.3f}  {name}")
         hits = zip(of_query, similarities.tolist(), index.example_numbers(rows), strict=True)
-        found = [{"name": name, "similarity": value, "example": number} for name, value, number in hits]
-        results.append({"query": query.text, "modality": query.modality, "results": found})
+        records = [{"name": name, "similarity": value, "example": number} for name, value, number in hits]
+        results.append({"query": query.text, "modality": query.modality, "results": records})
     write_atomic(run.path / "results.json", json.dumps(results, indent=1) + "\n")
 
     # The page shows what was found, if the data set is still there; otherwise names.
@@ -100,10 +100,10 @@ def main(config: Config) -> None:
             ]
             for row, similarities in zip(items, scores.tolist(), strict=True)
         ]
-        asked = [
+        query_items = [
             Item(show_query(q, model.format), "" if isinstance(q.content, str) else q.text) for q in queries
         ]
-        report.add_gallery("Results", asked, hits, top=config.k)
+        report.add_gallery("Results", query_items, hits, top=config.k)
 
 
 if __name__ == "__main__":

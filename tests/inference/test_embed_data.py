@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -240,3 +244,38 @@ def test_all_splits_are_embedded_and_shown(model, pictures, tmp_path):
         assert list(index.names) == names
         shown = open_to_show(model, index, BadExamples())
         assert shown.batch(np.array([0, len(names) - 1]))["image"].shape == (2, 160, 160, 3)
+
+
+@pytest.mark.slow  # two processes, about 10 s
+def test_a_killed_program_loses_no_shard(run, model, pictures, tmp_path):
+    """Killed by SIGKILL when the first shard is written; the same command goes on, and the index is the same."""
+    root = pathlib.Path(__file__).parents[2]
+    command = [
+        sys.executable,
+        "experiments/embed.py",
+        str(run),
+        f"folder:{pictures.parent}",
+        "--split",
+        "train",
+    ]
+    command += [
+        "--output",
+        str(tmp_path / "index"),
+        "--batch-size",
+        "1",
+        "--shard-size",
+        "1",
+        "--no-progress",
+    ]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
+    while not list((tmp_path / "index").glob("shard-*.json")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").glob("shard-*.json")}
+    assert 0 < len(finished) < COUNT + 1
+    subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    embed(model, pictures, tmp_path / "whole")
+    assert_equal(Index.load(tmp_path / "index"), Index.load(tmp_path / "whole"), atol=1e-6)

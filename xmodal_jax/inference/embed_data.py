@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from xmodal_jax.core.text_files import printable
-from xmodal_jax.data.bad_examples import BadExample, BadExamples
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.mixture import MixtureSource
 from xmodal_jax.data.mixture_splits import split_options
 from xmodal_jax.data.open import FORMS, DataOptions, open_source
@@ -62,22 +62,22 @@ def run_options(model: ContrastiveModel, options: DataOptions) -> DataOptions:
       ValueError: one of these is set to another value.
     """
     stored, shapes = model.metadata["config"].get("input", {}), model.format.shapes
-    own = {name: stored[name] for name in OF_THE_RUN if stored.get(name) is not None}
+    of_run = {name: stored[name] for name in OF_THE_RUN if stored.get(name) is not None}
     by_kind = {kind_of(m): shapes[m] for m in model.format.modalities if m in shapes}
     if "image" in by_kind:
-        own["image_size"], _, own["channels"] = by_kind["image"]
+        of_run["image_size"], _, of_run["channels"] = by_kind["image"]
     if "video" in by_kind:
-        own["frames"], own["image_size"], _, own["channels"] = by_kind["video"]
+        of_run["frames"], of_run["image_size"], _, of_run["channels"] = by_kind["video"]
     for name in OF_THE_RUN:
         value = getattr(options, name)
-        if value not in (getattr(DataOptions, name), own.get(name)):
+        if value not in (getattr(DataOptions, name), of_run.get(name)):
             flag = name.replace("_", "-")
             raise ValueError(
                 f"--{flag} {value}: inputs are brought into the format that the run was trained with"
-                + (f" ({own[name]})" if name in own else "")
+                + (f" ({of_run[name]})" if name in of_run else "")
                 + ": leave it out"
             )
-    return dataclasses.replace(options, **own)
+    return dataclasses.replace(options, **of_run)
 
 
 def open_for(
@@ -199,10 +199,10 @@ def embed_data(
         source.modalities, model.digest, absolute(model.path), data, format, len(source), shard_size
     )
     _begin(folder, settings, writes=process[0] == 0)
-    own = range(process[0], settings["shards"], process[1])
-    todo = [number for number in own if not _is_finished(folder, number, announce)]
-    if len(todo) < len(own):
-        announce(f"{len(own) - len(todo)} of {len(own)} shards are there already")
+    shards = range(process[0], settings["shards"], process[1])
+    todo = [number for number in shards if not _is_finished(folder, number, announce)]
+    if len(todo) < len(shards):
+        announce(f"{len(shards) - len(todo)} of {len(shards)} shards are there already")
     ranges = {n: np.arange(n * shard_size, min((n + 1) * shard_size, len(source))) for n in todo}
     total = sum(map(len, ranges.values()))
     first = first_of_group(source)
@@ -323,9 +323,8 @@ def _place(source: Source, index: int) -> tuple[str, int] | None:
 
 def _list_bad_examples(folder: Path, shards: int, bad_examples: BadExamples) -> None:
     """Writes ``bad_examples.jsonl`` and adds those of the shards that are there already, where all are finished."""
-    found: Sequence[BadExample] = list(bad_examples.items)
-    with_shards = BadExamples("skip", items=[])
-    for bad in found:
+    with_shards = BadExamples("skip")
+    for bad in bad_examples.items:
         with_shards.add(*bad)
     for number in range(shards):
         path = folder / f"shard-{number:05d}.json"

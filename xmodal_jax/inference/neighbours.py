@@ -126,9 +126,9 @@ class _Candidates(NamedTuple):
             part = slice(start, start + step)
             # In the order of the file, which may be mapped.
             wanted, places = np.unique(self.indices[part], return_inverse=True)
-            found = np.asarray(gallery[wanted], np.float64)[places]
+            vectors = np.asarray(gallery[wanted], np.float64)[places]
             # A sum over the last axis, of each row by itself, whereas a matrix product depends on its other rows.
-            scores[part] = (queries[self.rows[part]].astype(np.float64) * found).sum(axis=1)
+            scores[part] = (queries[self.rows[part]].astype(np.float64) * vectors).sum(axis=1)
         return _Candidates(self.rows, self.indices, scores).sort()
 
 
@@ -228,8 +228,8 @@ def _search_on_devices(
             best = _top_of_tile(part, on_devices, len(tile), k=min(wanted, rows), parts=len(devices))
             scores, indices = (np.asarray(x) for x in best)
             places = np.broadcast_to(np.arange(first, first + len(scores))[:, None], scores.shape)
-            found = _Candidates(places.ravel(), indices.ravel() + start, scores.ravel().astype(np.float64))
-            chosen = chosen.join(found.take(np.isfinite(found.scores)))
+            best = _Candidates(places.ravel(), indices.ravel() + start, scores.ravel().astype(np.float64))
+            chosen = chosen.join(best.take(np.isfinite(best.scores)))
         chosen = chosen.take(chosen.rank() < wanted)
     return chosen
 

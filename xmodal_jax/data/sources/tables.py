@@ -326,12 +326,12 @@ class TableSource(Source):
     def example_names(self, indices: np.ndarray | None = None) -> list[str]:
         """As `Source.example_names`; no file is read."""
         indices = self._resolve_indices(indices)
-        own = [self._table.file_name(row) for row in self._rows[self._row_of[indices]].tolist()]
-        if None not in own:
-            return own
+        files = [self._table.file_name(row) for row in self._rows[self._row_of[indices]].tolist()]
+        if None not in files:
+            return files
         return [
             located if name is None else name
-            for name, located in zip(own, super().example_names(indices), strict=True)
+            for name, located in zip(files, super().example_names(indices), strict=True)
         ]
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -50,6 +50,13 @@ def test_a_line_passes_through_its_values():
     assert second[5:20].all() and second[80:95].all() and not second[30:70].any()
 
 
+def test_padding_takes_no_room():
+    series, padded = np.random.default_rng(0).normal(size=(5, 2)), np.zeros((20, 2))
+    padded[:5] = series
+    np.testing.assert_array_equal(draw_lines(padded, np.arange(20) < 5), draw_lines(series))
+    assert draw_lines(padded, np.zeros(20, bool)).shape == (80, 240, 3)
+
+
 def test_a_gallery_shows_deviations():
     vector = np.random.default_rng(0).normal(5.0, 2.0, (50, 8))
     vector[3, 2] = np.nan

@@ -46,12 +46,16 @@ def draw_lines(
 ) -> np.ndarray:
     """A series ``[T, C]`` in standard deviations as a line for each channel, uint8 ``[height, width, 3]``.
 
-    Values that are missing (``mask`` ``[T]`` or ``[T, C]`` False) are left out.
+    Values that are missing (``mask`` ``[T]`` or ``[T, C]`` False) are left out; the last step that has a value is at
+    the right edge, so that padding takes no room.
     """
     values = np.asarray(values, np.float64)
-    steps, channels = values.shape
-    mask = np.ones(steps, bool) if mask is None else np.asarray(mask, bool)
+    mask = np.ones(len(values), bool) if mask is None else np.asarray(mask, bool)
     mask = np.broadcast_to(mask if mask.ndim == 2 else mask[:, None], values.shape)
+    present = np.flatnonzero(mask.any(axis=1))
+    length = present[-1] + 1 if present.size else len(values)
+    values, mask = values[:length], mask[:length]
+    steps, channels = values.shape
     picture = np.full((height, width, 3), 255, np.uint8)
     picture[(height - 1) // 2] = _MISSING
     rows = (height - 1) / 2 * (1 - np.clip(values / SPAN, -1, 1))

@@ -24,6 +24,7 @@ EXAMPLES = {"translate": dict(source="FILE", to="text", runs=()), "data": dict(d
 EXAMPLES |= {"compare": dict(runs=(pathlib.Path("A"), pathlib.Path("B")))}
 EXAMPLES |= {"classify": dict(run=pathlib.Path("A"), files=(pathlib.Path("B"),))}
 EXAMPLES |= {"search": dict(index=pathlib.Path("A"), query=("B",))}
+EXAMPLES |= {"evaluate": dict(runs=("A",), data=("shapes",))}
 """Required fields of configurations."""
 
 

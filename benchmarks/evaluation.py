@@ -29,12 +29,14 @@ from xmodal_jax.inference.loading import load
 TOLERANCE = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Which run, on which data sets."""
 
     run: Annotated[str, tyro.conf.Positional]
     """A run of contrastive.py."""
+    seed: int | None = None
+    """Seed of the trained model, if the run has several."""
     data: tuple[str, ...]
     """Data sets in one of the forms of ``--data``."""
     protocol: Protocol = Protocol(resamples=10)
@@ -168,7 +170,7 @@ def classification_peer(
 
 def main(config: Config) -> int:
     """Prints both for every data set; returns 1 if they differ by more than `TOLERANCE`."""
-    model = load(config.run)
+    model = load(config.run, seed=config.seed)
     worst = 0.0
     for spec in config.data:
         splits = open_splits(spec, run_options(model, DataOptions()), BadExamples("skip"))

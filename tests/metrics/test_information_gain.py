@@ -8,7 +8,7 @@ import pytest
 from tests.oracles import linear_gaussian
 from xmodal_jax.core.random import example_keys
 from xmodal_jax.metrics.information_gain import (
-    calibration,
+    compare_gains,
     expected_information_gain,
     information_gain,
     mean_gain,
@@ -120,7 +120,7 @@ def test_calibration_counts_only_pairs_of_numbers():
     expected[:, 0, 0] = np.nan  # one of three candidates is observed
     realised = expected + rng.normal(size=expected.shape)
     realised[::5, 1, 1] = np.nan
-    found = calibration(expected, realised)
+    found = compare_gains(expected, realised)
     counted = np.isfinite(expected) & np.isfinite(realised)
     assert found.correlation == pytest.approx(np.corrcoef(expected[counted], realised[counted])[0, 1])
     cells = [(s, m) for s in range(2) for m in range(3) if (s, m) != (0, 0)]
@@ -137,7 +137,7 @@ def test_calibration_counts_only_pairs_of_numbers():
         )
         chances.append(1 / len(candidates))
     assert (found.best, found.chance) == pytest.approx((np.mean(hits), np.mean(chances)))
-    assert calibration(realised, realised).best == 1.0
-    assert np.isnan(calibration(expected[:2, :1, :1], realised[:2, :1, :1])).all()
+    assert compare_gains(realised, realised).best == 1.0
+    assert np.isnan(compare_gains(expected[:2, :1, :1], realised[:2, :1, :1])).all()
     np.testing.assert_allclose(mean_gain(realised)[1, 1], np.nanmean(realised[:, 1, 1]))
     assert np.isnan(mean_gain(expected)[0, 0])

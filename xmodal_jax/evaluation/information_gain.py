@@ -16,8 +16,8 @@ from xmodal_jax.data.source import Source
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.metrics.coherence import subsets
 from xmodal_jax.metrics.information_gain import (
-    Calibration,
-    calibration,
+    GainAgreement,
+    compare_gains,
     expected_information_gain,
     information_gain,
     mean_gain,
@@ -45,9 +45,9 @@ class InformationGains(NamedTuple):
     modalities: tuple[str, ...]
 
     @property
-    def calibration(self) -> Calibration:
+    def agreement(self) -> GainAgreement:
         """How well expected and realised gains agree."""
-        return calibration(self.expected, self.realised)
+        return compare_gains(self.expected, self.realised)
 
     def subset_names(self, separator: str = " ") -> list[str]:
         """The names of each subset's modalities; "nothing" for the empty one."""
@@ -59,7 +59,7 @@ class InformationGains(NamedTuple):
 
     def metrics(self) -> dict[str, float]:
         """``test/information_gain/``: ``expected/given_<A>/<m>`` and ``realised/given_<A>/<m>`` (means over examples,
-        in nats), and how well the two agree (`metrics.Calibration`)."""
+        in nats), and how well the two agree (`metrics.GainAgreement`)."""
         metrics = {}
         for kind, gains in (("expected", self.expected), ("realised", self.realised)):
             means = mean_gain(gains)
@@ -69,7 +69,7 @@ class InformationGains(NamedTuple):
                     for m, name in enumerate(self.modalities)
                     if np.isfinite(means[s, m])
                 }
-        agreement = self.calibration._asdict()
+        agreement = self.agreement._asdict()
         return metrics | {f"{PREFIX}{name}": x for name, x in agreement.items() if np.isfinite(x)}
 
 

@@ -25,8 +25,8 @@ from xmodal_jax.metrics.generative import (
     r_precision,
 )
 from xmodal_jax.metrics.information_gain import (
-    Calibration,
-    calibration,
+    GainAgreement,
+    compare_gains,
     expected_information_gain,
     information_gain,
     mean_gain,
@@ -47,7 +47,7 @@ from xmodal_jax.metrics.speech import dynamic_time_warping, mel_distance
 from xmodal_jax.metrics.text import align_words, caption_scores, cider, error_rates
 
 __all__ = [
-    "Calibration",
+    "GainAgreement",
     "Interval",
     "bootstrap_interval",
     "classify_by_neighbours",
@@ -63,7 +63,7 @@ __all__ = [
     "add_moments",
     "align_words",
     "alignment",
-    "calibration",
+    "compare_gains",
     "caption_scores",
     "cider",
     "class_embeddings",

@@ -70,7 +70,7 @@ def expected_information_gain(
     return jax.lax.map(gain_of_draw, jnp.arange(draws))
 
 
-class Calibration(NamedTuple):
+class GainAgreement(NamedTuple):
     """How well expected gains agree with those that the true data gave; NaN where there are too few."""
 
     correlation: float
@@ -85,10 +85,10 @@ class Calibration(NamedTuple):
     """``best`` of a random choice."""
 
 
-def calibration(
+def compare_gains(
     expected: Num[np.ndarray, "examples subsets candidates"],
     realised: Num[np.ndarray, "examples subsets candidates"],
-) -> Calibration:
+) -> GainAgreement:
     """Compares expected with realised gains, both NaN where there is none."""
     counted = np.isfinite(expected) & np.isfinite(realised)
     pairs = [
@@ -100,7 +100,7 @@ def calibration(
     choices = counted.sum(axis=2) > 1  # [examples, subsets]
     largest = lambda x: np.where(counted, x, -np.inf).argmax(axis=2)[choices]
     has_choices = bool(choices.any())
-    return Calibration(
+    return GainAgreement(
         _correlation(expected[counted], realised[counted]),
         float(within.mean()) if within.size else float("nan"),
         float((largest(expected) == largest(realised)).mean()) if has_choices else float("nan"),

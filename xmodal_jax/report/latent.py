@@ -339,7 +339,7 @@ def add_information_gain(report: Report, evaluator: LatentEvaluator, results: La
             note="What one more modality tells about the latents in nats, a mean over test examples. Expected: by the "
             "model alone, which draws what is missing. Realised: with the example's own.",
         )
-    report.add_metrics(gains.calibration._asdict(), headline=(), title="Expected and realised gain")
+    report.add_metrics(gains.agreement._asdict(), headline=(), title="Expected and realised gain")
 
 
 def add_latent(

@@ -41,7 +41,7 @@ class Config:
     runs: tuple[pathlib.Path, ...]
     """Trained runs of any kind. A classifier (fusion.py) answers by text, an autoencoder generates each of its
     modalities from the others, a shared embedding space (contrastive.py) finds the nearest of --candidates."""
-    given: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
+    further_inputs: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
     """Further inputs of a run of several modalities, a file or a text each, such as the question about a picture."""
     candidates: pathlib.Path | None = None
     """A text file with a text per line, or a folder of files: what contrastive.py's runs find the nearest of."""
@@ -75,14 +75,14 @@ def main(config: Config) -> None:
 
     with timer("restore"):
         source_inputs = translate.find_inputs(config.source)
-        given = tuple(translate.find_given(further) for further in config.given)
+        further = tuple(map(translate.find_further_input, config.further_inputs))
         candidates = None if config.candidates is None else translate.find_candidates(config.candidates)
         options = TranslationOptions(
-            config.generation, config.speed, config.seed, config.copies > 1, given, candidates
+            config.generation, config.speed, config.seed, config.copies > 1, further, candidates
         )
         loaded = [load_translators(path, options, bad_examples=bad_examples) for path in config.runs]
         translators = [translator for of_run in loaded for translator in of_run]
-        steps = translate.find_chain(translators, source_inputs.modality, target, given=given)
+        steps = translate.find_chain(translators, source_inputs.modality, target, further_inputs=further)
     run = Run.create(config.run_dir, config)
 
     with timer("data"):

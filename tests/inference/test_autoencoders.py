@@ -212,6 +212,30 @@ def test_outputs_are_what_people_hold(model):
     assert np.abs(np.asarray(one["image"][0]).astype(int) - np.asarray(outputs["image"][0])).max() <= 1
 
 
+def test_a_series_shorter_than_those_of_training(tmp_path):
+    """The same latents as in training, where it was padded; what is generated has all steps, in the data's unit."""
+    statistics = {"series": FeatureStatistics((5.0, -3.0), (2.0, 0.1))}
+    prepare = FittedTransforms(None, StandardiseTransform(statistics))
+    short = RNG.normal((5.0, -3.0), (2.0, 0.1), (4, 2))
+    padded = {"series": np.full((1, 7, 2), 99.0), "series_mask": np.arange(7)[None] < 4}
+    padded["series"][0, :4] = short
+    batch = prepare(padded) | {"index": np.zeros(1, np.int32)}
+    config = VAEConfig(**SMALL)
+    size = sizes_of(batch, ("series",), config)["series"]
+    vae = make_vae(config, "series", size)
+    params = random_params(vae.method.init, jax.random.key(0), batch)
+    run = save_run(
+        tmp_path, {"model": config}, params, kind="vae", modality="series", size=[*size.shape, size.values], classes=0,
+        shapes={"series": (7, 2)}, standardisation=prepare.standardise.to_json(),
+    )  # fmt: skip
+    model = load(run)
+    latents = jax.jit(vae.encode)(params, batch)
+    np.testing.assert_allclose(model.encode(series=short), latents, rtol=1e-4, atol=1e-5)
+    (series,) = model.reconstruct(series=[short])["series"]
+    expected = np.asarray(jax.jit(vae.decode)(params, latents))[0] * [2.0, 0.1] + [5.0, -3.0]
+    np.testing.assert_allclose(series, expected, rtol=1e-4)
+
+
 def test_units_go_there_and_back():
     numbers = np.array([[31.0, 1.7, 7.0], [12.0, 2.4, 7.0]])
     standard = TRANSFORM({"vector": numbers})

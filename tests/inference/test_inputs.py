@@ -12,7 +12,8 @@ from tests.inference.runs import plain_picture, png_bytes
 from xmodal_jax.data.media import Resize, decode_audio, decode_image
 from xmodal_jax.data.splits import FittedTransforms
 from xmodal_jax.data.standardise import FeatureStatistics, StandardiseTransform
-from xmodal_jax.inference.inputs import InputFormat, InputSource, as_list, collect_inputs
+from xmodal_jax.inference import inputs
+from xmodal_jax.inference.inputs import InputFormat, InputSource, as_list, broadcast_inputs, collect_inputs
 
 MODALITIES = ("text", "image", "audio", "video", "vector", "series")
 STATISTICS = {"vector": FeatureStatistics((1.0, 2.0), (1.0, 4.0), ("age", "weight"))}
@@ -53,6 +54,20 @@ def test_a_picture_is_the_same_however_it_is_held(tmp_path):
     assert images.shape == (6, 8, 8, 3)
     for image in images:
         np.testing.assert_array_equal(image, decode_image(tmp_path / "a.png", 8))
+
+
+def test_an_input_of_several_examples_is_read_once(monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        inputs, "decode_image", lambda file, *_: decoded.append(file) or np.ones((8, 8, 3), np.uint8)
+    )
+    by_modality = broadcast_inputs({"image": ["a.png"], "text": ["red", "blue", "red"]})
+    batch = InputSource(by_modality, FORMAT).batch(np.arange(3))
+    assert batch["image"].shape == (3, 8, 8, 3) and batch["caption"].tolist() == ["red", "blue", "red"]
+    InputSource({"image": ["a.png", None, "b.png"], "text": ["a"] * 3}, FORMAT).batch(np.array([0, 1, 2, 0]))
+    assert decoded == ["a.png", "a.png", "b.png"]
+    assert broadcast_inputs({"image": [1], "text": []}) == {"image": [], "text": []}
+    assert broadcast_inputs({"image": [1, 2], "text": [3, 4, 5]}) == {"image": [1, 2], "text": [3, 4, 5]}
 
 
 def test_images_of_training_that_are_no_squares(tmp_path):

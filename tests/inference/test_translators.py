@@ -14,7 +14,7 @@ from xmodal_jax.inference.translate import (
     apply_chain,
     find_candidates,
     find_chain,
-    find_given,
+    find_further_input,
     find_inputs,
     read_inputs,
     to_cell,
@@ -41,17 +41,19 @@ def test_a_question_about_a_picture(tmp_path):
     picture, question = plain_picture("red", (23, 19)), "is it red"
     picture.save(tmp_path / "photo.png")
     expected = load(run).answer(image=picture, text=question)
-    given = (find_given(question),)
-    (step,) = find_chain(load_translators(run, TranslationOptions(given=given)), "image", "text", given=given)
+    given = (find_further_input(question),)
+    (step,) = find_chain(
+        load_translators(run, TranslationOptions(further_inputs=given)), "image", "text", further_inputs=given
+    )
     _, inputs = read_inputs(find_inputs(str(tmp_path / "photo.png")), step, BadExamples())
-    assert apply_chain([step], inputs)[1] == expected and step.given == ("text",)
+    assert apply_chain([step], inputs)[1] == expected and step.further_modalities == ("text",)
     # The other way round.
-    given = (find_given(str(tmp_path / "photo.png")),)
-    translators = load_translators(run, TranslationOptions(given=given))
-    assert find_chain(translators, "text", "text", given=given)[0].apply([question]) == expected
+    given = (find_further_input(str(tmp_path / "photo.png")),)
+    translators = load_translators(run, TranslationOptions(further_inputs=given))
+    assert find_chain(translators, "text", "text", further_inputs=given)[0].apply([question]) == expected
     assert way(load_translators(run), "image", "text").apply([]) == []
     with pytest.raises(ValueError, match="of 1 further inputs .* take none"):
-        find_chain(load_translators(run), "image", "text", given=given)
+        find_chain(load_translators(run), "image", "text", further_inputs=given)
     with pytest.raises(ValueError, match="translates several ways"):
         load_translator(run)
 
@@ -88,9 +90,9 @@ def test_copies_are_samples_and_further_inputs_are_given(tmp_path):
     run = save(tmp_path, MVTCAEConfig(**SMALL))
     given = (("vector", np.array([40.0, 2.0, 7.0])),)
     same, sampled = (
-        way(load_translators(run, TranslationOptions(samples=samples, given=given)), "text", "image").apply(
-            ["red", "red"]
-        )
+        way(
+            load_translators(run, TranslationOptions(samples=samples, further_inputs=given)), "text", "image"
+        ).apply(["red", "red"])
         for samples in (False, True)
     )
     np.testing.assert_array_equal(*same)
@@ -181,13 +183,17 @@ def test_further_inputs_and_candidates_are_files_or_texts(tmp_path):
     (tmp_path / "two.txt").write_text("is it red\nis it blue\n")
     (tmp_path / "empty.txt").write_text("\n")
     Image.new("RGB", (5, 7)).save(tmp_path / "a.png")
-    assert find_given(str(tmp_path / "one.txt")) == ("text", "is it red") == find_given("is it red")
-    assert find_given(str(tmp_path / "a.png")) == ("image", tmp_path / "a.png")
+    assert (
+        find_further_input(str(tmp_path / "one.txt"))
+        == ("text", "is it red")
+        == find_further_input("is it red")
+    )
+    assert find_further_input(str(tmp_path / "a.png")) == ("image", tmp_path / "a.png")
     for mistake in (tmp_path / "two.txt", tmp_path / "empty.txt"):
         with pytest.raises(ValueError, match="takes one file or text"):
-            find_given(str(mistake))
+            find_further_input(str(mistake))
     with pytest.raises(FileNotFoundError, match="no file .*b.png"):
-        find_given(str(tmp_path / "b.png"))
+        find_further_input(str(tmp_path / "b.png"))
     with pytest.raises(FileNotFoundError, match="--candidates: there is no file or folder"):
         find_candidates(tmp_path / "none")
     (tmp_path / "index").mkdir()

@@ -27,7 +27,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "text": "Captioner SpeechRecognizer",
         "speech": "SpeechSynthesizer",
         "images": "ImageModel",
-        "translators": "Translator load_translator",
-        "translate": "TranslationInput apply_chain find_chain find_inputs read_inputs write_outputs",
+        "translators": "TranslationOptions Translator load_translator load_translators",
+        "translate": "TranslationInput apply_chain find_candidates find_chain find_further_input find_inputs "
+        "read_inputs to_cell write_outputs",
     },
 )

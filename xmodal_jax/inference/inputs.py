@@ -160,13 +160,19 @@ class InputSource(Source):
 
     def _read(self, modality: str, kind: _KindOfInput, indices: np.ndarray) -> list:
         """The inputs ``indices`` of one modality as they stand in a batch; None for those that are missing."""
-        values = [self.inputs[modality][index] for index in indices.tolist()]
-        if not any(isinstance(value, (str, Path, bytes)) for value in values) or kind_of(modality) == "text":
-            return [
-                self._read_one(modality, kind, *item) for item in zip(indices.tolist(), values, strict=True)
-            ]
-        read = functools.partial(self._read_one, modality, kind)
-        return list(_pool().map(read, indices.tolist(), values))
+        values = self.inputs[modality]
+        # An object that stands for several examples, such as the picture of all questions, is read once.
+        distinct: dict[int, int] = {}  # the first index of each object
+        for index in indices.tolist():
+            distinct.setdefault(id(values[index]), index)
+        has_files = kind_of(modality) != "text" and any(
+            _is_file(values[index]) for index in distinct.values()
+        )
+        read = lambda index: self._read_one(modality, kind, index, values[index])
+        contents = dict(
+            zip(distinct, (_pool().map if has_files else map)(read, distinct.values()), strict=True)
+        )
+        return [contents[id(values[index])] for index in indices.tolist()]
 
     def _read_one(self, modality: str, kind: _KindOfInput, index: int, value: Any) -> Any:
         if value is None:
@@ -410,7 +416,15 @@ def _is_file(value: Any) -> bool:
 
 _PIXELS = "a path, the bytes of a file, a Pillow image, or pixels uint8 [H, W, C] of any size"
 _KINDS: dict[str, _KindOfInput] = {
-    "text": _KindOfInput(_read_text, _stack_texts, lambda f, m: "a str", lambda v: isinstance(v, str)),
+    "text": _KindOfInput(
+        _read_text,
+        _stack_texts,
+        lambda f, m: (
+            "a str"
+            + (f", at most {f.transform.tokenize.max_length} tokens of it" if f.transform.tokenize else "")
+        ),
+        lambda v: isinstance(v, str),
+    ),
     "image": _KindOfInput(
         _read_image,
         _stack_arrays,

@@ -65,22 +65,22 @@ def _modality(path: Path) -> str | None:
     return "text" if path.suffix.lower() == ".txt" else modality_of_file(path.name)
 
 
-def find_given(source: str) -> tuple[str, Any]:
+def find_further_input(source: str) -> tuple[str, Any]:
     """The further input that a string names: its modality, and the file or the text.
 
     Raises:
       FileNotFoundError: see `find_inputs`.
       ValueError: it is a folder, or a text file of several lines.
     """
-    found = find_inputs(source)
-    if not found.files:
-        return "text", found.text
-    if found.modality == "text" and len(found.files) == 1:
-        lines = _read_lines(found.files[0])
+    inputs = find_inputs(source)
+    if not inputs.files:
+        return "text", inputs.text
+    if inputs.modality == "text" and len(inputs.files) == 1:
+        lines = _read_lines(inputs.files[0])
         if len(lines) == 1:
             return "text", lines[0]
-    elif len(found.files) == 1 and not Path(source).is_dir():
-        return found.modality, found.files[0]
+    elif len(inputs.files) == 1 and not Path(source).is_dir():
+        return inputs.modality, inputs.files[0]
     raise ValueError(
         f"--with takes one file or text, the same for all inputs: {source} holds several or none"
     )
@@ -97,23 +97,23 @@ def find_candidates(source: Path) -> tuple[str, list[Any]]:
         raise FileNotFoundError(f"--candidates: there is no file or folder {source}")
     if (source / "index.json").is_file():
         raise ValueError(f"--candidates: {source} is an index, which experiments/search.py searches")
-    found = find_inputs(str(source))
-    if found.modality == "text":
-        lines = [line for file in found.files for line in _read_lines(file)]
+    inputs = find_inputs(str(source))
+    if inputs.modality == "text":
+        lines = [line for file in inputs.files for line in _read_lines(file)]
         if not lines:
             raise ValueError(f"--candidates: {source} holds no text")
         return "text", lines
-    return found.modality, list(found.files)
+    return inputs.modality, list(inputs.files)
 
 
 def find_chain(
-    translators: Sequence[Translator], source: str, target: str, *, given: Sequence[Any] = ()
+    translators: Sequence[Translator], source: str, target: str, *, further_inputs: Sequence[Any] = ()
 ) -> list[Translator]:
     """The shortest chain of translators from one modality to another, by breadth-first search; each is used at most
     once.
 
     ``source`` may be the kind of a modality with another name, such as image of image_sketch, if no translator takes
-    the kind itself. ``given``: further inputs, all of which some translator of the chain must take.
+    the kind itself. ``further_inputs``: all of which some translator of the chain must take.
 
     Raises:
       ValueError: there is none.
@@ -129,7 +129,7 @@ def find_chain(
     while chains:
         modality, chain = chains.popleft()
         if modality == target and chain:
-            if any(len(t.given) == len(given) for t in chain):
+            if any(len(t.further_modalities) == len(further_inputs) for t in chain):
                 return chain
             refused = chain
         if modality not in expanded:
@@ -137,8 +137,8 @@ def find_chain(
             chains += [(t.target, [*chain, t]) for t in translators if t.source == modality]
     if refused is not None:
         raise ValueError(
-            f"of {len(given)} further inputs (--with) the runs from {source} to {target} take "
-            f"{', '.join(m for t in refused for m in t.given) or 'none'}: give a run that takes all"
+            f"of {len(further_inputs)} further inputs (--with) the runs from {source} to {target} take "
+            f"{', '.join(m for t in refused for m in t.further_modalities) or 'none'}: give a run that takes all"
         )
     available = ", ".join(f"{t.source} to {t.target}" for t in translators)
     raise ValueError(

@@ -16,7 +16,7 @@ from xmodal_jax.inference.neighbours import nearest
 from xmodal_jax.models.seq2seq import GenerationConfig
 from xmodal_jax.types import kind_of
 
-Given = tuple[str, Any]
+FurtherInput = tuple[str, Any]
 """A further input, the same for all examples: its kind, and what people hold (see `InputFormat.describe`)."""
 
 
@@ -45,7 +45,7 @@ class Translator(NamedTuple):
     """Length of the longest recording that the model takes; None: any length."""
     resize: Resize = DEFAULT_RESIZE
     """How images and frames became squares for training."""
-    given: tuple[str, ...] = ()
+    further_modalities: tuple[str, ...] = ()
     """The modalities of the further inputs that every example has."""
 
 
@@ -60,7 +60,7 @@ class TranslationOptions(NamedTuple):
     """Seed of the noise that images are generated from, and of the latents of autoencoders."""
     samples: bool = False
     """Whether autoencoders decode a sample of the posterior, which differs between equal inputs, or its mean."""
-    given: tuple[Given, ...] = ()
+    further_inputs: tuple[FurtherInput, ...] = ()
     """Further inputs of classifiers and autoencoders of several modalities, such as the question about a picture."""
     candidates: tuple[str, Sequence[Any]] | None = None
     """Of shared embedding spaces: the kind and the inputs of which the nearest is the translation."""
@@ -173,11 +173,11 @@ def _latent_translators(model: Any, options: TranslationOptions) -> list[Transla
     """The translators of an autoencoder: between all modalities, or the reconstruction of the only one."""
 
     def make(source: str, target: str) -> Translator:
-        given = _assign(options.given, model.format.modalities, source)
+        further = _assign(options.further_inputs, model.format.modalities, source)
 
         def apply(examples: Sequence[Any]) -> list[Any]:
             """The modality ``target`` of each example."""
-            inputs = {source: _as_inputs(model, source, examples)} | _repeat(given, len(examples))
+            inputs = {source: _as_inputs(model, source, examples)} | _repeat(further, len(examples))
             if source == target:
                 outputs = model.reconstruct(**inputs)[target]
             elif options.samples:
@@ -187,7 +187,7 @@ def _latent_translators(model: Any, options: TranslationOptions) -> list[Transla
                 outputs = model.translate(target, **inputs)
             return [_from_held(target, output) for output in outputs]
 
-        translator = _translator(model, source, target, apply, given)
+        translator = _translator(model, source, target, apply, further)
         return (
             translator._replace(sample_rate=model.sample_rate) if kind_of(target) == "audio" else translator
         )
@@ -200,17 +200,17 @@ def _fusion_translators(model: Any, options: TranslationOptions) -> list[Transla
     """The translators of a classifier by several modalities: any of them to the class as a text."""
 
     def make(source: str) -> Translator:
-        given = _assign(options.given, model.format.modalities, source)
+        further = _assign(options.further_inputs, model.format.modalities, source)
 
         def apply(examples: Sequence[Any]) -> list[str]:
             """The class of each example; of several targets, such as ``action: turn, colour: red``."""
-            inputs = {source: _as_inputs(model, source, examples)} | _repeat(given, len(examples))
+            inputs = {source: _as_inputs(model, source, examples)} | _repeat(further, len(examples))
             answers = model.answer(**inputs)
             if len(model.classes) == 1:
                 return answers
             return [", ".join(f"{target}: {name}" for target, name in answer.items()) for answer in answers]
 
-        return _translator(model, source, "text", apply, given)
+        return _translator(model, source, "text", apply, further)
 
     return [make(source) for source in model.format.modalities]
 
@@ -254,13 +254,13 @@ _TRANSLATORS: dict[str, Callable[[Any, TranslationOptions], list[Translator]]] =
 
 
 def _translator(
-    model: TrainedModel, source: str, target: str, apply: Callable[..., list], given: Mapping[str, Any] = {}
+    model: TrainedModel, source: str, target: str, apply: Callable[..., list], further: Mapping[str, Any] = {}
 ) -> Translator:
     """A translator whose inputs are in the format of ``model``."""
     return Translator(
         source, target, apply,
         sample_rate=model.format.sample_rate, shape=model.format.shapes.get(source, ()),
-        max_seconds=model.format.max_seconds, resize=model.format.resize, given=tuple(given),
+        max_seconds=model.format.max_seconds, resize=model.format.resize, further_modalities=tuple(further),
     )  # fmt: skip
 
 
@@ -285,17 +285,17 @@ def _of_kind(modalities: Sequence[str], kind: str) -> str | None:
     return kind if kind in modalities else next((m for m in modalities if kind_of(m) == kind), None)
 
 
-def _assign(given: Sequence[Given], modalities: Sequence[str], source: str) -> dict[str, Any]:
+def _assign(further_inputs: Sequence[FurtherInput], modalities: Sequence[str], source: str) -> dict[str, Any]:
     """The further inputs by the modalities that take them, one each; those that the run has no modality for are left
     out."""
     assigned: dict[str, Any] = {}
-    for kind, value in given:
+    for kind, value in further_inputs:
         modality = _of_kind([m for m in modalities if m != source and m not in assigned], kind)
         if modality is not None:
             assigned[modality] = value
     return assigned
 
 
-def _repeat(given: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
+def _repeat(further: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
     """The further inputs for each of ``count`` examples."""
-    return {m: [value] * count for m, value in given.items()}
+    return {m: [value] * count for m, value in further.items()}

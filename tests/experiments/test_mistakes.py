@@ -68,6 +68,10 @@ OTHERS = {
         --from words --to text --runs full --on-bad-example ignore
         --from words --to text --runs full --run-dir gs://bucket/run
         --from words --to text --runs gs://bucket/run
+        --from words --to text --runs full --with nothing.png
+        --from words --to text --runs full --with file
+        --from words --to text --runs full --candidates nowhere
+        --from words --to text --runs full --candidates empty
         --from words --to text --runs full --nonsense
     """,
     "data": """

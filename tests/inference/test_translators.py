@@ -27,7 +27,7 @@ from xmodal_jax.inference.translators import (
     load_translators,
 )
 from xmodal_jax.models.vae.multimodal_models import MVTCAEConfig
-from xmodal_jax.models.vae.single_models import VAEConfig
+from xmodal_jax.models.vae.single_models import CVAEConfig, VAEConfig
 
 
 def way(translators, source, target):
@@ -109,6 +109,12 @@ def test_an_autoencoder_of_one_modality_reconstructs(tmp_path):
     np.testing.assert_array_equal(
         translator.apply([picture])[0], load(run).reconstruct(image=picture)["image"][0]
     )
+
+
+def test_a_conditional_autoencoder_is_used_from_python(tmp_path):
+    run = save(tmp_path, CVAEConfig(**SMALL), ("vector",), classes=2, kind="vae")
+    with pytest.raises(ValueError, match="conditional on the class, which files do not tell"):
+        load_translators(run)
 
 
 @pytest.fixture(scope="module")

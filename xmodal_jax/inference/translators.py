@@ -171,6 +171,11 @@ def _image_translators(model: Any, options: TranslationOptions) -> list[Translat
 
 def _latent_translators(model: Any, options: TranslationOptions) -> list[Translator]:
     """The translators of an autoencoder: between all modalities, or the reconstruction of the only one."""
+    if model.class_names:
+        raise ValueError(
+            f"{model.path} is conditional on the class, which files do not tell: use it from Python, "
+            "`inference.load(run).reconstruct(image=…, classes=…)`"
+        )
 
     def make(source: str, target: str) -> Translator:
         further = _assign(options.further_inputs, model.format.modalities, source)

@@ -10,6 +10,7 @@ from tests.inference.test_autoencoders import RATE, SMALL, save
 from tests.inference.test_fusion import ANSWERS, TASKS, save_fusion
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.inference import load
+from xmodal_jax.inference import translators as translators_module
 from xmodal_jax.inference.translate import (
     apply_chain,
     find_candidates,
@@ -65,9 +66,18 @@ def test_answers_with_several_targets_are_one_text(tmp_path):
     assert answer == f"action: {expected['action']}, colour: {expected['colour']}"
 
 
-def test_every_modality_of_a_vae_becomes_every_other(tmp_path):
+@pytest.fixture
+def loaded_once(tmp_path, monkeypatch):
+    """A run of a multimodal VAE and its model, which translators share, so that nothing is compiled twice."""
     run = save(tmp_path / "run", MVTCAEConfig(**SMALL))
-    model, translators = load(run), load_translators(run)
+    model = load(run)
+    monkeypatch.setattr(translators_module, "load", lambda path, **_: model if path == run else load(path))
+    return run, model
+
+
+def test_every_modality_of_a_vae_becomes_every_other(loaded_once, tmp_path):
+    run, model = loaded_once
+    translators = load_translators(run)
     assert len({(t.source, t.target) for t in translators}) == len(translators) == 4 * 3
     wave = np.random.default_rng(0).integers(-9000, 9000, 700).astype(np.int16)
     soundfile.write(tmp_path / "clip.wav", wave, RATE, subtype="PCM_16")
@@ -86,8 +96,8 @@ def test_every_modality_of_a_vae_becomes_every_other(tmp_path):
     assert to_cell(expected[0], "vector", 0) == " ".join(f"{x:.4g}" for x in expected[0])
 
 
-def test_copies_are_samples_and_further_inputs_are_given(tmp_path):
-    run = save(tmp_path, MVTCAEConfig(**SMALL))
+def test_copies_are_samples_and_further_inputs_are_given(loaded_once):
+    run, model = loaded_once
     given = (("vector", np.array([40.0, 2.0, 7.0])),)
     same, sampled = (
         way(
@@ -97,7 +107,7 @@ def test_copies_are_samples_and_further_inputs_are_given(tmp_path):
     )
     np.testing.assert_array_equal(*same)
     assert (sampled[0] != sampled[1]).any()
-    expected = load(run).translate("image", text="red", vector=np.array([40.0, 2.0, 7.0]))
+    expected = model.translate("image", text="red", vector=np.array([40.0, 2.0, 7.0]))
     assert np.abs(np.asarray(expected[0]).astype(int) - same[0]).max() <= 1
 
 

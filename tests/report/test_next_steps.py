@@ -25,6 +25,7 @@ EXAMPLES |= {"compare": dict(runs=(pathlib.Path("A"), pathlib.Path("B")))}
 EXAMPLES |= {"classify": dict(run=pathlib.Path("A"), files=(pathlib.Path("B"),))}
 EXAMPLES |= {"search": dict(index=pathlib.Path("A"), query=("B",))}
 EXAMPLES |= {"evaluate": dict(runs=("A",), data=("shapes",))}
+EXAMPLES |= {"embed": dict(run=pathlib.Path("A"), data="folder:B")}
 """Required fields of configurations."""
 
 

@@ -81,6 +81,10 @@ def predict_batches(
         shard = (processes.index(jax.process_index()), len(processes))
     for batch in iterate_epoch(source, batch_size, transform=transform, shard=shard):
         batch = numeric_fields(batch)  # without strings, which devices cannot hold
+        if mesh is None and jax.default_backend() == "cpu":
+            # A program whose inputs are still being copied runs in another thread, where malloc gets the memory of
+            # every call from the system anew (see `runtime.configure`), which costs a fifth of the time.
+            batch = jax.block_until_ready(jax.device_put(batch))
         if mesh is not None:
             # The first axis of every array is split over all devices; each process puts its own part on its devices.
             split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

@@ -51,16 +51,44 @@ def guide_toy(name, part=0, check="", parts="## A likelihood of your own"):
     return Toy({}, edits, "\n".join([*checks, check]))
 
 
-POINTS_OF_A_RUN = """
+POINTS_OF_A_RUN = r"""
 from xmodal_jax.data.media import Resize
 from xmodal_jax.inference.inputs import InputFormat, InputSource, as_list, collect_inputs
 
+of_graphs, clouds = prepare, load_npz("clouds.npz", "all")
+prepare = fit_transforms(clouds, BadExamples(), dict(tokenizer="word", vocab_size=None, cleanup="none"))
 new = InputFormat(("points",), {"points": (30, 3)}, 16000, None, Resize(), prepare)
 source = InputSource(collect_inputs(new, {"points": [np.ones((30, 3)), np.ones((20, 3))]}), new)
 read = prepare(source.batch(np.arange(2)))
 assert read["points_mask"].reshape(2, 30, -1).any(axis=-1).sum(axis=1).tolist() == [30, 20]
 assert len(as_list("points", np.ones((30, 3)))) == 1 and len(as_list("points", np.ones((2, 30, 3)))) == 2
 assert "[30, 3]" in new.describe("points")
+
+import pytest
+from xmodal_jax.report.alignment import content
+
+shapes = {"graph": (8, 11), "graph_mask": (8,)}
+new = InputFormat(("graph",), shapes, 16000, None, Resize(), of_graphs)
+ragged = [one[:n] for one, n in zip(graph, mask.sum(axis=1))]
+read = InputSource(collect_inputs(new, {"graph": [*ragged, None][:8]}), new).batch(np.arange(8))
+np.testing.assert_array_equal(read["graph"], graph[:8])
+np.testing.assert_array_equal(read["graph_mask"], mask[:8])
+assert read["graph"].dtype == np.float32 and "its first axis may be shorter" in new.describe("graph")
+for wrong in (np.ones((9, 11)), np.ones((8, 10)), np.ones((0, 11)), np.ones(11)):
+    with pytest.raises(ValueError, match="less along the axes of the mask"):
+        InputSource({"graph": [wrong]}, new).batch(np.arange(1))
+without = new._replace(shapes={"graph": (8, 11)})
+assert set(InputSource({"graph": list(graph[:2])}, without).batch(np.arange(2))) == {"graph"}
+with pytest.raises(ValueError, match="the training data have"):
+    InputSource({"graph": [graph[0, :7]]}, without).batch(np.arange(1))
+lacks = InputSource({"graph": [None, ragged[1]], "text": ["red", "blue"]}, new._replace(modalities=("text", "graph")))
+read = lacks.batch(np.arange(2))
+assert not read["graph_mask"][0].any() and read["graph_mask"][1].sum() == mask[1].sum()
+picture = content(load_npz("molecules.npz", "all").batch(np.arange(2)), "graph", 1)
+assert picture.dtype == np.uint8 and picture.shape[2] == 3
+np.savez("wrong.npz", graph=graph, graph_mask=mask[:, :5])
+with pytest.raises(ValueError, match=r"'graph_mask' is \(1000, 5\), 'graph' is \(1000, 8, 11\)"):
+    load_npz("wrong.npz", "all")
 """
 COUNTS_EVERYWHERE = """
 import jax.numpy as jnp
@@ -71,6 +99,9 @@ from xmodal_jax.models import FusionConfig
 from xmodal_jax.report.classification_figures import PANELS
 
 assert "counts" in PANELS
+from xmodal_jax.report.alignment import content
+
+assert content(batch, "counts", 1).dtype == np.uint8  # bars
 shown = AttentionInputs(batch, batch, FusionConfig(), None).attended("counts", 1, np.ones(1))
 np.testing.assert_array_equal(shown.content, batch["counts"][1])
 from xmodal_jax.data.splits import FittedTransforms

@@ -167,8 +167,25 @@ def test_a_module_by_its_name():
 def test_what_is_no_encoder_is_refused():
     with pytest.raises(TypeError, match="a Flax module, a class of Flax modules, or a pair of functions"):
         as_encoder(lambda x: x)
-    with pytest.raises(ValueError, match=r"this one returned \[2, 3, 4, 5\]"):
+    with pytest.raises(ValueError, match=r"returned \[2, 3, 4, 5\]; expected .* pool a feature map"):
         as_tokens(np.zeros((2, 3, 4, 5)))
+
+
+class FeatureMap(nn.Module):
+    def __call__(self, x):
+        return x
+
+
+def square(params, inputs):
+    return inputs**2
+
+
+@pytest.mark.parametrize(
+    ("encoder", "name"), [(FeatureMap(), "FeatureMap"), ((lambda key, x: {"w": x}, square), "square")]
+)
+def test_an_encoder_with_outputs_of_a_wrong_shape_is_named(encoder, name):
+    with pytest.raises(ValueError, match=rf"the encoder {name} returned \[1, 4, 4, 3\]"):
+        as_encoder(encoder).init(KEY, np.zeros((1, 4, 4, 3), np.float32))
 
 
 def test_the_oracle_knows_the_approximation():

@@ -75,8 +75,9 @@ class DataOptions:
     frames: Advanced[int] = 8
     """Number of frames that a video is reduced to, evenly spaced."""
     modalities: tuple[str, ...] | None = None
-    """Modalities to read: text, image, audio, video, vector, series, or KIND_NAME for further ones of a kind (such as
-    image_2). None: all that the data set has; for shapes text, image and audio."""
+    """Modalities to read: text, image, audio, video, vector, series, a kind of your own (docs/modality.md), or
+    KIND_NAME for further ones of a kind (such as image_2). None: all that the data set has; for shapes text, image and
+    audio."""
     on_bad_example: OnBadExample = "stop"
     """What to do with an example that cannot be used, such as a damaged file: ``stop`` the run, or ``skip`` the
     example, which is then counted and listed in the report."""

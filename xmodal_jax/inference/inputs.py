@@ -334,16 +334,34 @@ def _read_vector(value: Any, format: InputFormat, modality: str) -> np.ndarray:
 
 def _read_array(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     """Numbers of a kind of your own, in the shape that the training data have. Of measured quantities, in the unit of
-    the data, NaN is missing, and where the first axis is shorter the rest is missing too."""
+    the data, NaN is missing, and where the first axis is shorter the rest is missing too. Others may be shorter along
+    the axes of their mask, see `_stack_own`."""
     numbers, shape = _to_array(value, "it is an array of numbers"), tuple(format.shapes[modality])
     if is_measured(modality):
         numbers = numbers.astype(np.float64)
         if numbers.ndim == len(shape) and numbers.shape[1:] == shape[1:] and len(numbers) < shape[0]:
             missing = np.full((shape[0] - len(numbers), *shape[1:]), np.nan)
             numbers = np.concatenate([numbers, missing])
-    if numbers.shape != shape:
-        raise ValueError(f"it has the shape {numbers.shape}, the training data have {shape}")
+    masked = _masked_axes(format, modality)
+    fits = numbers.ndim == len(shape) and numbers.shape[masked:] == shape[masked:]
+    if not fits or not all(0 < n <= most for n, most in zip(numbers.shape[:masked], shape, strict=False)):
+        shorter = " (or less along the axes of the mask)" if masked else ""
+        raise ValueError(f"it has the shape {numbers.shape}, the training data have {shape}{shorter}")
     return numbers
+
+
+def _masked_axes(format: InputFormat, modality: str) -> int:
+    """How many axes of an example of a kind of your own a mask covers, from the first one on; 0 for measured
+    quantities, whose missing values say the same, and where the training data had no mask."""
+    return 0 if is_measured(modality) else len(format.shapes.get(f"{modality}_mask", ()))
+
+
+def _describe_array(format: InputFormat, modality: str) -> str:
+    """What an input of a kind of your own may be, in words."""
+    shape, masked = list(format.shapes[modality]), _masked_axes(format, modality)
+    axes = "its first axis" if masked == 1 else f"its first {masked} axes"
+    shorter = f", without padding: {axes} may be shorter" if masked else ""
+    return f"an array of numbers of the shape {shape}{shorter}"
 
 
 def _by_name(value: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
@@ -383,6 +401,22 @@ def _stack_arrays(examples: list, format: InputFormat, modality: str) -> dict[st
     if known is None:
         known = np.zeros(format.shapes[modality], np.uint8)
     return {modality: np.stack([np.zeros_like(known) if x is None else x for x in examples])}
+
+
+def _stack_own(examples: list, format: InputFormat, modality: str) -> dict[str, np.ndarray]:
+    """Arrays of a kind of your own. Where the training data had a mask, they are padded with zeros along its axes, and
+    the mask says where an example has numbers."""
+    masked = _masked_axes(format, modality)
+    if not masked:
+        return _stack_arrays(examples, format, modality)
+    shape = (len(examples), *format.shapes[modality])
+    values = np.zeros(shape, np.result_type(np.bool_, *(x for x in examples if x is not None)))
+    mask = np.zeros(shape[: 1 + masked], bool)
+    for k, example in enumerate(examples):
+        if example is not None:
+            there = (k, *map(slice, example.shape))
+            values[there], mask[there[: 1 + masked]] = example, True
+    return {modality: values, f"{modality}_mask": mask}
 
 
 def _stack_texts(examples: list, format: InputFormat, modality: str) -> dict[str, np.ndarray]:
@@ -464,8 +498,8 @@ _KINDS: dict[str, _KindOfInput] = {
 """How the inputs of each kind of modality are read."""
 _ANOTHER_KIND = _KindOfInput(
     _read_array,
-    _stack_arrays,
-    lambda f, m: f"an array of numbers of the shape {list(f.shapes[m])}",
+    _stack_own,
+    _describe_array,
     lambda v: False,  # the number of axes decides, see `_is_one_input`
 )
 """How those of a kind of your own are read, which has no entry."""

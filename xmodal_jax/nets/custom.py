@@ -19,8 +19,10 @@ import jax
 from xmodal_jax.types import ExampleKeys, Tokens
 
 
-def as_tokens(outputs: Any) -> Tokens:
+def as_tokens(outputs: Any, name: str = "an encoder of your own") -> Tokens:
     """The outputs of an encoder as `Tokens`: a vector ``[B, width]`` of each example is one token.
+
+    ``name``: of the encoder, for messages.
 
     Raises:
       ValueError: an array of another number of axes.
@@ -30,7 +32,9 @@ def as_tokens(outputs: Any) -> Tokens:
     if not hasattr(outputs, "ndim") or outputs.ndim not in (2, 3):
         shape = list(getattr(outputs, "shape", [])) or type(outputs).__name__
         raise ValueError(
-            f"an encoder returns Tokens, or an array [B, width] or [B, tokens, width]; this one returned {shape}"
+            f"{name} returned {shape}; expected a vector of each example [B, width], or tokens [B, N, width] (an array "
+            "or xmodal_jax.types.Tokens): pool a feature map [B, H, W, C], or flatten its places with "
+            "x.reshape(len(x), -1, x.shape[-1])"
         )
     return Tokens(outputs[:, None] if outputs.ndim == 2 else outputs, None)
 
@@ -50,7 +54,8 @@ class ModuleEncoder(nn.Module):
     @nn.compact
     def __call__(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Tokens:
         """The module's output as tokens; it gets ``mask`` and ``keys`` if it has arguments of these names."""
-        return as_tokens(self.module(inputs, **_accepted(type(self.module).__call__, mask=mask, keys=keys)))
+        options = _accepted(type(self.module).__call__, mask=mask, keys=keys)
+        return as_tokens(self.module(inputs, **options), f"the encoder {type(self.module).__name__}")
 
 
 class FunctionEncoder(nn.Module):
@@ -67,7 +72,8 @@ class FunctionEncoder(nn.Module):
         init: Callable[[jax.Array], Any] = lambda key: self.init_function(key, inputs)
         params = self.param("functions", init)
         options = _accepted(self.apply_function, mask=mask, keys=keys)
-        return as_tokens(self.apply_function(params, inputs, **options))
+        outputs = self.apply_function(params, inputs, **options)
+        return as_tokens(outputs, f"the encoder {getattr(self.apply_function, '__name__', 'apply')}")
 
 
 def as_encoder(encoder: Any, **shape_info: int) -> nn.Module:

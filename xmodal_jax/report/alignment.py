@@ -19,7 +19,7 @@ from xmodal_jax.report import figures
 from xmodal_jax.report.measured import show_measured
 from xmodal_jax.report.page import Audio, Hit, Item, Report
 from xmodal_jax.train.run import format_value
-from xmodal_jax.types import is_measured, kind_of
+from xmodal_jax.types import KINDS, is_measured, kind_of
 
 QUERIES = 8
 """Queries shown for each direction of retrieval."""
@@ -39,14 +39,19 @@ def content(
     """One modality of the example at ``index`` of a raw batch, as a `Report` shows it: text, audio or pixels.
 
     ``sample_rate``: of audio, in Hz. ``standardise``: of measured quantities, which are shown in standard deviations;
-    None: relative to the largest value of the example.
+    None: relative to the largest value of the example, as are all others that are shown as bars or lines.
     """
+    kind = kind_of(modality)
     if is_measured(modality):
         return show_measured(batch, modality, index, standardise)
+    if kind in KINDS and KINDS[kind].shown_as in ("bars", "lines"):
+        return show_measured(batch, modality, index)
     value = content_of(batch, modality, index)
     if isinstance(value, str):
         return value
-    return Audio(np.asarray(value), sample_rate) if kind_of(modality) == "audio" else np.asarray(value)
+    if kind in KINDS and KINDS[kind].shown_as == "text":
+        return " ".join(f"{number:g}" for number in np.ravel(value))
+    return Audio(np.asarray(value), sample_rate) if kind == "audio" else np.asarray(value)
 
 
 def add_galleries(

@@ -163,8 +163,8 @@ class PretrainedConfig(RunConfig):
 
     image_encoder: str | None = None
     """``hf:PATH``: a pretrained image encoder, from a folder (config.json and safetensors) or the hub
-    (``hf:OWNER/MODEL``). Its position embeddings are interpolated to --image-size. ``module:PACKAGE.MODULE:NAME``:
-    an encoder of your own (of any modality). None: neither."""
+    (``hf:OWNER/MODEL``); or ``module:PACKAGE.MODULE:NAME``: an encoder of your own, a Flax module (docs/modality.md).
+    Position embeddings of a pretrained one are interpolated to --image-size. None: neither."""
     text_encoder: str | None = None
     """``hf:PATH``: a pretrained text encoder, used with its own tokenizer. For where from see --image-encoder. None: no
     pretrained encoder."""

@@ -396,11 +396,13 @@ def _pop_presence(arrays: dict[str, Any], modalities: tuple[str, ...], path: Pat
 
 def _add_masks(arrays: dict[str, Any], modalities: tuple[str, ...], path: Path) -> None:
     """Adds ``<m>_mask`` to each text and audio modality that has none: False on token 0 of a text, True on all of a
-    recording."""
-    for name in (m for m in modalities if m in arrays and kind_of(m) in ("text", "audio")):
-        valid = arrays[name] != 0 if kind_of(name) == "text" else np.ones(arrays[name].shape, bool)
-        mask = arrays.setdefault(f"{name}_mask", valid)
-        if arrays[name].shape != mask.shape:
+    recording. Checks the shapes of all masks but those of measured quantities (see `_mask_measured`)."""
+    for name in (m for m in modalities if m in arrays and not is_measured(m)):
+        if kind_of(name) in ("text", "audio"):
+            valid = arrays[name] != 0 if kind_of(name) == "text" else np.ones(arrays[name].shape, bool)
+            arrays.setdefault(f"{name}_mask", valid)
+        mask = arrays.get(f"{name}_mask")
+        if mask is not None and mask.shape != arrays[name].shape[: mask.ndim]:
             raise ValueError(f"{path}: '{name}_mask' is {mask.shape}, '{name}' is {arrays[name].shape}.")
 
 

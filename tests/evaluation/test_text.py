@@ -262,6 +262,9 @@ def test_words_and_lists_of_words(tmp_path):
     assert [p.name for p in paths] == ["list.txt-1.txt", "list.txt-2.txt"] and paths[1].read_text() == "b\n"
     with pytest.raises(FileNotFoundError, match="missing.png"):
         find_inputs(str(tmp_path / "missing.png"))
+    (tmp_path / "arrays.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"arrays.npz: a file .npz cannot be read; give .* from Python"):
+        find_inputs(str(tmp_path / "arrays.npz"))
     with pytest.raises(ValueError, match="'eve'.*ann, bob"):
         apply_chain([SAY], ["3"], speaker="eve")
     with pytest.raises(ValueError, match="no run speaks"):

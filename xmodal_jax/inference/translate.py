@@ -54,7 +54,10 @@ def find_inputs(source: str) -> TranslationInput:
         return TranslationInput(modalities[0], files)
     if path.is_file():
         if _modality(path) is None:
-            raise ValueError(f"{path}: a file {path.suffix or 'without suffix'} cannot be read")
+            raise ValueError(
+                f"{path}: a file {path.suffix or 'without suffix'} cannot be read; give a picture, a sound, a video or "
+                "a .txt file, or arrays of numbers from Python (xmodal_jax.inference.load, see docs/inference.md)"
+            )
         return TranslationInput(_modality(path), (path,))
     if _modality(path) is not None:
         raise FileNotFoundError(f"there is no file {path}")

@@ -31,7 +31,7 @@ from xmodal_jax.data.pipeline import iterate_epoch
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.inference.contrastive import ContrastiveModel
 from xmodal_jax.inference.embed_data import embed_data
-from xmodal_jax.inference.model import Task
+from xmodal_jax.inference.model import RestoredRun
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.nets.encoders import ViTConfig
 from xmodal_jax.train.checkpoint import RestoredCheckpoint
@@ -65,7 +65,7 @@ def make_model() -> ContrastiveModel:
         "kind": "contrastive", "modalities": modalities, "config": stored,
         "shapes": {name: list(value.shape[1:]) for name, value in batch.items()},
     }  # fmt: skip
-    return ContrastiveModel(Task(pathlib.Path("random"), RestoredCheckpoint(params, metadata, 0)))
+    return ContrastiveModel(RestoredRun(pathlib.Path("random"), RestoredCheckpoint(params, metadata, 0)))
 
 
 def timed(run: Callable[[], object]) -> Callable[[], float]:

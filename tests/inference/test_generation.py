@@ -113,19 +113,19 @@ def draw_from(folder, condition, **sizes):
 
 def test_pictures_of_classes_and_of_noise_alone(tmp_path):
     of_classes = draw_from(tmp_path / "classes", ClassCondition(), classes=2, class_names=["cat", "dog"])
-    cats = of_classes.draw(["cat", "cat", "dog"], seed=1)
+    cats = of_classes.synthesize(["cat", "cat", "dog"], seed=1)
     assert [picture.size for picture in cats] == [(8, 8)] * 3
     assert (np.asarray(cats[0]) != np.asarray(cats[1])).any()  # other noise
     noise = np.zeros((1, of_classes._generate.noise))
-    cat, dog = (np.asarray(of_classes.draw(name, noise=noise)[0]) for name in ("cat", "dog"))
-    assert (cat != dog).any() and (cat == np.asarray(of_classes.draw("cat", noise=noise)[0])).all()
+    cat, dog = (np.asarray(of_classes.synthesize(name, noise=noise)[0]) for name in ("cat", "dog"))
+    assert (cat != dog).any() and (cat == np.asarray(of_classes.synthesize("cat", noise=noise)[0])).all()
     free = draw_from(tmp_path / "free", NoCondition(), classes=0)
-    assert len(free.draw()) == 1 and len(free.draw(count=3)) == 3
+    assert len(free.synthesize()) == 1 and len(free.synthesize(count=3)) == 3
     for mistake, message in [
-        (lambda: of_classes.draw("cow"), "no class 'cow'; the classes are cat, dog"),
-        (lambda: of_classes.draw(), "names of classes"),
-        (lambda: free.draw("cat"), "draws from count alone"),
-        (lambda: free.draw(count=2, noise=noise), r"noise has the shape"),
+        (lambda: of_classes.synthesize("cow"), "no class 'cow'; the classes are cat, dog"),
+        (lambda: of_classes.synthesize(), "names of classes"),
+        (lambda: free.synthesize("cat"), "from count alone"),
+        (lambda: free.synthesize(count=2, noise=noise), r"noise has the shape"),
     ]:
         with pytest.raises(ValueError, match=message):
             mistake()

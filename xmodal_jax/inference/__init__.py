@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "index_files": "DamagedIndex",
         "text": "Captioner SpeechRecognizer",
         "speech": "SpeechSynthesizer",
-        "images": "ImageModel",
+        "images": "ImageSynthesizer",
         "translators": "TranslationOptions Translator load_translator load_translators",
         "translate": "TranslationInput apply_chain find_candidates find_chain find_further_input find_inputs "
         "read_inputs to_cell write_outputs",

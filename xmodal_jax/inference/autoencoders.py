@@ -14,7 +14,7 @@ import numpy as np
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.inference.inputs import InputSource, broadcast_inputs, collect_inputs
-from xmodal_jax.inference.model import BATCH_SIZE, Task, TrainedModel
+from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.inference.outputs import OutputFormat
 from xmodal_jax.models.speech import log_mel_transform
 from xmodal_jax.models.vae.adapter import as_multimodal
@@ -56,9 +56,9 @@ class LatentModel(TrainedModel):
 
     actions = ("encode", "decode", "reconstruct", "sample", "interpolate", "traverse")
 
-    def __init__(self, task: Task, sizes: Mapping[str, Any]):
+    def __init__(self, run: RestoredRun, sizes: Mapping[str, Any]):
         """``sizes``: of an example of each modality of the model: its shape, and the number of values of a token."""
-        super().__init__(task, tuple(sizes))
+        super().__init__(run, tuple(sizes))
         self._sizes = {m: Size(tuple(shape), values) for m, (*shape, values) in sizes.items()}
         self._parts = self._build()
         self._config, self._vae = self._parts.config, self._parts.vae
@@ -358,10 +358,10 @@ class Autoencoder(LatentModel):
 
     kind = "vae"
 
-    def __init__(self, task: Task):
+    def __init__(self, run: RestoredRun):
         """See `inference.load`."""
-        metadata = task.restored.metadata
-        super().__init__(task, {metadata["modality"]: metadata["size"]})
+        metadata = run.checkpoint.metadata
+        super().__init__(run, {metadata["modality"]: metadata["size"]})
 
     def _build(self) -> _Parts:
         config = from_json(AutoencoderModel, self.metadata["config"]["model"])
@@ -395,10 +395,10 @@ class MultimodalAutoencoder(LatentModel):
     kind = "multimodal_vae"
     actions = (*LatentModel.actions, "translate")
 
-    def __init__(self, task: Task):
+    def __init__(self, run: RestoredRun):
         """See `inference.load`."""
-        metadata = task.restored.metadata
-        super().__init__(task, {m: metadata["sizes"][m] for m in metadata["modalities"]})
+        metadata = run.checkpoint.metadata
+        super().__init__(run, {m: metadata["sizes"][m] for m in metadata["modalities"]})
 
     def _build(self) -> _Parts:
         config = from_json(MultimodalVAEModel, self.metadata["config"]["model"])

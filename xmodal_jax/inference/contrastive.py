@@ -15,7 +15,7 @@ from xmodal_jax.evaluation.embeddings import predict_batches
 from xmodal_jax.evaluation.protocol import EmbeddingFunctions
 from xmodal_jax.inference.index import Index
 from xmodal_jax.inference.inputs import collect_inputs
-from xmodal_jax.inference.model import BATCH_SIZE, Classification, Task, TrainedModel
+from xmodal_jax.inference.model import BATCH_SIZE, Classification, RestoredRun, TrainedModel
 from xmodal_jax.metrics.classification import class_embeddings
 from xmodal_jax.models.contrastive import MAX_SCALE, ContrastiveConfig, make_contrastive
 from xmodal_jax.train.run import from_json
@@ -49,9 +49,9 @@ class ContrastiveModel(TrainedModel):
     kind = "contrastive"
     actions = ("embed", "similarity", "classify", "index", "search")
 
-    def __init__(self, task: Task):
+    def __init__(self, run: RestoredRun):
         """See `inference.load`."""
-        super().__init__(task, tuple(task.restored.metadata["modalities"]))
+        super().__init__(run, tuple(run.checkpoint.metadata["modalities"]))
         config = from_json(ContrastiveConfig, self.metadata["config"]["model"])
         vocab_size = self.format.transform.vocab_size
         self._method = make_contrastive(config, self.format.modalities, vocab_size=vocab_size)

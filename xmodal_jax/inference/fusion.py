@@ -12,7 +12,7 @@ from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.views import Subset, modality_fields
 from xmodal_jax.evaluation.attention import AttendedInput, AttentionInputs
 from xmodal_jax.inference.inputs import broadcast_inputs, collect_inputs
-from xmodal_jax.inference.model import BATCH_SIZE, Classification, Task, TrainedModel
+from xmodal_jax.inference.model import BATCH_SIZE, Classification, RestoredRun, TrainedModel
 from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
 from xmodal_jax.models.towers import encoder_of, max_audio_seconds
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig
@@ -36,9 +36,9 @@ class FusionModel(TrainedModel):
 
     kind = "fusion"
 
-    def __init__(self, task: Task):
+    def __init__(self, run: RestoredRun):
         """See `inference.load`."""
-        super().__init__(task, tuple(task.restored.metadata["modalities"]))
+        super().__init__(run, tuple(run.checkpoint.metadata["modalities"]))
         self._config = from_json(FusionConfig, self.metadata["config"]["model"])
         self.classes: dict[str, tuple[str, ...]] = {
             target: tuple(names) for target, names in self.metadata["classes"].items()

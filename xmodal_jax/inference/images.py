@@ -1,4 +1,4 @@
-"""Pictures from texts, from classes, or from noise alone: a trained conditional GAN on new data."""
+"""Images from texts, from classes, or from noise alone: a trained GAN on new data."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from PIL import Image
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.images import ImageGenerator
 from xmodal_jax.inference.inputs import as_list
-from xmodal_jax.inference.model import BATCH_SIZE, Task, TrainedModel
+from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.train.run import from_json
 
 
-class ImageModel(TrainedModel):
-    """A trained generator of pictures.
+class ImageSynthesizer(TrainedModel):
+    """A trained GAN that synthesizes images from texts, from classes, or from noise alone.
 
     ::
 
-        load("runs/text_to_image_gan").draw(["a red star", "a blue ring"], seed=1)[0].save("star.png")
+        load("runs/text_to_image_gan").synthesize(["a red star", "a blue ring"], seed=1)[0].save("star.png")
     """
 
     kind = "text_to_image_gan"
-    actions = ("draw",)
+    actions = ("synthesize",)
 
-    def __init__(self, task: Task):
+    def __init__(self, run: RestoredRun):
         """See `inference.load`."""
-        metadata = task.restored.metadata
+        metadata = run.checkpoint.metadata
         config = from_json(GANConfig, metadata["config"]["model"])
         self.reads_text: bool = config.condition.name != "none" and config.condition.reads_text
-        """Whether pictures are drawn from texts."""
-        super().__init__(task, ("text",) if self.reads_text else ())
+        """Whether images are conditioned on texts."""
+        super().__init__(run, ("text",) if self.reads_text else ())
         class_names = metadata.get("class_names") or [str(k) for k in range(metadata["classes"])]
         by_class = config.condition.name != "none" and not self.reads_text
         self.class_names: tuple[str, ...] = tuple(class_names) if by_class else ()
-        """The classes that pictures are drawn of; empty where they are drawn from texts or from noise alone."""
+        """The classes that images are conditioned on; empty where the condition is a text or there is none."""
         tokenize = self.format.transform.tokenize
         sizes = {"vocab_size": self.format.transform.vocab_size, "length": metadata.get("length", 0)}
         gan = make_gan(
@@ -57,7 +57,7 @@ class ImageModel(TrainedModel):
         classes = f"\nclasses: {', '.join(self.class_names)}" if self.class_names else ""
         return super().describe() + classes
 
-    def draw(
+    def synthesize(
         self,
         conditions: Any = None,
         *,
@@ -65,16 +65,19 @@ class ImageModel(TrainedModel):
         seed: int = 0,
         noise: np.ndarray | None = None,
     ) -> list[Image.Image]:
-        """A picture for each text or class, or ``count`` pictures from noise alone.
+        """Synthesizes an image for each text or class, or ``count`` images from noise alone.
 
         Args:
-          conditions: texts or names of classes, by what the run was trained on; None: it was trained on neither, and
-            ``count`` pictures are drawn (None: one).
-          seed: of the noise, which differs between the pictures of a call; the same seed gives the same pictures.
-          noise: float32 ``[N, Z]`` in place of noise drawn by ``seed``, such as the same row for several texts.
+          conditions: texts or names of classes, whichever the run was trained on; None: for a run without conditions.
+          count: number of images of a run without conditions; None: one.
+          seed: seed of the noise. The images of one call get different noise; the same seed gives the same images.
+          noise: float32 ``[N, Z]`` to use instead, such as the same row for several texts; None: drawn by ``seed``.
+
+        Returns:
+          N Pillow images.
 
         Raises:
-          ValueError: there are conditions and the run takes none, or the reverse; or a class is not known.
+          ValueError: conditions were given to a run that takes none, or the reverse; or a class is unknown.
         """
         fields, number = self._fields(conditions, count)
         if not number:
@@ -89,13 +92,15 @@ class ImageModel(TrainedModel):
         return [Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in pixels]
 
     def _fields(self, conditions: Any, count: int | None) -> tuple[dict[str, np.ndarray], int]:
-        """The fields of a batch that the conditions are, and the number of pictures."""
+        """The conditions as fields of a batch, and the number of images."""
         takes_conditions = self.reads_text or bool(self.class_names)
         if takes_conditions != (conditions is not None) or (takes_conditions and count is not None):
             expected = (
                 "texts" if self.reads_text else "names of classes" if self.class_names else "count alone"
             )
-            raise ValueError(f"{self.path} draws from {expected}: draw({expected.split()[0]})")
+            raise ValueError(
+                f"{self.path} synthesizes images from {expected}: synthesize({expected.split()[0]})"
+            )
         if not takes_conditions:
             return {}, 1 if count is None else count
         if self.reads_text:
@@ -106,7 +111,7 @@ class ImageModel(TrainedModel):
         return {"label": self._labels(names)}, len(names)
 
     def _labels(self, names: Sequence[str]) -> np.ndarray:
-        """The number of each class."""
+        """The index of each class, int32 ``[N]``."""
         if unknown := [name for name in names if name not in self.class_names]:
             raise ValueError(
                 f"there is no class {unknown[0]!r}; the classes are {', '.join(self.class_names)}"

@@ -18,7 +18,7 @@ from xmodal_jax.inference.inputs import InputFormat, InputSource
 from xmodal_jax.train.checkpoint import RestoredCheckpoint, describe
 
 BATCH_SIZE = 128
-"""Examples that are computed at a time; fewer are padded to a power of two."""
+"""Number of examples in a batch; a smaller batch is padded to a power of two, so that few programs are compiled."""
 
 
 class Classification(NamedTuple):
@@ -37,22 +37,23 @@ class Classification(NamedTuple):
         return cls([str(classes[k]) for k in scores.argmax(axis=1)], tuple(map(str, classes)), scores)
 
 
-class Task(NamedTuple):
-    """A trained run, restored, and where it came from."""
+class RestoredRun(NamedTuple):
+    """The checkpoint of a trained run, and the directory that it was read from."""
 
     path: pathlib.Path
     """Directory of the run, or the folder it was exported to."""
-    restored: RestoredCheckpoint
-    """Parameters and metadata."""
+    checkpoint: RestoredCheckpoint
+    """Its parameters, metadata and number of steps."""
 
 
 class TrainedModel:
     """A trained run, to be used on new data. `inference.load` makes one.
 
-    A subclass is what one kind of run can do: its public methods. All of them take inputs as people hold them (see
-    `InputFormat`) and return NumPy arrays, Pillow images, pairs (waveform, samples per second) or strings, one for each
-    input, in order. One input counts as a list of one. Inputs are read, computed and padded in batches; a call with
-    another number of inputs compiles nothing new unless it needs a larger batch.
+    Each kind of run has a subclass, whose public methods are what such a run can do. They take paths, bytes of files,
+    Pillow images, arrays, waveforms and texts (`InputFormat.describe` says which), and return NumPy arrays, Pillow
+    images, pairs (waveform, samples per second) or strings: one for each input, in order. A single input counts as a
+    list of one. Inputs are processed in padded batches, so that a call with another number of inputs compiles nothing
+    new unless it needs a larger batch.
 
     Attributes:
       path: directory of the run, or the folder that it was exported to.
@@ -63,9 +64,9 @@ class TrainedModel:
     """
 
     kind: ClassVar[str]
-    """What was trained, in words: "contrastive", "captioning", …"""
+    """The kind of run, a key of `loading.MODEL_CLASSES`: "contrastive", "captioning", …"""
     actions: ClassVar[tuple[str, ...]]
-    """The names of the methods that use the run."""
+    """The names of the methods that `describe` lists."""
 
     path: pathlib.Path
     metadata: Mapping[str, Any]
@@ -73,9 +74,9 @@ class TrainedModel:
     params: Any
     format: InputFormat
 
-    def __init__(self, task: Task, modalities: tuple[str, ...]):
+    def __init__(self, run: RestoredRun, modalities: tuple[str, ...]):
         """``modalities``: those that the model takes as inputs."""
-        self.path, (self.params, self.metadata, self.step) = task.path, task.restored
+        self.path, (self.params, self.metadata, self.step) = run.path, run.checkpoint
         self.format = InputFormat.from_metadata(self.metadata, modalities)
 
     def __repr__(self) -> str:
@@ -101,10 +102,13 @@ class TrainedModel:
         params: Any = None,
         batch_size: int = BATCH_SIZE,
     ) -> Any:
-        """``predict(params, batch)`` of all examples of ``source``, as NumPy arrays. The batches are those of
-        `prepare`. ``predict`` is compiled once for each shape of a batch: it must be the same function in every call.
+        """The outputs of ``predict(params, batch)`` for all examples of ``source``, as NumPy arrays ``[N, ...]``.
 
-        ``params``: None: those of the run.
+        Args:
+          predict: is compiled once for each shape of a batch; pass the same function object in every call.
+          source: its batches go through `prepare`.
+          params: None: those of the run.
+          batch_size: number of examples in a batch.
         """
         params = self.params if params is None else params
         return predict_all(
@@ -112,18 +116,18 @@ class TrainedModel:
         )
 
     def prepare(self, batch: RawBatch) -> RawBatch:
-        """A batch of inputs as the model takes it: with tokens in place of the texts, and standardised quantities."""
+        """Turns a batch of inputs into one of the model: texts become tokens, measured quantities are standardised."""
         batch = self.format.transform(batch)
         return {k: v for k, v in batch.items() if not k.startswith("caption")}
 
     @functools.cached_property
     def digest(self) -> str:
-        """Tells the parameters from those of any other checkpoint: 32 hexadecimal digits."""
+        """32 hexadecimal digits that identify the parameters: no other checkpoint has the same."""
         arrays = json.dumps(describe(self.params), sort_keys=True)
         return hashlib.sha256(arrays.encode()).hexdigest()[:32]
 
     def read(self, inputs: Mapping[str, Any]) -> InputSource:
-        """The inputs by modality as a data set in the run's format."""
+        """Wraps inputs, given by modality, as a data set in the run's format."""
         return InputSource(inputs, self.format)
 
 

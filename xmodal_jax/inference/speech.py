@@ -10,7 +10,7 @@ import numpy as np
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.speech import Synthesizer
 from xmodal_jax.inference.inputs import as_list
-from xmodal_jax.inference.model import BATCH_SIZE, Task, TrainedModel
+from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.train.run import from_json
 
@@ -26,9 +26,9 @@ class SpeechSynthesizer(TrainedModel):
     kind = "speech_synthesis"
     actions = ("synthesize",)
 
-    def __init__(self, task: Task):
+    def __init__(self, run: RestoredRun):
         """See `inference.load`."""
-        super().__init__(task, ("text",))
+        super().__init__(run, ("text",))
         self._config = from_json(SpeechConfig, self.metadata["config"]["model"])
         self.voices: tuple[str, ...] = tuple(self.metadata["speakers"])
         """The names of the voices."""

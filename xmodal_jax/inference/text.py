@@ -6,7 +6,7 @@ from typing import Any
 
 from xmodal_jax.evaluation.text import TextGenerator
 from xmodal_jax.inference.inputs import as_list
-from xmodal_jax.inference.model import BATCH_SIZE, Task, TrainedModel
+from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.models.seq2seq import Generation, GenerationConfig, Seq2SeqConfig
 from xmodal_jax.models.towers import encoder_of, max_audio_seconds
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig
@@ -14,12 +14,12 @@ from xmodal_jax.train.run import from_json
 
 
 class TextModel(TrainedModel):
-    """A trained run that writes a text about each input of one modality, ``source``."""
+    """A trained model that generates a text for each input of one modality, ``source``."""
 
-    def __init__(self, task: Task):
+    def __init__(self, run: RestoredRun):
         """See `inference.load`."""
-        metadata = task.restored.metadata
-        super().__init__(task, (metadata["source"],))
+        metadata = run.checkpoint.metadata
+        super().__init__(run, (metadata["source"],))
         self.source: str = metadata["source"]
         """The modality of the inputs."""
         self._config = from_json(Seq2SeqConfig, metadata["config"]["model"])
@@ -31,11 +31,13 @@ class TextModel(TrainedModel):
             self.format = self.format._replace(max_seconds=None)  # it reads recordings of any length
         self._generators: dict[GenerationConfig | None, TextGenerator] = {}
 
-    def write(self, inputs: Any, generation: GenerationConfig | None = None) -> list[str]:
-        """A text for each input.
+    def generate(self, inputs: Any, generation: GenerationConfig | None = None) -> list[str]:
+        """Generates a text for each input.
 
-        ``generation``: how it is decoded, such as ``BeamSearchConfig(beams=8)`` or ``SamplingConfig(seed=1)``; None: as
-        the run was configured.
+        Args:
+          inputs: of the modality `source`, a list or a single one.
+          generation: how texts are decoded, such as ``BeamSearchConfig(beams=8)`` or ``SamplingConfig(seed=1)``; None:
+            as configured in the run.
         """
         inputs = as_list(self.source, inputs)
         if not len(inputs):
@@ -66,8 +68,8 @@ class Captioner(TextModel):
     actions = ("caption",)
 
     def caption(self, inputs: Any, generation: GenerationConfig | None = None) -> list[str]:
-        """A caption for each picture or video. ``generation``: how it is decoded; None: as the run was configured."""
-        return self.write(inputs, generation)
+        """Captions each picture or video. ``generation``: see `TextModel.generate`."""
+        return self.generate(inputs, generation)
 
 
 class SpeechRecognizer(TextModel):
@@ -82,5 +84,5 @@ class SpeechRecognizer(TextModel):
     actions = ("transcribe",)
 
     def transcribe(self, audio: Any, generation: GenerationConfig | None = None) -> list[str]:
-        """What is said in each recording. ``generation``: how it is decoded; None: as the run was configured."""
-        return self.write(audio, generation)
+        """Transcribes each recording. ``generation``: see `TextModel.generate`."""
+        return self.generate(audio, generation)

@@ -140,7 +140,7 @@ def _text_translators(model: Any, options: TranslationOptions) -> list[Translato
 
     def apply(examples: Sequence[Any]) -> list[str]:
         """The text of each image, video or waveform."""
-        return model.write(_as_inputs(model, model.source, examples), options.generation)
+        return model.generate(_as_inputs(model, model.source, examples), options.generation)
 
     shape = tuple(model.metadata["shape"])
     return [_translator(model, model.source, "text", apply)._replace(shape=shape)]
@@ -164,7 +164,7 @@ def _image_translators(model: Any, options: TranslationOptions) -> list[Translat
 
     def apply(texts: Sequence[str]) -> list[np.ndarray]:
         """An image uint8 ``[H, W, C]`` for each text, from different noise each."""
-        return [np.asarray(x).reshape(shape) for x in model.draw(texts, seed=options.noise_seed)]
+        return [np.asarray(x).reshape(shape) for x in model.synthesize(texts, seed=options.noise_seed)]
 
     return [Translator("text", "image", apply, sample_rate=0, shape=shape)] if model.reads_text else []
 

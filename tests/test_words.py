@@ -32,6 +32,10 @@ def identifiers(tree):
             yield node.attr, node.lineno
         elif isinstance(node, ast.keyword) and node.arg:
             yield node.arg, node.value.lineno
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            yield node.name, node.lineno
+        elif isinstance(node, ast.alias) and node.asname:
+            yield node.asname, node.lineno
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -43,6 +47,8 @@ def test_names_are_the_fields_words(path):
 
 def test_a_private_word_is_noticed():
     tree = ast.parse(
-        "class Diary:\n    def look(self, told=None):\n        self.seen = f(how=1)\n        own = 2\n"
+        "import sys as there\nclass Diary:\n    def look(self, told=None):\n        self.seen = f(how=1)\n"
+        "        own = 2\ntry:\n    pass\nexcept OSError as again:\n    pass\n"
     )
-    assert {name for name, _ in identifiers(tree)} & FORBIDDEN == {"Diary", "told", "seen", "how", "own"}
+    private_words = {"there", "Diary", "told", "seen", "how", "own", "again"}
+    assert {name for name, _ in identifiers(tree)} & FORBIDDEN == private_words

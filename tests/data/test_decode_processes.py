@@ -49,7 +49,7 @@ def new_processes(monkeypatch):
         return created[-1]
 
     monkeypatch.setattr(row_decoder, "_available_cores", lambda: 2)
-    monkeypatch.setattr(row_decoder, "SMALL", 10.0)
+    monkeypatch.setattr(row_decoder, "FAST_SECONDS", 10.0)
     yield replace
     for each in created:
         each.close()
@@ -113,10 +113,10 @@ def test_processes_threads_and_neither_give_the_same_batches(
     path = write_parquet(tmp_path / "train.parquet", [encode(i) for i in range(ROWS)])
     counts = count_requests(processes, monkeypatch)
     in_processes = read(path, kept, workers=2)
-    assert sum(counts) >= ROWS - row_decoder.PROBED
+    assert sum(counts) >= ROWS - row_decoder.PROBED_ROWS
     others = new_processes()
     assert_same(in_processes, read(path, kept, workers=1))
-    monkeypatch.setattr(row_decoder, "SMALL", 0.0)
+    monkeypatch.setattr(row_decoder, "FAST_SECONDS", 0.0)
     assert_same(in_processes, read(path, kept, workers=2))
     assert not others.pids
 
@@ -147,7 +147,7 @@ def test_files_of_a_folder_are_read_by_the_workers(tmp_path, processes, monkeypa
     monkeypatch.chdir(tmp_path.parent)
     bad = BadExamples("skip")
     source = FolderSource(tmp_path.name, "all", progress=False, workers=2, image_size=12, bad_examples=bad)
-    assert sum(counts) == 40 - row_decoder.PROBED and len(source) == 39
+    assert sum(counts) == 40 - row_decoder.PROBED_ROWS and len(source) == 39
     assert [(b.line, b.reason) for b in bad.items] == [
         (31, "the file 'absent.png' does not exist in " + tmp_path.name)
     ]
@@ -198,7 +198,7 @@ def test_a_file_that_ends_its_worker_is_named(tmp_path, new_processes, monkeypat
         "decode(kind, file, options)\n"
         "worker.main()"
     )
-    monkeypatch.setattr(decode_processes, "START", crash)
+    monkeypatch.setattr(decode_processes, "WORKER_PROGRAM", crash)
     processes = new_processes()
     processes.start(2)
     wait_for(lambda: processes.ready)
@@ -228,13 +228,13 @@ def test_workers_end_with_their_parent():
 
 
 def test_few_files_start_no_processes(tmp_path, new_processes, monkeypatch):
-    monkeypatch.setattr(row_decoder, "PAYS_AFTER", 10.0)
+    monkeypatch.setattr(row_decoder, "PROCESSES_PAY_AFTER", 10.0)
     processes = new_processes()
     path = write_parquet(tmp_path / "train.parquet", [encode(i) for i in range(ROWS)])
     expected = read(path, False, workers=2)
     read(path, True, workers=2)
     assert not processes.pids
-    monkeypatch.setattr(row_decoder, "PAYS_AFTER", 1e-4)
+    monkeypatch.setattr(row_decoder, "PROCESSES_PAY_AFTER", 1e-4)
     read(path, False, workers=1)
     assert not processes.pids
     assert_same(read(path, False, workers=2), expected)  # while they start
@@ -243,9 +243,9 @@ def test_few_files_start_no_processes(tmp_path, new_processes, monkeypatch):
 
 
 def test_processes_that_cannot_be_started_are_done_without(tmp_path, new_processes, monkeypatch):
-    monkeypatch.setattr(row_decoder, "PAYS_AFTER", 0.0)
+    monkeypatch.setattr(row_decoder, "PROCESSES_PAY_AFTER", 0.0)
     path = write_parquet(tmp_path / "train.parquet", [encode(i) for i in range(ROWS)])
-    for name, value in (("START", "raise SystemExit(3)"), ("sys.executable", "/nonexistent/python")):
+    for name, value in (("WORKER_PROGRAM", "raise SystemExit(3)"), ("sys.executable", "/nonexistent/python")):
         processes = new_processes()
         monkeypatch.setattr(f"xmodal_jax.data.decode_processes.{name}", value)
         assert len(read(path, True, workers=2)) == 5

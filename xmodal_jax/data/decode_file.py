@@ -1,4 +1,4 @@
-"""A file of any kind decoded as the options of a data set say. The processes of `decode_worker` use it, without JAX."""
+"""Decodes a file of any kind by the options of a data set. Worker processes import it, so it must not import JAX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xmodal_jax.data import media
 
 
 class MediaOptions(NamedTuple):
-    """What files are converted to."""
+    """The format that files are converted to."""
 
     image_size: int
     """Side of images and frames, pixels."""
@@ -28,11 +28,18 @@ class MediaOptions(NamedTuple):
 
 
 def decode_file(kind: str, content: Path | bytes, options: MediaOptions) -> tuple[np.ndarray, bool]:
-    """A decoded file, and whether it is a recording that was cut to ``options.max_seconds``.
+    """Decodes a file; returns the array, and whether it is a recording that was cut to ``options.max_seconds``.
 
     Args:
       kind: ``image``, ``audio`` or ``video``.
       content: the path of the file, or its bytes.
+      options: the format to convert it to.
+
+    Returns:
+      An image uint8 ``[S, S, C]``, a recording int16 ``[t]`` or a video uint8 ``[F, S, S, C]``; and the flag.
+
+    Raises:
+      Exception: the file cannot be decoded; decoders raise many types.
     """
     if kind == "audio":
         return media.decode_audio(content, options.sample_rate, options.max_seconds)

@@ -1,4 +1,5 @@
-"""Processes that decode files: Python's lock lets threads decode small files hardly faster than one of them does."""
+"""Processes that decode small files. Threads would hardly be faster than one of them, because of the interpreter's
+lock."""
 
 from __future__ import annotations
 
@@ -18,23 +19,25 @@ from typing import NamedTuple
 import numpy as np
 
 from xmodal_jax.data.decode_file import MediaOptions
-from xmodal_jax.data.decode_worker import limits, read_message, write_message
+from xmodal_jax.data.decode_worker import pillow_settings, read_message, write_message
 
-START = "import sys; sys.path[:] = sys.argv[1:]; from xmodal_jax.data.decode_worker import main; main()"
-"""The program of a worker. It imports what its parent would import, but not the parent's main module."""
-
-
-ENVIRONMENT = {
+WORKER_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[1:]; from xmodal_jax.data.decode_worker import main; main()"
+)
+"""The program of a worker. It has the import path of its parent, but does not import the parent's main module."""
+WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    # The C library keeps up to 64 MiB rather than to give it back, and to ask for it again, with every file.
+    # The C library keeps up to 64 MiB, instead of returning memory to the system after each file and asking for it
+    # anew.
     "MALLOC_TOP_PAD_": str(16 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
     "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
 }
-"""Environment variables of a worker."""
+"""Environment variables that a worker has beside those of its parent."""
 PIPE_BYTES = 1 << 20
-"""Size of the pipe from a worker, where the system allows it: an answer fits into it."""
+"""Size of the pipe from a worker, where the system allows it: large enough for an answer, so that it is written at
+once."""
 
 
 class File(NamedTuple):
@@ -47,7 +50,10 @@ class File(NamedTuple):
 
 
 class CrashError(RuntimeError):
-    """A decoder ended its process, twice. ``index``: which of the files it decoded."""
+    """A file crashed two worker processes.
+
+    ``index``: of the file in the request. ``ending``: how the process ended, such as "was ended by SIGKILL".
+    """
 
     def __init__(self, index: int, ending: str):
         self.index, self.ending = index, ending
@@ -55,13 +61,13 @@ class CrashError(RuntimeError):
 
 
 class _EndedError(Exception):
-    """A worker has ended before it answered; the message says how."""
+    """A worker ended before it answered; the message says how, such as "ended with status 1"."""
 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are blocked in this thread, and in processes that it starts: a worker decodes what its parent
-    still needs, such as for a checkpoint, and ends with it."""
+    """Blocks Ctrl-C and SIGTERM in this thread, and so in the processes that it starts meanwhile: a worker goes on
+    while its parent still needs files, such as to write a checkpoint, and ends with the parent."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -70,15 +76,15 @@ def _signals_blocked() -> Iterator[None]:
 
 
 class _Worker:
-    """A process of `decode_worker`. One thread at a time may use it."""
+    """A process that runs `decode_worker.main`. One thread at a time may use it."""
 
     def __init__(self):
         with _signals_blocked():
             self._process = subprocess.Popen(
-                [sys.executable, "-c", START, *sys.path],
+                [sys.executable, "-c", WORKER_PROGRAM, *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **WORKER_ENVIRONMENT},
             )
         if hasattr(fcntl, "F_SETPIPE_SZ"):
             with contextlib.suppress(OSError):
@@ -89,14 +95,14 @@ class _Worker:
         return self._process.pid
 
     def wait_ready(self) -> bool:
-        """Waits until the worker has imported what it needs; False: it ended before."""
+        """Waits until the worker has imported its modules; False if it ended before."""
         try:
             return read_message(self._process.stdout)[0] == "ready"
         except (EOFError, OSError, ValueError):
             return False
 
     def decode(self, files: Sequence[File], options: MediaOptions) -> list[tuple[np.ndarray, bool] | None]:
-        """What `decode_file` returns for each of ``files``, or None where this process has to decode it.
+        """Decodes files: for each what `decode_file` returns, or None where it failed, for the caller to decode itself.
 
         Raises:
           _EndedError: the worker ended.
@@ -105,7 +111,7 @@ class _Worker:
             raise _EndedError(self._ending())
         paths = [None if isinstance(f.content, bytes) else os.path.abspath(f.content) for f in files]
         header = {
-            "limits": limits(),
+            "pillow_settings": pillow_settings(),
             "options": options,
             "files": [(file.kind, path) for file, path in zip(files, paths, strict=True)],
         }
@@ -115,14 +121,14 @@ class _Worker:
             outcomes, arrays = read_message(self._process.stdout)
         except (EOFError, OSError) as error:
             raise _EndedError(self._ending()) from error
-        except BaseException:  # half of an answer may be left in the stream
+        except BaseException:  # the stream may hold half of an answer, which the next request would read
             self.close()
             raise
         arrays = iter(arrays)
         return [o and (np.frombuffer(next(arrays), o[0]).reshape(o[1]), o[2]) for o in outcomes]
 
     def _ending(self) -> str:
-        """How the worker ended, after the words "the process"."""
+        """How the worker ended, as a predicate: "ended with status 1"."""
         self.close()
         code = self._process.returncode
         if code >= 0:
@@ -130,18 +136,18 @@ class _Worker:
         return f"was ended by {signal.Signals(-code).name}"
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, within about a second."""
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)  # it removes what it has written to a temporary file
+            self._process.wait(1.0)  # time to remove its temporary files
         self._process.kill()
         self._process.wait()
         self._process.stdout.close()
 
 
 class DecodeProcesses:
-    """Workers that decode files, for all data sets of a program. Threads may share them."""
+    """A pool of worker processes that decode files, for all data sets of a program. Threads may share it."""
 
     def __init__(self):
         self._workers: list[_Worker] = []
@@ -156,15 +162,15 @@ class DecodeProcesses:
             for _ in range(0 if self._failed else count - len(self._workers)):
                 try:
                     worker = _Worker()
-                except (OSError, TypeError):  # no process can be started here, or there is no Python to start
+                except (OSError, TypeError):  # processes cannot be started, or `sys.executable` is None
                     self._failed = True
                     return
                 self._workers.append(worker)
                 self._starting += 1
-                threading.Thread(target=self._wait, args=(worker,), daemon=True).start()
+                threading.Thread(target=self._add_when_ready, args=(worker,), daemon=True).start()
 
-    def _wait(self, worker: _Worker) -> None:
-        """Lets a worker decode as soon as it is ready."""
+    def _add_when_ready(self, worker: _Worker) -> None:
+        """Waits for a worker to be ready, then adds it to the idle ones."""
         ready = worker.wait_ready()
         with self._lock:
             self._starting -= 1
@@ -174,38 +180,38 @@ class DecodeProcesses:
 
     @property
     def ready(self) -> bool:
-        """Whether workers decode; not if one of them could not start."""
+        """Whether all workers that were started can decode; False if there are none or one could not start."""
         return bool(self._workers) and not self._starting and not self._failed
 
     @property
     def pids(self) -> list[int]:
-        """The numbers of the workers' processes."""
+        """The process ids of the workers."""
         return [worker.pid for worker in self._workers]
 
     def decode(self, files: Sequence[File], options: MediaOptions) -> list[tuple[np.ndarray, bool] | None]:
-        """What `decode_file` returns for each of ``files``, or None where this process has to decode it. If a worker
-        ends meanwhile, another one takes its place.
+        """Decodes files in the next idle worker: for each what `decode_file` returns, or None where it failed, for the
+        caller to decode itself. If the worker crashes, the files are decoded one by one in a new one.
 
         Raises:
-          CrashError: the same file ended two workers.
+          CrashError: the same file crashed two workers.
         """
         worker = self._take()
         try:
             return worker.decode(files, options)
         except _EndedError as error:
             ending, decoded = str(error), []
-            for index, file in enumerate(files):  # one by one, to learn which of them ends a process
+            for index, file in enumerate(files):  # one by one, to learn which of them crashes a worker
                 try:
                     worker = self._replace(worker) if index == 0 else worker
                     decoded += worker.decode([file], options)
-                except _EndedError as again:
-                    raise CrashError(index, str(again) or ending) from error
+                except _EndedError as second_error:
+                    raise CrashError(index, str(second_error) or ending) from error
             return decoded
         finally:
             self._idle.put(worker)  # one that has ended is replaced when it is next used
 
     def _take(self) -> _Worker:
-        """The next worker that has nothing to do."""
+        """Waits for an idle worker and takes it."""
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._idle.get(timeout=1.0)
@@ -213,7 +219,7 @@ class DecodeProcesses:
                 raise RuntimeError("the processes that decode files are closed")
 
     def _replace(self, ended: _Worker) -> _Worker:
-        """A new worker in the place of one that has ended."""
+        """Starts a new worker in the place of one that has ended."""
         with self._lock:
             if ended not in self._workers:
                 raise RuntimeError("the processes that decode files are closed")
@@ -224,11 +230,11 @@ class DecodeProcesses:
                     f"a process that decodes files ended, and none can be started: {error}"
                 ) from error
             self._workers[self._workers.index(ended)] = worker
-        worker.wait_ready()  # if it ended, so says the first request
+        worker.wait_ready()  # should it end meanwhile, the next request raises
         return worker
 
     def close(self) -> None:
-        """Ends the workers; no others start."""
+        """Ends all workers; none is started afterwards."""
         with self._lock:
             workers, self._workers, self._failed = self._workers, [], True
         for worker in workers:
@@ -236,14 +242,14 @@ class DecodeProcesses:
 
 
 processes = DecodeProcesses()
-"""The workers of this program."""
+"""The pool of this program."""
 
 
-def _forget() -> None:
-    """In a forked process: the workers are the parent's."""
+def _reset_after_fork() -> None:
+    """Gives a forked process a pool of its own: the workers belong to its parent."""
     global processes
     processes = DecodeProcesses()
 
 
 atexit.register(lambda: processes.close())
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,8 +1,8 @@
-"""A process that decodes files for another one, which `decode_processes` starts: requests come by its standard input,
-answers go to its standard output.
+"""The program of a worker process that decodes files, which `decode_processes` starts. It reads requests from its
+standard input and writes answers to its standard output.
 
-It imports neither JAX nor the program that started it. What it cannot decode (whatever the reason: a damaged file, a
-warning, a format that only the other process knows) it leaves to the other process, which then has the same error as
+It imports neither JAX nor the main module of its parent. A file that it cannot decode (because it is damaged, causes a
+warning, or has a format that only the parent knows) it leaves to the parent, which then raises the same error as
 without workers.
 """
 
@@ -24,10 +24,10 @@ from PIL import Image, ImageFile
 from xmodal_jax.data import media
 from xmodal_jax.data.decode_file import MediaOptions, decode_file
 
-_BUFFER = 1 << 20
-"""Bytes that are collected before a system call writes them."""
-_SECONDS = 5.0
-"""How often a worker without work looks whether its parent is still there."""
+_BUFFER_BYTES = 1 << 20
+"""Size of the output buffer."""
+_PARENT_CHECK_SECONDS = 5.0
+"""Interval at which an idle worker checks that its parent still runs."""
 
 
 def write_message(stream: io.BufferedIOBase, header: Any, contents: Sequence[Any] = ()) -> None:
@@ -67,8 +67,9 @@ def _read(stream: io.BufferedIOBase, size: int) -> memoryview:
     return content
 
 
-def limits() -> dict[str, Any]:
-    """Pillow's settings that change what is decoded; a program may set them."""
+def pillow_settings() -> dict[str, Any]:
+    """The global settings of Pillow that change what is decoded. A program may set them, so they go with each
+    request."""
     return {
         "MAX_IMAGE_PIXELS": Image.MAX_IMAGE_PIXELS,
         "LOAD_TRUNCATED_IMAGES": ImageFile.LOAD_TRUNCATED_IMAGES,
@@ -76,7 +77,7 @@ def limits() -> dict[str, Any]:
 
 
 def _decode(kind: str, content: Path | bytes, options: MediaOptions) -> tuple[np.ndarray, bool] | None:
-    """As `decode_file`; None: it is left to the parent."""
+    """Decodes a file as `decode_file` does; None if that fails."""
     try:
         array, was_cut = decode_file(kind, content, options)
     except Exception:  # decoders raise many types of exceptions on damaged files
@@ -84,13 +85,16 @@ def _decode(kind: str, content: Path | bytes, options: MediaOptions) -> tuple[np
     return np.ascontiguousarray(array), was_cut
 
 
-def _answer(
+def _decode_request(
     header: dict[str, Any], contents: list[memoryview], parent_ended
 ) -> tuple[list, list[np.ndarray]]:
-    """The header and the contents of the answer to a request: for each file None, or the type and shape of its array
-    and whether it was cut."""
-    Image.MAX_IMAGE_PIXELS = header["limits"]["MAX_IMAGE_PIXELS"]
-    ImageFile.LOAD_TRUNCATED_IMAGES = header["limits"]["LOAD_TRUNCATED_IMAGES"]
+    """Decodes the files of a request, and returns ``(header, contents)`` of the answer.
+
+    The header has for each file None, or dtype and shape of its array and whether it was cut; ``contents`` are the
+    arrays. ``parent_ended()``: whether the parent has ended, which stops the work with EOFError.
+    """
+    Image.MAX_IMAGE_PIXELS = header["pillow_settings"]["MAX_IMAGE_PIXELS"]
+    ImageFile.LOAD_TRUNCATED_IMAGES = header["pillow_settings"]["LOAD_TRUNCATED_IMAGES"]
     *fields, resize = header["options"]
     options = MediaOptions(*fields, media.Resize(*resize))
     outcomes, arrays = [], []
@@ -108,9 +112,9 @@ def _answer(
 
 
 def _take_streams() -> tuple[io.BufferedIOBase, io.BufferedIOBase]:
-    """The streams of requests and answers. Standard input is then empty, and what a library prints goes to standard
-    error."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", _BUFFER)
+    """Takes standard input and output for requests and answers, and returns them as streams. What a library then reads
+    from standard input is empty, and what it prints goes to standard error, so that neither disturbs the protocol."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", _BUFFER_BYTES)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(2, 1)
@@ -118,23 +122,23 @@ def _take_streams() -> tuple[io.BufferedIOBase, io.BufferedIOBase]:
 
 
 def main() -> None:
-    """Answers requests until the parent closes the stream or ends, however it ends."""
+    """Answers requests until the parent closes the stream or ends, in whatever way."""
     requests, answers = _take_streams()
     parent = os.getppid()
-    # Between a request and its answer the parent writes nothing: what can be read then is the end of the stream.
+    # The parent writes nothing between a request and its answer: if the stream is readable then, it has ended.
     readable = lambda seconds: bool(select.select([requests], [], [], seconds)[0])
-    warnings.simplefilter("error")  # the parent decodes what is worth a warning, and shows it as it likes
+    warnings.simplefilter("error")  # a file that causes a warning is left to the parent, which shows it
     media.refuse_large_images()
     try:
         write_message(answers, "ready")
         while True:
-            while not readable(_SECONDS):
-                if os.getppid() != parent:  # and a process that it forked holds the stream open
+            while not readable(_PARENT_CHECK_SECONDS):
+                if os.getppid() != parent:  # it has ended, but a process that it forked keeps the stream open
                     return
             header, contents = read_message(requests)
-            write_message(answers, *_answer(header, contents, lambda: readable(0)))
+            write_message(answers, *_decode_request(header, contents, lambda: readable(0)))
     except (EOFError, BrokenPipeError):
         pass
     finally:
         sys.stderr.flush()
-        os._exit(0)  # without writing the rest of an answer that nobody reads
+        os._exit(0)  # without flushing the rest of an answer, which nobody reads

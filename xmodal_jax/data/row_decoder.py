@@ -1,4 +1,4 @@
-"""The rows of a table decoded: one by one, in threads, or in processes, whichever is fast for its files."""
+"""Decodes the rows of a table: one by one, in threads, or in processes, whichever is fast for its files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from xmodal_jax.data.metadata import find_file
 from xmodal_jax.data.table import Content, FolderFile, Row
 from xmodal_jax.types import kind_of
 
-PROBED = 16
-"""Number of rows that are decoded first, to measure how long one takes and how much memory it needs."""
-SMALL = 1e-3
-"""Seconds: files that decode faster are not decoded in threads. Most of their time is spent in the Python interpreter,
-for which threads would only queue (2,000 PNG files of 32 pixels: 0.26 s one by one, 0.5 to 0.7 s in threads)."""
-PAYS_AFTER = 0.5
-"""Seconds that the decoding of small files has to take here before processes are started for the rest of them, and that
-the rest has to take if its length is known. They take 0.2 s to start, and 35 MB each."""
-TOGETHER = 32
-"""Rows that a process decodes at once, at most: 6 ms for JPEG images of 96 pixels, while a request takes 0.2 ms."""
+PROBED_ROWS = 16
+"""Number of rows that are decoded first, to measure how long a row takes and how much memory it needs."""
+FAST_SECONDS = 1e-3
+"""Files that take fewer seconds are not decoded in threads. Most of their time is spent in the Python interpreter, for
+whose lock threads would only wait (2,000 PNG files of 32 pixels: 0.26 s one by one, 0.5 to 0.7 s in threads)."""
+PROCESSES_PAY_AFTER = 0.5
+"""Seconds of decoding small files one by one after which processes are started for the rest, if the rest is expected to
+take as long or its length is unknown. A process takes 0.2 s to start, and 35 MB."""
+ROWS_PER_REQUEST = 32
+"""Largest number of rows in a request to a process, so that the cost of a request (0.2 ms) is small beside its work (6
+ms for JPEG images of 96 pixels)."""
 
 
 class DecodedRow(NamedTuple):
@@ -44,16 +45,17 @@ class DecodedRow(NamedTuple):
 
 
 Outcome = DecodedRow | str
-"""A row that is decoded, or the reason why it cannot be."""
+"""A decoded row, or the reason why the row cannot be decoded."""
 
 
-def content_of(file: Content) -> Path | bytes:
-    """A file as decoders take it."""
+def path_or_bytes(file: Content) -> Path | bytes:
+    """The path of a file in a folder, or the bytes of a file in a container, as decoders take them."""
     return find_file(*file) if isinstance(file, FolderFile) else file
 
 
 def decode_row(row: Row | str, options: MediaOptions) -> Outcome:
-    """A row with its files decoded. If it cannot be read, or one of its files not be decoded, the reason instead."""
+    """Decodes the files of a row. ``row``: a str is the reason why the row cannot be read, which is returned as it
+    is."""
     if isinstance(row, str):
         return row
     arrays, was_cut = {}, False
@@ -61,7 +63,7 @@ def decode_row(row: Row | str, options: MediaOptions) -> Outcome:
         # A file in a container has no name; its modality says which of the row's files it is.
         name = f"the file {shorten(file.name)}" if isinstance(file, FolderFile) else f"the {modality}"
         try:
-            arrays[modality], cut = decode_file(kind_of(modality), content_of(file), options)
+            arrays[modality], cut = decode_file(kind_of(modality), path_or_bytes(file), options)
         except FileNotFoundError:
             if isinstance(file, FolderFile) and "://" in file.name:
                 return f"{name} is an address: download the file, and name it by its path"
@@ -73,22 +75,22 @@ def decode_row(row: Row | str, options: MediaOptions) -> Outcome:
 
 
 def _files_of(row: Row | str) -> list[decode_processes.File]:
-    """The files of a row as workers take them; none if one of them cannot be looked for."""
+    """The files of a row as workers take them; empty if the row cannot be read or the path of a file is impossible."""
     if isinstance(row, str):
         return []
     try:
-        return [decode_processes.File(kind_of(m), content_of(file)) for m, file in row.files.items()]
-    except (OSError, ValueError):  # such as a name that is too long: `decode_row` says so
+        return [decode_processes.File(kind_of(m), path_or_bytes(file)) for m, file in row.files.items()]
+    except (OSError, ValueError):  # such as a name that is too long, which `decode_row` then reports
         return []
 
 
 def decode_in_process(
     processes: decode_processes.DecodeProcesses, rows: Sequence[Row | str], options: MediaOptions
 ) -> list[Outcome]:
-    """What `decode_row` returns for each of ``rows``, whose files a worker decodes.
+    """Decodes rows as `decode_row` does, with the files sent to a worker process in one request.
 
     Raises:
-      decode_processes.CrashError: a file ends its worker; ``index`` is that of the row.
+      decode_processes.CrashError: a file crashes its worker; ``index`` is that of the row.
     """
     files = [_files_of(row) for row in rows]
     try:
@@ -100,7 +102,7 @@ def decode_in_process(
     for row, of_row in zip(rows, files, strict=True):
         results = list(itertools.islice(decoded, len(of_row)))
         if isinstance(row, str) or len(of_row) < len(row.files) or None in results:
-            outcomes.append(decode_row(row, options))  # whatever is wrong with it, this process says it
+            outcomes.append(decode_row(row, options))  # decoded here once more, for the reason of the failure
             continue
         arrays = {m: array for m, (array, _) in zip(row.files, results, strict=True)}
         outcomes.append(DecodedRow(arrays, row.captions, any(cut for _, cut in results)))
@@ -126,15 +128,15 @@ def _available_cores() -> int:
 
 
 class RowDecoder:
-    """Decodes the rows of one table. The result is the same however it does.
+    """Decodes the rows of one table, in the way that is fastest for its files; the results do not depend on the way.
 
-    Files that take more than a millisecond (the median of the first ones) are decoded in threads. Smaller ones are
-    decoded one by one until that has taken `PAYS_AFTER` seconds, and then in processes.
+    Files that take more than `FAST_SECONDS` (the median of the first rows) are decoded in threads. Faster ones are
+    decoded one by one for `PROCESSES_PAY_AFTER` seconds, and the rest in processes.
 
     Args:
       options: what files are converted to.
-      workers: threads or processes, of the latter at most one per core.
-      location: the file and line of a row, by its number, for messages.
+      workers: number of threads or processes; of processes at most one per core.
+      location: ``location(number)``: the file and line of a row, for messages.
     """
 
     def __init__(
@@ -143,49 +145,50 @@ class RowDecoder:
         self.options, self._workers, self._location = options, workers, location
         self._processes = min(workers, _available_cores())
         self._pool = ThreadPoolExecutor(workers)  # its threads start when they are needed
-        self._threaded = False
-        self._spent = 0.0  # seconds in which small files were decoded one by one
+        self._uses_threads = False
+        self._seconds_one_by_one = 0.0  # of small files
 
     def decode_ahead(self, numbers: Sequence[int], rows: Iterator[Row | str]) -> Iterator[Outcome]:
-        """Yields what `decode_row` returns for each of ``rows``, whose ``numbers`` are those of the table."""
+        """Yields the outcome of each of ``rows`` in order, decoding later rows meanwhile. ``numbers``: of the rows in
+        the table, one for each."""
         probed, seconds = [], []
-        for row in itertools.islice(rows, PROBED):
+        for row in itertools.islice(rows, PROBED_ROWS):
             start = time.perf_counter()
             probed.append(decode_row(row, self.options))
             seconds.append(time.perf_counter() - start)
         # The median: the first file of a format also loads its decoder.
         median = float(np.median(seconds)) if seconds else 0.0
-        self._threaded = median > SMALL
+        self._uses_threads = median > FAST_SECONDS
         done = len(probed)
         while probed:
-            yield probed.pop(0)  # and keep none of them
-        if self._threaded:
+            yield probed.pop(0)  # removed from the list, so that its memory is freed
+        if self._uses_threads:
             decode = lambda row: decode_row(row, self.options)
             yield from _map_ahead(self._pool, decode, rows, ahead=4 * self._workers)
             return
         while (processes := self._ready_processes()) is None:
             if (row := next(rows, None)) is None:
                 return
-            yield from self._decode_here([row], rest=median * (len(numbers) - done))
+            yield from self._decode_one_by_one([row], seconds_left=median * (len(numbers) - done))
             done += 1
         chunks = (
-            (numbers[start : start + TOGETHER], list(itertools.islice(rows, TOGETHER)))
-            for start in range(done, len(numbers), TOGETHER)
+            (numbers[start : start + ROWS_PER_REQUEST], list(itertools.islice(rows, ROWS_PER_REQUEST)))
+            for start in range(done, len(numbers), ROWS_PER_REQUEST)
         )
-        decode = functools.partial(self._decode_there, processes)
+        decode = functools.partial(self._decode_chunk, processes)
         for outcomes in _map_ahead(self._pool, decode, chunks, ahead=self._processes + 2):
             yield from outcomes
 
     def decode(self, numbers: Sequence[int], rows: Sequence[Row | str]) -> list[Outcome]:
-        """What `decode_row` returns for each of ``rows``, whose ``numbers`` are those of the table."""
-        if self._threaded:
+        """The outcome of each of ``rows``. ``numbers``: of the rows in the table, one for each."""
+        if self._uses_threads:
             return list(self._pool.map(lambda row: decode_row(row, self.options), rows))
         if (processes := self._ready_processes()) is None:
-            return self._decode_here(rows)
-        size = max(1, min(TOGETHER, -(-len(rows) // self._processes)))
+            return self._decode_one_by_one(rows)
+        size = max(1, min(ROWS_PER_REQUEST, -(-len(rows) // self._processes)))
         starts = range(0, len(rows), size)
         chunks = [(numbers[start : start + size], rows[start : start + size]) for start in starts]
-        decode = functools.partial(self._decode_there, processes)
+        decode = functools.partial(self._decode_chunk, processes)
         return [*itertools.chain.from_iterable(self._pool.map(decode, chunks))]
 
     def _ready_processes(self) -> decode_processes.DecodeProcesses | None:
@@ -193,22 +196,24 @@ class RowDecoder:
         processes = decode_processes.processes
         return processes if self._processes > 1 and processes.ready else None
 
-    def _decode_here(self, rows: Sequence[Row | str], rest: float = np.inf) -> list[Outcome]:
-        """Decodes small files one by one, and starts processes once that has taken long enough. ``rest``: seconds that
-        it will take."""
+    def _decode_one_by_one(self, rows: Sequence[Row | str], seconds_left: float = np.inf) -> list[Outcome]:
+        """Decodes rows with small files in this thread, and starts processes for later ones once that has taken long.
+
+        ``seconds_left``: estimated time of all rows that are not decoded yet.
+        """
         start = time.perf_counter()
         outcomes = [decode_row(row, self.options) for row in rows]
-        self._spent += time.perf_counter() - start
-        if self._processes > 1 and min(self._spent, rest) > PAYS_AFTER:
+        self._seconds_one_by_one += time.perf_counter() - start
+        if self._processes > 1 and min(self._seconds_one_by_one, seconds_left) > PROCESSES_PAY_AFTER:
             decode_processes.processes.start(self._processes)
         return outcomes
 
-    def _decode_there(
+    def _decode_chunk(
         self,
         processes: decode_processes.DecodeProcesses,
         numbered: tuple[Sequence[int], Sequence[Row | str]],
     ) -> list[Outcome]:
-        """Decodes rows with their numbers in a process."""
+        """Decodes ``(numbers, rows)`` in a process."""
         numbers, rows = numbered
         try:
             return decode_in_process(processes, rows, self.options)

@@ -335,7 +335,7 @@ def _read_vector(value: Any, format: InputFormat, modality: str) -> np.ndarray:
 def _read_array(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     """Numbers of a kind of your own, in the shape that the training data have. Of measured quantities, in the unit of
     the data, NaN is missing, and where the first axis is shorter the rest is missing too. Others may be shorter along
-    the axes of their mask, see `_stack_own`."""
+    the axes of their mask, see `_stack_masked_arrays`."""
     numbers, shape = _to_array(value, "it is an array of numbers"), tuple(format.shapes[modality])
     if is_measured(modality):
         numbers = numbers.astype(np.float64)
@@ -403,7 +403,7 @@ def _stack_arrays(examples: list, format: InputFormat, modality: str) -> dict[st
     return {modality: np.stack([np.zeros_like(known) if x is None else x for x in examples])}
 
 
-def _stack_own(examples: list, format: InputFormat, modality: str) -> dict[str, np.ndarray]:
+def _stack_masked_arrays(examples: list, format: InputFormat, modality: str) -> dict[str, np.ndarray]:
     """Arrays of a kind of your own. Where the training data had a mask, they are padded with zeros along its axes, and
     the mask says where an example has numbers."""
     masked = _masked_axes(format, modality)
@@ -414,8 +414,8 @@ def _stack_own(examples: list, format: InputFormat, modality: str) -> dict[str, 
     mask = np.zeros(shape[: 1 + masked], bool)
     for k, example in enumerate(examples):
         if example is not None:
-            there = (k, *map(slice, example.shape))
-            values[there], mask[there[: 1 + masked]] = example, True
+            region = (k, *map(slice, example.shape))
+            values[region], mask[region[: 1 + masked]] = example, True
     return {modality: values, f"{modality}_mask": mask}
 
 
@@ -498,7 +498,7 @@ _KINDS: dict[str, _KindOfInput] = {
 """How the inputs of each kind of modality are read."""
 _ANOTHER_KIND = _KindOfInput(
     _read_array,
-    _stack_own,
+    _stack_masked_arrays,
     _describe_array,
     lambda v: False,  # the number of axes decides, see `_is_one_input`
 )

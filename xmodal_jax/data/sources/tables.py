@@ -14,7 +14,7 @@ from xmodal_jax.data import media
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.decode_file import MediaOptions
 from xmodal_jax.data.measured_columns import mask_missing, stack_measured
-from xmodal_jax.data.row_decoder import PROBED, DecodedRow, RowDecoder, content_of
+from xmodal_jax.data.row_decoder import PROBED_ROWS, DecodedRow, RowDecoder, path_or_bytes
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.sources.arrays import sort_modalities
 from xmodal_jax.data.table import Content, Table
@@ -33,7 +33,7 @@ def _typical_side(files: Sequence[Content]) -> int:
     def measure(file: Content) -> int | None:
         """The shorter side of a file; None if it cannot be opened, which will be reported when it is decoded."""
         try:
-            return min(media.image_size(content_of(file)))
+            return min(media.image_size(path_or_bytes(file)))
         except Exception:  # decoders raise many types of exceptions on damaged files
             return None
 
@@ -220,7 +220,7 @@ class TableSource(Source):
                 continue
             count, nbytes = count + 1, nbytes + sum(a.nbytes for a in result.arrays.values())
             # Some rows tell about the total: if that is too large, keep no arrays at all.
-            estimate = nbytes / count * len(first_row) if count >= PROBED else nbytes
+            estimate = nbytes / count * len(first_row) if count >= PROBED_ROWS else nbytes
             if keep and max(nbytes, estimate) > memory_limit:
                 keep = False
                 if not check:
@@ -350,7 +350,7 @@ class TableSource(Source):
             ):
                 for modality, file in {} if isinstance(row, str) else row.files.items():
                     with contextlib.suppress(ValueError, OSError):
-                        sizes[modality][k] = media.image_size(content_of(file))
+                        sizes[modality][k] = media.image_size(path_or_bytes(file))
         return sizes
 
     def _stack(self, modality: str, examples: list[DecodedRow]) -> RawBatch:

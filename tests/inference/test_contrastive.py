@@ -73,6 +73,20 @@ def test_it_says_what_it_takes_and_gives(model):
         assert words in text
 
 
+def test_classes_and_prompts_of_any_sequence(model):
+    pictures = [plain_picture("#e00000"), plain_picture("#0000f0")]
+    expected = model.classify(list(COLOURS), ["a {}", "{} {}"], images=pictures)
+    for kind in (np.array, iter, tuple, dict.fromkeys):
+        result = model.classify(kind(COLOURS), kind(["a {}", "{} {}"]), images=pictures)
+        assert result.names == expected.names and result.classes == expected.classes
+        np.testing.assert_array_equal(result.scores, expected.scores)
+    with pytest.raises(ValueError, match="the class 'red' is named twice"):
+        model.classify(["red", "green", "red"], images=pictures)
+    for a, b in ((np.zeros((2, 8)), np.zeros((2, 7))), (np.zeros(8), np.zeros((1, 8)))):
+        with pytest.raises(ValueError, match=r"embeddings have the shapes \[N, dim\]"):
+            model.similarity(a, b)
+
+
 def test_mistakes_are_explained(model, tmp_path):
     with pytest.raises(ValueError, match=r"inputs of one modality \(text, image\), got none"):
         model.embed()

@@ -180,6 +180,20 @@ def test_another_index_is_not_overwritten(run, model, pictures, tmp_path):
         embed(model, pictures, pictures)
 
 
+def test_one_program_at_a_time_writes(model, pictures, tmp_path):
+    folder = tmp_path / "index"
+    folder.mkdir()
+    code = "import sys, pathlib; from xmodal_jax.train import owner; owner.acquire(pathlib.Path(sys.argv[1])); print()"
+    other = [sys.executable, "-c", f"{code}; sys.stdout.flush(); input()", str(folder)]
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        program.stdout.readline()
+        with pytest.raises(FileExistsError, match="another program embeds into it; wait .* --output"):
+            embed(model, pictures, folder)
+        program.kill()
+    embed(model, pictures, folder)  # what a killed program leaves is no obstacle
+    assert len(Index.load(folder)) == COUNT + 1 and not list(folder.glob("lock*"))
+
+
 def test_data_are_opened_in_the_format_of_the_run(model, pictures):
     spec, bad_examples = f"folder:{pictures.parent}", BadExamples()
     source = open_for(model, spec, "train", DataOptions(progress=False), bad_examples)

@@ -95,6 +95,33 @@ def test_one_input_is_a_list_of_one(tmp_path):
     assert len(as_list("series", np.zeros((4, 2)))) == 1
 
 
+def test_arrays_of_paths_are_lists(tmp_path):
+    for k in range(3):
+        Image.new("RGB", (8, 8), (k, k, k)).save(tmp_path / f"{k}.png")
+    paths = [str(tmp_path / f"{k}.png") for k in (2, 0, 1)]
+    pandas = pytest.importorskip("pandas")
+    for held in (np.array(paths), np.array(paths, object), pandas.Series(paths), (path for path in paths)):
+        assert read(images=held)["image"][:, 0, 0, 0].tolist() == [2, 0, 1]
+    sounds = ((np.zeros(500), 1000), (np.zeros(700), 1000))  # a tuple of two sounds is no sound
+    assert read(audio=sounds)["audio_mask"].sum(axis=1).tolist() == [500, 700]
+
+
+def test_each_row_of_an_array_is_read():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    for held in (images, jnp.asarray(images)):
+        batch = InputSource({"image": held}, FORMAT).batch(np.arange(5))
+        assert batch["image"][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_pillow_image_is_turned_as_its_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    photo().save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as picture:
+        images = read(images=[tmp_path / "a.png", picture])["image"]
+    np.testing.assert_array_equal(images[0], images[1])
+
+
 def test_sounds_are_resampled_and_padded_to_whole_seconds(tmp_path):
     wave = np.sin(np.arange(3000) / 9).astype(np.float32) * 0.5
     soundfile.write(tmp_path / "a.wav", wave, 2000, subtype="FLOAT")
@@ -151,6 +178,18 @@ def test_what_is_missing_is_marked():
         (dict(audio=[np.zeros(5)]), "a pair .waveform, samples per second."),
         (dict(audio=[(np.full(50, 9.0), 1000)]), r"floats in \[-1, 1\]"),
         (dict(audio=[(np.zeros((2, 2, 2)), 1000)]), r"\[T, channels\]"),
+        (dict(images=[Image.new("RGB", (0, 4))]), "the image is empty: it has 0 x 4 pixels"),
+        (dict(images=[Image.new("F", (4, 4))]), "32 bits, in a range that is not known"),
+        (dict(images=[Image.new("I", (4, 4))]), "32 bits, in a range that is not known"),
+        (dict(videos=[[Image.new("F", (4, 4))]]), "32 bits, in a range that is not known"),
+        (dict(images=photo(), image=photo()), "image is given twice, the second time as image"),
+        (dict(texts={"red", "green"}), "inputs of text are one input or a list of them, got set"),
+        (dict(images=5), "inputs of image are one input or a list of them, got int"),
+        (dict(audio=[(np.zeros((2, 50)), 1000)]), "more channels than samples: transpose it"),
+        (dict(audio=[(np.full(50, 9000), 1000)]), "or int16 or int32"),  # int64: one cannot tell its range
+        (dict(vectors=[[np.inf, 1.0]]), "a value is infinite"),
+        (dict(vectors=[{"age": np.inf}]), "a value is infinite"),
+        (dict(series=[[[np.inf, 1.0]]]), "a value is infinite"),
         (dict(vectors=[{"height": 1}]), "no feature 'height'; the features are age, weight"),
         (dict(vectors=[np.zeros(3)]), r"shape \(3,\), the training data have \(2,\)"),
         (dict(series=[np.zeros((6, 2))]), "6 steps, at least 1 and at most 5"),

@@ -165,6 +165,13 @@ def image_size(file: str | Path | bytes) -> tuple[int, int]:
         return image.size
 
 
+def check_known_range(image: Image.Image) -> None:
+    """Raises ValueError for pixels of 32 bits: Pillow would clip them at 255, which makes an image black whose values
+    lie in 0..1. (In the mode I Pillow also has the 16 bits of PNG and PGM files.)"""
+    if image.mode == "F" or (image.mode == "I" and image.format in ("TIFF", None)):
+        raise ValueError("its pixels have 32 bits, in a range that is not known: convert it to 8 or 16 bits")
+
+
 @readable()
 def decode_image(
     file: str | Path | bytes, size: int, channels: int = 3, resize: Resize = DEFAULT_RESIZE
@@ -177,11 +184,7 @@ def decode_image(
     with _open(file) as image:
         if image.format == "PNG":
             check_png(file)
-        if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-            # Pillow would clip such values at 255, which makes an image black whose values lie in 0..1.
-            raise ValueError(
-                "its pixels have 32 bits, in a range that is not known: convert it to 8 or 16 bits"
-            )
+        check_known_range(image)
         image.draft(None, (2 * size, 2 * size))
         is_large = image.width * image.height > LARGE_IMAGE_PIXELS
         if is_large and _large_images_refused:

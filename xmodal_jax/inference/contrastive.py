@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,11 +112,19 @@ class ContrastiveModel(TrainedModel):
         return EmbeddingFunctions(self.embed_source, embed_texts, self.scale)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Cosine similarities float32 ``[N, M]`` of embeddings ``a [N, dim]`` and ``b [M, dim]``."""
+        """Cosine similarities float32 ``[N, M]`` of embeddings ``a [N, dim]`` and ``b [M, dim]``.
+
+        Raises:
+          ValueError: the embeddings have other shapes.
+        """
+        if np.ndim(a) != 2 or np.ndim(b) != 2 or np.shape(a)[1] != np.shape(b)[1]:
+            raise ValueError(
+                f"embeddings have the shapes [N, dim] and [M, dim], got {np.shape(a)} and {np.shape(b)}"
+            )
         return np.asarray(_products(jnp.asarray(a), jnp.asarray(b)))
 
     def classify(
-        self, classes: Sequence[str], prompts: Sequence[str] = PROMPTS, **inputs: Any
+        self, classes: Iterable[str], prompts: Iterable[str] = PROMPTS, **inputs: Any
     ) -> Classification:
         """The class of each input, without training on the classes: the one whose description is the most similar.
 
@@ -129,16 +138,11 @@ class ContrastiveModel(TrainedModel):
           inputs: inputs of one modality, as in `embed`.
 
         Raises:
-          ValueError: there are no classes, a prompt has no ``{}``, or the run has no texts.
+          ValueError: there are no classes, one is named twice, a prompt has no ``{}``, or the run has no texts.
         """
-        if not classes or isinstance(classes, str):
-            raise ValueError(f"classes is a list of names, got {classes!r}")
-        if isinstance(prompts, str) or not prompts or any("{}" not in prompt for prompt in prompts):
-            raise ValueError(
-                f"prompts is a list of texts with {{}} where the name of the class goes, got {prompts!r}"
-            )
+        classes, prompts = _check_classes(classes), _check_prompts(prompts)
         text = self._text_modality()
-        texts = [prompt.replace("{}", str(name)) for name in classes for prompt in prompts]
+        texts = [prompt.replace("{}", name) for name in classes for prompt in prompts]
         text_embeddings = self.embed(**{text: texts}).reshape(len(classes), len(prompts), -1)
         scores = self.similarity(self.embed(**inputs), np.asarray(class_embeddings(text_embeddings)))
         if self.scale is not None:
@@ -208,6 +212,35 @@ class ContrastiveModel(TrainedModel):
         raise ValueError(
             f"classes are described by texts, and the run has none, only {self.format.modalities}"
         )
+
+
+def _check_classes(classes: Iterable[str]) -> list[str]:
+    """The names of the classes as strings.
+
+    Raises:
+      ValueError: they are no list of names, or one is there twice: it would share its probability with itself.
+    """
+    names = [] if isinstance(classes, str) else list(classes)
+    if not names:
+        raise ValueError(f"classes is a list of names, got {classes!r}")
+    names = [str(name) for name in names]
+    if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise ValueError(f"the class {repeated[0]!r} is named twice: name each once")
+    return names
+
+
+def _check_prompts(prompts: Iterable[str]) -> list[str]:
+    """The prompts as a list.
+
+    Raises:
+      ValueError: there are none, or one has no place for the name of the class.
+    """
+    templates = [] if isinstance(prompts, str) else list(prompts)
+    if not templates or any("{}" not in prompt for prompt in templates):
+        raise ValueError(
+            f"prompts is a list of texts with {{}} where the name of the class goes, got {prompts!r}"
+        )
+    return templates
 
 
 @jax.jit

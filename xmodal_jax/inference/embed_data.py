@@ -4,6 +4,7 @@ stopped."""
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -36,6 +37,7 @@ from xmodal_jax.inference.index_files import (
     write_settings,
     write_shard,
 )
+from xmodal_jax.train.owner import LOCK_FILE, DirectoryInUse, acquire, release
 from xmodal_jax.train.run import to_json
 from xmodal_jax.types import kind_of
 
@@ -191,6 +193,7 @@ def embed_data(
 
     Raises:
       ValueError: the folder holds another index.
+      FileExistsError: it holds something else, or another program writes to it.
     """
     devices = max(1, len(jax.tree.leaves(model.params)[0].sharding.device_set))
     batch_size = -(-batch_size // devices) * devices
@@ -198,19 +201,40 @@ def embed_data(
     settings = index_settings(
         source.modalities, model.digest, absolute(model.path), data, format, len(source), shard_size
     )
-    _begin(folder, settings, writes=process[0] == 0)
-    shards = range(process[0], settings["shards"], process[1])
-    todo = [number for number in shards if not _is_finished(folder, number, announce)]
-    if len(todo) < len(shards):
-        announce(f"{len(shards) - len(todo)} of {len(shards)} shards are there already")
-    ranges = {n: np.arange(n * shard_size, min((n + 1) * shard_size, len(source))) for n in todo}
-    total = sum(map(len, ranges.values()))
-    first = first_of_group(source)
-    write = functools.partial(_write, folder, source, first, bad_examples, format)
-    with tqdm(total=total, desc="embedding", unit="example", disable=not progress) as bar:
-        if total:
-            _embed_shards(model, source, ranges, batch_size, write, bar)
-    _list_bad_examples(folder, settings["shards"], bad_examples)
+    with _owner_of(folder) if process[0] == 0 else contextlib.nullcontext():
+        _begin(folder, settings, writes=process[0] == 0)
+        shards = range(process[0], settings["shards"], process[1])
+        todo = [number for number in shards if not _is_finished(folder, number, announce)]
+        if len(todo) < len(shards):
+            announce(f"{len(shards) - len(todo)} of {len(shards)} shards are there already")
+        ranges = {n: np.arange(n * shard_size, min((n + 1) * shard_size, len(source))) for n in todo}
+        total = sum(map(len, ranges.values()))
+        first = first_of_group(source)
+        write = functools.partial(_write, folder, source, first, bad_examples, format)
+        with tqdm(total=total, desc="embedding", unit="example", disable=not progress) as bar:
+            if total:
+                _embed_shards(model, source, ranges, batch_size, write, bar)
+        _list_bad_examples(folder, settings["shards"], bad_examples)
+
+
+@contextlib.contextmanager
+def _owner_of(folder: Path) -> Iterator[None]:
+    """This process writes to the folder, and no other program.
+
+    Raises:
+      FileExistsError: another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        acquire(folder)
+    except DirectoryInUse as error:
+        raise FileExistsError(
+            f"{folder}: another program embeds into it; wait until it has ended, or choose another folder with --output"
+        ) from error
+    try:
+        yield
+    finally:
+        release(folder)
 
 
 def absolute(run: Path) -> str:
@@ -221,7 +245,8 @@ def absolute(run: Path) -> str:
 def _begin(folder: Path, settings: Mapping[str, Any], *, writes: bool) -> None:
     """Writes ``index.json``, or compares it with the one that is there."""
     if not (folder / INDEX_FILE).is_file():
-        if folder.exists() and any(folder.iterdir()) and writes:
+        others = (path for path in folder.glob("*") if path.name != LOCK_FILE)
+        if writes and any(others):
             raise FileExistsError(f"{folder} holds files but no index: choose a new folder with --output")
         if writes:
             write_settings(folder, settings)

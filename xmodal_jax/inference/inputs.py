@@ -7,17 +7,18 @@ tokens, its standard units.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from xmodal_jax.core.text_files import normalise, printable
 from xmodal_jax.data.media import (
     Resize,
+    check_known_range,
     decode_audio,
     decode_image,
     decode_video,
@@ -117,19 +118,21 @@ class InputSource(Source):
 
     def __init__(
         self,
-        inputs: Mapping[str, Sequence[Any]],
+        inputs: Mapping[str, Iterable[Any]],
         format: InputFormat,
         fields: Mapping[str, np.ndarray] | None = None,
     ):
         """Keeps the inputs, which are not read yet."""
-        counts = {name: len(values) for name, values in inputs.items()}
+        # As lists: an element of an array is another object each time that it is taken (see `_read`).
+        self.inputs = {name: list(values) for name, values in inputs.items()}
+        counts = {name: len(values) for name, values in self.inputs.items()}
         if len(set(counts.values())) != 1:
             raise ValueError(f"all modalities need the same number of inputs, got {counts or 'no inputs'}")
-        self.inputs, self.format, self._length = dict(inputs), format, next(iter(counts.values()))
-        self.modalities, self.fields = tuple(inputs), dict(fields or {})
+        self.format, self._length = format, next(iter(counts.values()))
+        self.modalities, self.fields = tuple(self.inputs), dict(fields or {})
         if not self._length:
             raise ValueError("there is no input")
-        missing = np.array([[value is None for value in values] for values in inputs.values()])
+        missing = np.array([[value is None for value in values] for values in self.inputs.values()])
         if missing.all(axis=0).any():
             index = int(missing.all(axis=0).argmax())
             raise ValueError(f"example {index} has none of {', '.join(self.modalities)}: leave it out")
@@ -179,7 +182,12 @@ class InputSource(Source):
             return None
         try:
             return kind.read(value, self.format, modality)
-        except (ValueError, OSError, TypeError) as error:
+        except (
+            ValueError,
+            OSError,
+            TypeError,
+            RuntimeError,
+        ) as error:  # the last of tensors of other libraries
             name = f" ({printable(str(value))})" if isinstance(value, (str, Path)) else ""
             reason = getattr(error, "strerror", None) or error  # without the number of the error and the path
             raise ValueError(f"{modality} {index}{name}: {reason}") from error
@@ -197,14 +205,16 @@ def collect_inputs(format: InputFormat, keywords: Mapping[str, Any]) -> dict[str
     A value is a list of inputs, an array of them, or one input. Keywords whose value is None are left out.
 
     Raises:
-      ValueError: a keyword names no modality of the run.
+      ValueError: a keyword names no modality of the run, or two name the same, or a value is no list.
     """
-    inputs = {}
+    inputs: dict[str, Sequence[Any]] = {}
     for keyword, value in keywords.items():
         modality = PLURALS.get(keyword, keyword)
         if modality not in format.modalities:
             known = ", ".join(format.modalities)
             raise ValueError(f"this run has no modality {modality!r}; it has {known}")
+        if modality in inputs:
+            raise ValueError(f"{modality} is given twice, the second time as {keyword}")
         if value is not None:
             inputs[modality] = as_list(modality, value)
     return inputs
@@ -221,9 +231,17 @@ def broadcast_inputs(inputs: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[
 
 
 def as_list(modality: str, value: Any) -> Sequence[Any]:
-    """Several inputs of ``modality``: a value that is one input becomes a list of one."""
+    """Several inputs of ``modality``: a value that is one input becomes a list of one.
+
+    Raises:
+      ValueError: the value is neither one input nor several in an order.
+    """
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("O", "U", "S"):
+        return list(np.asarray(value))  # a NumPy array or pandas Series of paths, texts or other inputs
     if _is_one_input(modality, value):
         return [value]
+    if isinstance(value, (set, frozenset, Mapping)) or not hasattr(value, "__iter__"):
+        raise ValueError(f"inputs of {modality} are one input or a list of them, got {type(value).__name__}")
     return list(np.asarray(value)) if hasattr(value, "shape") else list(value)
 
 
@@ -245,8 +263,7 @@ def _read_image(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     _check_square(format.shapes[modality])
     if isinstance(value, (str, Path, bytes)):
         return decode_image(value, size, channels, format.resize)
-    picture = value if isinstance(value, Image.Image) else _to_picture(value)
-    return to_square(picture, size, channels, format.resize)
+    return to_square(_to_picture(value), size, channels, format.resize)
 
 
 def _check_square(shape: tuple[int, ...]) -> None:
@@ -261,7 +278,13 @@ def _check_square(shape: tuple[int, ...]) -> None:
 
 
 def _to_picture(value: Any) -> Image.Image:
-    """A Pillow image of an array of pixels, uint8 ``[H, W]`` or ``[H, W, C]`` with 1, 3 or 4 channels."""
+    """A Pillow image of a Pillow image, which is turned as its camera says (EXIF), or of an array of pixels, uint8
+    ``[H, W]`` or ``[H, W, C]`` with 1, 3 or 4 channels."""
+    if isinstance(value, Image.Image):
+        if not value.width * value.height:
+            raise ValueError(f"the image is empty: it has {value.width} x {value.height} pixels")
+        check_known_range(value)
+        return ImageOps.exif_transpose(value)
     pixels = _to_array(value, "an image is a path, the bytes of a file, a Pillow image or an array of pixels")
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels are uint8 in 0..255, got {pixels.dtype}: convert them first")
@@ -295,7 +318,12 @@ def _read_audio(value: Any, format: InputFormat, modality: str) -> np.ndarray:
         raise ValueError(
             f"a waveform has the shape [T] or [T, channels] and a positive rate, got {waveform.shape}, {rate}"
         )
-    if waveform.dtype.kind == "i":
+    if waveform.ndim == 2 and waveform.shape[1] > waveform.shape[0]:
+        raise ValueError(
+            f"a waveform has the shape [T] or [T, channels], got {waveform.shape}, which has more channels than "
+            "samples: transpose it"
+        )
+    if waveform.dtype in (np.int16, np.int32):
         waveform = waveform / np.float32(np.iinfo(waveform.dtype).max + 1)
     elif waveform.dtype.kind != "f" or np.abs(waveform).max(initial=0) > 1.01:
         raise ValueError("a waveform holds floats in [-1, 1], or int16 or int32")
@@ -303,7 +331,10 @@ def _read_audio(value: Any, format: InputFormat, modality: str) -> np.ndarray:
 
 
 def _is_sound(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0 and np.ndim(value[0]) > 0
+    """Whether ``value`` is a pair (waveform, samples per second)."""
+    if not isinstance(value, tuple) or len(value) != 2 or isinstance(value[1], tuple):
+        return False  # two pairs, for example
+    return np.ndim(value[1]) == 0 and np.ndim(value[0]) > 0
 
 
 def _read_video(value: Any, format: InputFormat, modality: str) -> np.ndarray:
@@ -317,18 +348,24 @@ def _read_video(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     if not len(value):
         raise ValueError("the video has no frames")
     chosen = np.round(np.linspace(0, len(value) - 1, frames)).astype(int)  # evenly spaced, as files are read
-    pictures = [value[k] if isinstance(value[k], Image.Image) else _to_picture(value[k]) for k in chosen]
-    return np.stack([to_square(picture, size, channels, format.resize) for picture in pictures])
+    return np.stack([to_square(_to_picture(value[k]), size, channels, format.resize) for k in chosen])
 
 
 def _read_vector(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     """Numbers ``[D]`` in the unit of the data, from an array or a dict by the names of features; NaN is missing."""
     (size,) = format.shapes[modality]
     if isinstance(value, Mapping):
-        return _by_name(value, _feature_names(format, modality))
+        return _check_finite(_by_name(value, _feature_names(format, modality)))
     numbers = _to_array(value, "a vector is an array or a dict of numbers").astype(np.float64)
     if numbers.shape != (size,):
         raise ValueError(f"the vector has the shape {numbers.shape}, the training data have ({size},)")
+    return _check_finite(numbers)
+
+
+def _check_finite(numbers: np.ndarray) -> np.ndarray:
+    """``numbers`` of measured quantities, of which NaN is missing and infinity a mistake, as in data of training."""
+    if np.isinf(numbers).any():
+        raise ValueError("a value is infinite (NaN: the value is missing)")
     return numbers
 
 
@@ -347,7 +384,7 @@ def _read_array(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     if not fits or not all(0 < n <= most for n, most in zip(numbers.shape[:masked], shape, strict=False)):
         shorter = " (or less along the axes of the mask)" if masked else ""
         raise ValueError(f"it has the shape {numbers.shape}, the training data have {shape}{shorter}")
-    return numbers
+    return _check_finite(numbers) if is_measured(modality) else numbers
 
 
 def _masked_axes(format: InputFormat, modality: str) -> int:
@@ -389,7 +426,7 @@ def _read_series(value: Any, format: InputFormat, modality: str) -> np.ndarray:
         raise ValueError(f"the series has the shape {numbers.shape}, the training data have [T, {channels}]")
     if not 1 <= len(numbers) <= steps:
         raise ValueError(f"the series has {len(numbers)} steps, at least 1 and at most {steps} can be used")
-    return numbers
+    return _check_finite(numbers)
 
 
 # How examples become the fields of a batch.

@@ -70,7 +70,7 @@ def nearest(
         raise ValueError(
             f"queries [Q, D] and gallery [N, D] need the same D, got {queries.shape} and {np.shape(gallery)}"
         )
-    if not 1 <= k <= len(gallery):
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(gallery):
         raise ValueError(f"k must lie in 1..{len(gallery)}, the number of candidates, got {k}")
     if not np.isfinite(queries).all():
         raise ValueError("the queries hold NaN or infinity")

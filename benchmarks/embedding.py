@@ -82,7 +82,7 @@ def timed(run: Callable[[], object]) -> Callable[[], float]:
 def predict_alone(model: ContrastiveModel, source: ArraySource, batch_size: int) -> Callable[[], None]:
     """The compiled predict of all batches, which are on the device already."""
     batches = [jax.device_put(model.prepare(batch)) for batch in iterate_epoch(source, batch_size)]
-    predict = jax.jit(model._method.predict)
+    predict = jax.jit(model.method.predict)
 
     def run() -> None:
         results = [predict(model.params, batch) for batch in batches]

@@ -1,33 +1,42 @@
-"""Export of a trained run as Hugging Face folders.
+"""Export of a trained run for other programs.
 
     python experiments/export.py RUN FOLDER
+    python experiments/export.py RUN FOLDER --format safetensors stablehlo --dtype int8
 
 FOLDER/parameters holds all parameters as plain safetensors; inference.load takes FOLDER like a run. Pretrained encoders
 are written as their own architectures (FOLDER/image, FOLDER/text, …), both towers of CLIP with their own projections as
 FOLDER/clip, a captioner of a pretrained image encoder as FOLDER/captioner; transformers loads each of them.
+FOLDER/stablehlo holds programs that JAX alone runs, on CPU, GPU and TPU: docs/export.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from xmodal_jax.core import runtime
+from xmodal_jax.deploy.export import FORMATS, export_formats
 from xmodal_jax.train.command_line import run_script
-from xmodal_jax.transfer.export import export_run
+from xmodal_jax.transfer.weights import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A trained run as Hugging Face folders."""
+    """A trained run for other programs."""
 
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Directory of the run to export."""
     folder: Annotated[pathlib.Path, tyro.conf.Positional]
     """Folder to write to, which must be new or empty."""
+    format: tuple[Literal[tuple(FORMATS)], ...] = ("hf",)
+    """Formats to write: all parameters (safetensors); these and the networks that transformers loads (hf); programs
+    that JAX alone runs (stablehlo)."""
+    dtype: Literal[tuple(DTYPES)] = "float32"
+    """Weights as they were trained (float32), rounded (bfloat16), or matrices and convolutions as integers with a scale
+    for each output channel (int8); all of them are computed in float32."""
     best: bool = False
     """Whether to export the checkpoint that is best by validation, not the newest."""
     seed: int | None = None
@@ -36,7 +45,14 @@ class Config:
 
 def main(config: Config) -> None:
     runtime.configure()
-    written = export_run(config.run, config.folder, best=config.best, seed=config.seed)
+    written = export_formats(
+        config.run,
+        config.folder,
+        formats=config.format,
+        dtype=config.dtype,
+        best=config.best,
+        seed=config.seed,
+    )
     for name, description in written.items():
         print(f"{config.folder / name}: {description}")
 

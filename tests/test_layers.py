@@ -24,6 +24,7 @@ LAYERS = [
     "report",
     "experiment",
     "inference",
+    "deploy",
     "rating",
 ]
 INSIDE = {

@@ -156,7 +156,7 @@ def model(run):
 def test_latents_are_those_of_the_method_in_training(model):
     """Also of sounds, whose frames were computed once of waveforms padded to the longest."""
     batch, held = arrays(5)
-    vae = make_multimodal_vae(model._config, model._sizes)
+    vae = make_multimodal_vae(model.config, model.sizes)
     infer = jax.jit(lambda params, batch, observed: vae.infer(params, batch, observed, None).shared)
     all_observed, sound = np.ones(4, bool), np.array([m == "audio" for m in vae.modalities])
     expected = infer(model.params, batch, np.stack([all_observed, sound]))[:, 0]
@@ -179,7 +179,7 @@ def test_what_is_missing_has_no_influence(model):
     source = model._read({"image": image}, None)
     batch = model.prepare(source.batch(np.arange(3)))
     spoiled = {**batch, "vector": batch["vector"] + 3, "audio": batch["audio"] - 2, "text": batch["text"] + 1}
-    infer = lambda batch: jax.jit(model._encode_batch, static_argnums=2)({"model": model.params}, batch, None)
+    infer = lambda batch: jax.jit(model.encode_batch, static_argnums=2)({"model": model.params}, batch, None)
     batch, spoiled = ({**x, "index": np.arange(3, dtype=np.int32)} for x in (batch, spoiled))
     drop = lambda batch: {k: v for k, v in batch.items() if k != "caption"}
     np.testing.assert_array_equal(infer(drop(batch)), infer(drop(spoiled)))
@@ -189,7 +189,7 @@ def test_outputs_are_what_people_hold(model):
     """Pixels, tokens, numbers and sounds are those of the method."""
     batch, held = arrays(3)
     outputs = model.reconstruct(**held)
-    vae = make_multimodal_vae(model._config, model._sizes)
+    vae = make_multimodal_vae(model.config, model.sizes)
 
     def reconstruct(params, batch):
         z = vae.infer(params, batch, np.ones(4, bool), None).z
@@ -345,7 +345,7 @@ def test_a_conditional_model_takes_classes(tmp_path, learn_prior):
     assert model.class_names == ("cat", "dog") and "classes: cat, dog" in model.describe()
     batch, held = arrays(2)
     latents = model.encode(image=held["image"], classes=["dog", "cat"])
-    vae = make_vae(config, "image", model._sizes["image"], classes=2)
+    vae = make_vae(config, "image", model.sizes["image"], classes=2)
     labelled = {**batch, "label": np.array([1, 0], np.int32)}
     np.testing.assert_allclose(latents, jax.jit(vae.encode)(model.params, labelled), rtol=1e-4, atol=1e-5)
     decoded = np.asarray(model.decode(latents[:1], classes="cat")["image"][0])
@@ -424,7 +424,7 @@ def test_pretrained_encoders_need_their_folder_no_more(tmp_path):
     for folder in folders.values():
         shutil.rmtree(folder)
     model = load(run)
-    assert isinstance(model._config.image.encoder, PretrainedEncoderConfig)
+    assert isinstance(model.config.image.encoder, PretrainedEncoderConfig)
     picture = RNG.integers(0, 256, (16, 24, 3)).astype(np.uint8)
     assert model.encode(image=picture, text="a red star").shape == (1, D)
     assert model.translate("image", text="red")[0].size == (24, 16)

@@ -51,10 +51,10 @@ def test_embeddings_are_those_of_the_method(model):
 
 def test_numbers_of_inputs_share_programs(model):
     with jax.log_compiles(False):
-        before = model._method.predict  # one function object for all calls
+        before = model.method.predict  # one function object for all calls
         for count in (3, 4, 5, 6, 7, 8):
             model.embed(images=[plain_picture("red")] * count)
-        assert model._method.predict is before
+        assert model.method.predict is before
     from xmodal_jax.evaluation.embeddings import _compiled
 
     assert _compiled(before, None)._cache_size() <= 8  # images and texts of 1, 4, 8 and a few more examples

@@ -94,7 +94,7 @@ def test_questions_about_one_picture(answering):
         "text_mask": mask[None],
         "index": np.zeros(1, np.int32),
     }
-    logits = np.asarray(jax.jit(answering._method.predict)(answering.params, row).logits["answer"])
+    logits = np.asarray(jax.jit(answering.method.predict)(answering.params, row).logits["answer"])
     np.testing.assert_allclose(result.scores, softmax(logits), atol=2e-6)
     assert result.names == [ANSWERS["answer"][k] for k in logits.argmax(axis=1)]
 
@@ -126,9 +126,9 @@ def test_waveforms_are_what_frames_computed_once_were(commanded):
         "audio_mask": mask,
         "index": np.arange(5, dtype=np.int32),
     }
-    frames = precompute_spectrograms(commanded._config.features)(batch)
+    frames = precompute_spectrograms(commanded.config.features)(batch)
     assert frames["audio"].ndim == 3
-    logits = jax.jit(commanded._method.predict)(commanded.params, frames).logits
+    logits = jax.jit(commanded.method.predict)(commanded.params, frames).logits
     for target, names in TASKS.items():
         np.testing.assert_allclose(result[target].scores, softmax(np.asarray(logits[target])), atol=2e-5)
         assert result[target].classes == names
@@ -145,7 +145,7 @@ def test_attention_is_that_of_the_method(answering):
     batch = {"image": picture[None], "text": tokens, "text_mask": mask, "index": np.zeros(1, np.int32)}
     counts = {"answer": 3}
     vocab_size = answering.format.transform.vocab_size
-    attend = make_token_attention(answering._config, ("text", "image"), counts, vocab_size=vocab_size)
+    attend = make_token_attention(answering.config, ("text", "image"), counts, vocab_size=vocab_size)
     weights = jax.jit(attend)(answering.params, batch)
     of_image, of_text = examples[0]["image"], examples[0]["text"]
     np.testing.assert_allclose(of_image.weights.ravel(), weights["image"][0], rtol=1e-4)

@@ -53,8 +53,8 @@ def test_recordings_of_any_length_are_transcribed(tmp_path):
     assert len(texts) == 2 and texts[0] == recognizer.transcribe(sounds[0])[0]  # padding has no influence
 
 
-@pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
+def save_speaker(folder):
+    """A speech synthesiser of two voices with random parameters."""
     tokenizer = train_tokenizer(COLOURS, "word")
     model = SpeechConfig(
         text=TextTransformerConfig(width=16, depth=1, heads=2), features=AudioFeatures(mels=8)
@@ -66,12 +66,15 @@ def speaker(tmp_path_factory):
         "audio": np.zeros((1, 20, 8), np.float32), "audio_mask": np.ones((1, 20), bool),
     }  # fmt: skip
     params = random_params(method.init, jax.random.key(0), batch)
-    return load(
-        save_run(
-            tmp_path_factory.mktemp("speaker"), {"model": model}, params, kind="speech_synthesis", source="text",
-            target="audio", frames=20, speakers=("anna", "bert"), tokenizer=tokenizer.files(), length=6, shapes={},
-        )
+    return save_run(
+        folder, {"model": model}, params, kind="speech_synthesis", source="text", target="audio", frames=20,
+        speakers=("anna", "bert"), tokenizer=tokenizer.files(), length=6, shapes={},
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    return load(save_speaker(tmp_path_factory.mktemp("speaker")))
 
 
 def test_texts_are_spoken_by_the_voices(speaker):

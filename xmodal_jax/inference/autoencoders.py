@@ -59,11 +59,11 @@ class LatentModel(TrainedModel):
     def __init__(self, run: RestoredRun, sizes: Mapping[str, Any]):
         """``sizes``: of an example of each modality of the model: its shape, and the number of values of a token."""
         super().__init__(run, tuple(sizes))
-        self._sizes = {m: Size(tuple(shape), values) for m, (*shape, values) in sizes.items()}
+        self.sizes = {m: Size(tuple(shape), values) for m, (*shape, values) in sizes.items()}
         self._parts = self._build()
-        self._config, self._vae = self._parts.config, self._parts.vae
+        self.config, self._vae = self._parts.config, self._parts.vae
         names = tuple(map(str, self.metadata.get("class_names") or ()))
-        self._outputs = OutputFormat(self._config, self.format.transform, names)
+        self._outputs = OutputFormat(self.config, self.format.transform, names)
         numbers = map(str, range(self.metadata["classes"]))
         self.class_names: tuple[str, ...] = (names or tuple(numbers)) if self._parts.conditional else ()
         """The classes that a conditional model is conditioned on; empty: it is not conditional."""
@@ -72,7 +72,7 @@ class LatentModel(TrainedModel):
         self._to_frames, self._programs = None, {}
         sounds = [m for m in sizes if kind_of(m) == "audio"]
         if sounds:  # cut to the length of those of training, as all frames belong to an example
-            audio, frames = self._config.audio, max(self._sizes[m].shape[0] for m in sounds)
+            audio, frames = self.config.audio, max(self.sizes[m].shape[0] for m in sounds)
             self._to_frames = log_mel_transform(audio.spectrogram, audio.floor)
             longest = frames * audio.spectrogram.hop / audio.sample_rate
             limits = [x for x in (self.format.max_seconds, longest) if x is not None]
@@ -90,7 +90,7 @@ class LatentModel(TrainedModel):
     @property
     def sample_rate(self) -> int:
         """Samples per second of generated sounds."""
-        return self._config.audio.sample_rate
+        return self.config.audio.sample_rate
 
     def describe(self) -> str:
         """What the run is, what it takes and what it gives, as text."""
@@ -104,7 +104,7 @@ class LatentModel(TrainedModel):
             batch = self._to_frames(batch)
         for modality in self.format.modalities:
             if kind_of(modality) == "audio" and modality in batch:
-                count = self._sizes[modality].shape[0]
+                count = self.sizes[modality].shape[0]
                 batch |= {field: _fit(batch[field], count) for field in (modality, f"{modality}_mask")}
         return batch
 
@@ -125,7 +125,7 @@ class LatentModel(TrainedModel):
         source = self._read(inputs, classes)
         latents = np.zeros((0, samples or 1, self.dim), np.float32)
         if source is not None:
-            latents = self._run(self._encode_batch, source, samples, seed)
+            latents = self._run(self.encode_batch, source, samples, seed)
         return latents[:, 0] if samples is None else np.moveaxis(latents, 1, 0)
 
     def decode(self, latents: np.ndarray, *, classes: Any = None, seed: int | None = None) -> Outputs:
@@ -147,7 +147,7 @@ class LatentModel(TrainedModel):
         if not len(latents):
             return {m: [] for m in self.format.modalities}
         source = ArraySource({"shared": latents, **labels})
-        return self._hold(self._run(self._decode_batch, source, None if seed is None else 1, seed or 0), None)
+        return self._hold(self._run(self.decode_batch, source, None if seed is None else 1, seed or 0), None)
 
     def reconstruct(self, *, classes: Any = None, **inputs: Any) -> Outputs:
         """Every modality of each example, decoded from the mean of the posterior given those that it has.
@@ -169,7 +169,7 @@ class LatentModel(TrainedModel):
         """
         if self._parts.sample_prior is None:
             raise ValueError(
-                f"{self.path} has no prior to sample from: nothing in the training of {self._config.name!r} ties the "
+                f"{self.path} has no prior to sample from: nothing in the training of {self.config.name!r} ties the "
                 "latents to a distribution"
             )
         if count is None:
@@ -273,7 +273,7 @@ class LatentModel(TrainedModel):
         key = None if samples is None else params["key"]
         return self._vae.infer(params["model"], batch, observed, key, samples or 1)
 
-    def _encode_batch(self, params: Any, batch: RawBatch, samples: int | None) -> jax.Array:
+    def encode_batch(self, params: Any, batch: RawBatch, samples: int | None) -> jax.Array:
         """The shared latents ``[B, samples, D]``."""
         return jnp.moveaxis(self._infer(params, batch, samples).shared, 0, 1)
 
@@ -283,7 +283,7 @@ class LatentModel(TrainedModel):
         """The modalities ``targets`` generated from the others, as fields ``[B, samples, ...]``."""
         return self._decode_latents(params["model"], self._infer(params, batch, samples).z, targets)
 
-    def _decode_batch(self, params: Any, batch: RawBatch, samples: int | None) -> RawBatch:
+    def decode_batch(self, params: Any, batch: RawBatch, samples: int | None) -> RawBatch:
         """Every modality of the latents ``batch["shared"]``, as fields ``[B, 1, ...]``; those that are not shared are
         drawn with ``samples``."""
         # The noise is numbered from 0 in each batch: the key depends on the first example's index.
@@ -298,7 +298,7 @@ class LatentModel(TrainedModel):
         flat = {m: jnp.moveaxis(generated[m], 0, 1).reshape(-1, *generated[m].shape[2:]) for m in targets}
         tokenizer = self.format.transform.tokenizer
         ids = {} if tokenizer is None else {"end_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-        fields = as_batch(self._config, flat, **ids)
+        fields = as_batch(self.config, flat, **ids)
         return {
             name: x.reshape(count, samples, *x.shape[1:]) for name, x in fields.items() if name != "index"
         }
@@ -365,7 +365,7 @@ class Autoencoder(LatentModel):
 
     def _build(self) -> _Parts:
         config = from_json(AutoencoderModel, self.metadata["config"]["model"])
-        ((modality, size),) = self._sizes.items()
+        ((modality, size),) = self.sizes.items()
         classes = self.metadata["classes"]
         vae = make_vae(config, modality, size, classes=classes)
         adapted = as_multimodal(vae, config, modality, classes)
@@ -402,7 +402,7 @@ class MultimodalAutoencoder(LatentModel):
 
     def _build(self) -> _Parts:
         config = from_json(MultimodalVAEModel, self.metadata["config"]["model"])
-        vae = make_multimodal_vae(config, self._sizes)
+        vae = make_multimodal_vae(config, self.sizes)
         shared = jax.eval_shape(functools.partial(vae.sample_prior, count=1), self.params, jax.random.key(0))
         return _Parts(
             config, vae, shared.shape[1],

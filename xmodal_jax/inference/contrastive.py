@@ -55,7 +55,8 @@ class ContrastiveModel(TrainedModel):
         super().__init__(run, tuple(run.checkpoint.metadata["modalities"]))
         config = from_json(ContrastiveConfig, self.metadata["config"]["model"])
         vocab_size = self.format.transform.vocab_size
-        self._method = make_contrastive(config, self.format.modalities, vocab_size=vocab_size)
+        self.method = make_contrastive(config, self.format.modalities, vocab_size=vocab_size)
+        """The method that was trained, whose ``predict`` embeds."""
 
     @property
     def dim(self) -> int:
@@ -66,7 +67,7 @@ class ContrastiveModel(TrainedModel):
         batch = {modality: jax.ShapeDtypeStruct(shape, dtype), "index": jax.ShapeDtypeStruct((1,), np.int32)}
         if (mask := f"{modality}_mask") in self.format.shapes:
             batch[mask] = jax.ShapeDtypeStruct((1, *self.format.shapes[mask]), bool)
-        return jax.eval_shape(self._method.predict, self.params, batch)[modality].shape[-1]
+        return jax.eval_shape(self.method.predict, self.params, batch)[modality].shape[-1]
 
     @property
     def scale(self) -> float | None:
@@ -94,14 +95,14 @@ class ContrastiveModel(TrainedModel):
     def embed_source(self, source: Source, *, batch_size: int = BATCH_SIZE) -> dict[str, np.ndarray]:
         """Unit embeddings ``[N, dim]`` of each modality of a data set that is in the run's format, such as one that
         `data.open_source` opened with the run's options."""
-        return self.predict(self._method.predict, source, batch_size=batch_size)
+        return self.predict(self.method.predict, source, batch_size=batch_size)
 
     def embed_batches(
         self, source: Source, *, batch_size: int = BATCH_SIZE
     ) -> Iterator[dict[str, jax.Array]]:
         """As `embed_source`, batch by batch, as JAX arrays that may still be computed; the last batch is padded."""
         return predict_batches(
-            self._method.predict, self.params, source, batch_size=batch_size, transform=self.prepare
+            self.method.predict, self.params, source, batch_size=batch_size, transform=self.prepare
         )
 
     @property

@@ -39,20 +39,22 @@ class FusionModel(TrainedModel):
     def __init__(self, run: RestoredRun):
         """See `inference.load`."""
         super().__init__(run, tuple(run.checkpoint.metadata["modalities"]))
-        self._config = from_json(FusionConfig, self.metadata["config"]["model"])
+        self.config = from_json(FusionConfig, self.metadata["config"]["model"])
+        """Configuration of the network."""
         self.classes: dict[str, tuple[str, ...]] = {
             target: tuple(names) for target, names in self.metadata["classes"].items()
         }
         """The names of the classes of each target."""
-        self.actions = ("classify", "answer") + ("attention",) * self._config.fusion.has_attention
+        self.actions = ("classify", "answer") + ("attention",) * self.config.fusion.has_attention
         counts = {target: len(names) for target, names in self.classes.items()}
         vocab_size = self.format.transform.vocab_size
-        self._method = make_fusion(self._config, self.format.modalities, counts, vocab_size=vocab_size)
+        self.method = make_fusion(self.config, self.format.modalities, counts, vocab_size=vocab_size)
+        """The method that was trained, whose ``predict`` gives the logits of each target."""
         self._attend = make_token_attention(
-            self._config, self.format.modalities, counts, vocab_size=vocab_size
+            self.config, self.format.modalities, counts, vocab_size=vocab_size
         )
         for modality in self.format.modalities:
-            encoder = encoder_of(self._config, modality)
+            encoder = encoder_of(self.config, modality)
             if kind_of(modality) == "audio" and isinstance(encoder, PretrainedEncoderConfig):
                 limits = [x for x in (self.format.max_seconds, max_audio_seconds(encoder)) if x is not None]
                 self.format = self.format._replace(max_seconds=min(limits, default=None))
@@ -73,7 +75,7 @@ class FusionModel(TrainedModel):
         if source is None:
             none = {target: np.zeros((0, len(names)), np.float32) for target, names in self.classes.items()}
             return {target: Classification.from_scores(self.classes[target], x) for target, x in none.items()}
-        output = self.predict(self._method.predict, source, batch_size=batch_size)
+        output = self.predict(self.method.predict, source, batch_size=batch_size)
         return {
             target: Classification.from_scores(names, np.asarray(jax.nn.softmax(output.logits[target])))
             for target, names in self.classes.items()
@@ -101,8 +103,8 @@ class FusionModel(TrainedModel):
         Raises:
           ValueError: the fusion has no attention; or as in `classify`.
         """
-        if not self._config.fusion.has_attention:
-            raise ValueError(f"{self.path}: the fusion {self._config.fusion.name!r} has no attention")
+        if not self.config.fusion.has_attention:
+            raise ValueError(f"{self.path}: the fusion {self.config.fusion.name!r} has no attention")
         source, examples = self._read(inputs), []
         for start in range(0, 0 if source is None else len(source), BATCH_SIZE):
             part = Subset(source, np.arange(start, min(start + BATCH_SIZE, len(source))))
@@ -111,7 +113,7 @@ class FusionModel(TrainedModel):
             attended = AttentionInputs(
                 numeric_fields(self.prepare(raw)),
                 self._clean(raw),
-                self._config,
+                self.config,
                 self.format.transform.tokenizer,
             )
             present = part.presence()

@@ -42,14 +42,17 @@ class ImageSynthesizer(TrainedModel):
         """The classes that images are conditioned on; empty where the condition is a text or there is none."""
         tokenize = self.format.transform.tokenize
         sizes = {"vocab_size": self.format.transform.vocab_size, "length": metadata.get("length", 0)}
-        gan = make_gan(
+        self.gan = make_gan(
             dataclasses.replace(config, features=None),  # only training needs them
             shape=tuple(metadata["shape"]),
             classes=metadata["classes"],
             **(sizes if tokenize is not None else {}),
         )
+        """The method that was trained, whose ``predict`` generates."""
+        self.noise: int = config.generator.noise
+        """Dimensions of the noise."""
         self._generate = ImageGenerator(
-            gan, tokenize, noise=config.generator.noise, batch_size=BATCH_SIZE, few_shapes=True
+            self.gan, tokenize, noise=config.generator.noise, batch_size=BATCH_SIZE, few_shapes=True
         )
 
     def describe(self) -> str:

@@ -52,13 +52,28 @@ def load(run: str | os.PathLike, *, best: bool = False, seed: int | None = None)
       DamagedCheckpoint: every checkpoint differs from what was written.
       ValueError: the run has several seeds and ``seed`` is none of them, or its kind is unknown.
     """
-    path, restored = pathlib.Path(run), _restore(os.fspath(run), best=best, seed=seed)
-    kind = kind_of_run(restored.metadata)
+    return make_model(restore(run, best=best, seed=seed))
+
+
+def make_model(run: RestoredRun) -> TrainedModel:
+    """The trained model of a run that `restore` has read.
+
+    Raises:
+      ValueError: its kind is not known.
+    """
+    kind = kind_of_run(run.checkpoint.metadata)
     if kind not in MODEL_CLASSES:
         scripts = ", ".join(f"{name}.py" for name in MODEL_CLASSES)
-        raise ValueError(f"{path} is no run that can be used (its kind is {kind!r}): give one of {scripts}")
+        raise ValueError(
+            f"{run.path} is no run that can be used (its kind is {kind!r}): give one of {scripts}"
+        )
     module, name = MODEL_CLASSES[kind].split(".")
-    return getattr(importlib.import_module(f"{__package__}.{module}"), name)(RestoredRun(path, restored))
+    return getattr(importlib.import_module(f"{__package__}.{module}"), name)(run)
+
+
+def restore(run: str | os.PathLike, *, best: bool = False, seed: int | None = None) -> RestoredRun:
+    """A run's parameters and metadata, of whatever kind it is. The arguments are those of `load`."""
+    return RestoredRun(pathlib.Path(run), _restore(os.fspath(run), best=best, seed=seed))
 
 
 def _restore(run: str, *, best: bool, seed: int | None) -> RestoredCheckpoint:

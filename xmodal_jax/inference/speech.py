@@ -29,10 +29,11 @@ class SpeechSynthesizer(TrainedModel):
     def __init__(self, run: RestoredRun):
         """See `inference.load`."""
         super().__init__(run, ("text",))
-        self._config = from_json(SpeechConfig, self.metadata["config"]["model"])
+        self.config = from_json(SpeechConfig, self.metadata["config"]["model"])
+        """Configuration of the network and of its spectrogram."""
         self.voices: tuple[str, ...] = tuple(self.metadata["speakers"])
         """The names of the voices."""
-        self.sample_rate: int = self._config.features.sample_rate
+        self.sample_rate: int = self.config.features.sample_rate
         """Samples per second of the speech."""
         self._synthesizers: dict[float, Synthesizer] = {}
 
@@ -79,7 +80,7 @@ class SpeechSynthesizer(TrainedModel):
         """The compiled synthesiser of this speed."""
         if speed not in self._synthesizers:
             self._synthesizers[speed] = Synthesizer(
-                self._config,
+                self.config,
                 self.format.transform.tokenize,
                 frames=self.metadata["frames"],
                 speakers=len(self.voices),

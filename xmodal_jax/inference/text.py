@@ -22,9 +22,10 @@ class TextModel(TrainedModel):
         super().__init__(run, (metadata["source"],))
         self.source: str = metadata["source"]
         """The modality of the inputs."""
-        self._config = from_json(Seq2SeqConfig, metadata["config"]["model"])
+        self.config = from_json(Seq2SeqConfig, metadata["config"]["model"])
+        """Configuration of the network."""
         self._default = from_json(Generation | None, metadata["config"]["generation"])
-        encoder = encoder_of(self._config, self.source)
+        encoder = encoder_of(self.config, self.source)
         if self.source == "audio" and isinstance(encoder, PretrainedEncoderConfig):
             self.format = self.format._replace(max_seconds=max_audio_seconds(encoder))
         elif self.source == "audio":
@@ -45,7 +46,7 @@ class TextModel(TrainedModel):
         chosen = self._default if generation is None else generation
         if chosen not in self._generators:
             self._generators[chosen] = TextGenerator(
-                self._config,
+                self.config,
                 self.source,
                 self.format.transform.tokenizer,
                 length=self.metadata["length"],

@@ -577,6 +577,37 @@ def make_captioner(config: Seq2SeqConfig, source: str, *, vocab_size: int, lengt
     return Captioner(encode, cross_entropy, attention)
 
 
+class TextNetwork(NamedTuple):
+    """The parts of a trained model that writes texts, as functions; see `make_text_network`."""
+
+    encode: Callable[..., Tokens]
+    """``encode(params, batch)``: the source's tokens, ``values [B, N, width]`` and ``mask [B, N]``."""
+    next_logits: Callable[..., Array] | None
+    """``next_logits(params, ids, tokens) -> [B, L, vocab]``: of the token after each of ``ids [B, L]``, given those
+    before it and the source's ``tokens``; None: there is no decoder."""
+    frame_logits: Callable[..., Array] | None
+    """``frame_logits(params, tokens) -> [B, N, vocab]``: of the label at each of the source's tokens, for CTC, whose
+    blank is 0; None: the objective has no CTC."""
+
+
+def make_text_network(config: Seq2SeqConfig, source: str, *, vocab_size: int, length: int) -> TextNetwork:
+    """The encoder, the decoder and the CTC head of a trained model as functions, without dropout.
+
+    The arguments are those of `make_seq2seq`.
+    """
+    model = _Model(config, source, vocab_size, length)
+
+    def next_logits(params: Params, ids: Array, tokens: Tokens) -> Float[Array, "batch length vocab"]:
+        """The decoder's logits alone."""
+        return model.decode(params, ids, tokens)[0]
+
+    return TextNetwork(
+        model.encode,
+        next_logits if config.decodes else None,
+        model.ctc_logits if config.aligns else None,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
     """A way to generate text: the base of its parts."""
@@ -740,7 +771,7 @@ class _Decoding(NamedTuple):
 
     def start(self) -> tuple[Step, Array, Any]:
         """The decoder after the begin token of each example, as `start_decoding` returns it."""
-        begin = jnp.full(len(self.memory.values), self.begin, jnp.int32)
+        begin = jnp.full(self.memory.values.shape[0], self.begin, jnp.int32)
         return start_decoding(self.model.decoder, self.params["decoder"], self.memory, begin)
 
 

@@ -143,18 +143,18 @@ class MultiHeadAttention(nn.Module):
                 k, v = self._with_cached(k, v, mask, position)
         else:
             q = nn.DenseGeneral(shape, dtype=self.dtype, name="query")(x)
-            if len(q) % len(kv):
+            if q.shape[0] % kv.shape[0]:
                 raise ValueError(
-                    f"{len(q)} rows cannot share {len(kv)} rows of keys and values: not as many for each"
+                    f"{q.shape[0]} rows cannot share {kv.shape[0]} rows of keys and values: not as many for each"
                 )
-            q = q.reshape(len(kv), -1, *shape)  # the queries of all examples that share an example of kv
+            q = q.reshape(kv.shape[0], -1, *shape)  # the queries of all examples that share an example of kv
             k, v = self._keys_and_values(kv, shape, keep=position is not None)
         causal = self.causal and position is None  # in decoding the cache has no later keys
         # Computed in two steps where somebody asks for the attention map: `attention` returns none.
         if return_weights or self.is_mutable_collection("intermediates"):
             weights = attention_weights(q, k, mask, causal=causal)
             out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
-            weights = _split_queries(weights, len(x))  # one map per example of x
+            weights = _split_queries(weights, x.shape[0])  # one map per example of x
             self.sow("intermediates", "weights", weights)
         else:
             out = attention(q, k, v, mask, causal=causal, implementation=self.implementation)
@@ -175,7 +175,9 @@ class MultiHeadAttention(nn.Module):
         updated = []
         for name, new in (("key", k), ("value", v)):
             # Zeros [B, cache length, H, size] at first.
-            cache = self.variable("cache", name, jnp.zeros, (len(k), mask.shape[1], *k.shape[2:]), k.dtype)
+            cache = self.variable(
+                "cache", name, jnp.zeros, (k.shape[0], mask.shape[1], *k.shape[2:]), k.dtype
+            )
             cache.value = jax.lax.dynamic_update_slice(cache.value, new, (0, position, 0, 0))
             updated.append(cache.value)
         return updated[0], updated[1]

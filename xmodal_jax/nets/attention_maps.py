@@ -87,7 +87,7 @@ def _masks(order, tokens, present) -> dict[str, Bool[Array, "batch length"]]:
         # A modality without tokens: a sequence of length 0.
         modality_tokens = tokens.get(name, Tokens(jnp.zeros((batch, 0, 1)), mask=None))
         # Several examples may share a row of tokens.
-        valid = repeat_rows(content_mask(modality_tokens), batch // len(modality_tokens.values))
+        valid = repeat_rows(content_mask(modality_tokens), batch // modality_tokens.values.shape[0])
         masks[name] = valid & (present or {}).get(name, jnp.ones(batch, bool))[:, None]
     return masks
 

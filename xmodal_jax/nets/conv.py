@@ -42,7 +42,11 @@ def _by_platform(a, b, cpu: Callable, default: Callable):
     """``cpu(a, b)`` on a CPU and ``default(a, b)`` elsewhere; both compute the same bilinear map of ``a`` and ``b``.
 
     The platform is that for which the program is compiled, even if it is compiled on a machine without that platform.
+    What is fast on a CPU depends on the sizes: where one is only a symbol, as in an exported program of any batch size,
+    ``default`` is computed everywhere.
     """
+    if not all(isinstance(n, int) for n in (*a.shape, *b.shape)):
+        return default(a, b)
 
     @jax.custom_batching.custom_vmap
     def bilinear(a, b):

@@ -61,7 +61,7 @@ class MLPDecoder(nn.Module):
         unused."""
         for k in range(self.depth):
             z = nn.relu(shard_examples(nn.Dense(self.width, name=f"hidden_{k}")(z)))
-        return nn.Dense(math.prod(self.shape), name="out")(z).reshape(len(z), *self.shape)
+        return nn.Dense(math.prod(self.shape), name="out")(z).reshape(z.shape[0], *self.shape)
 
 
 class ConvDecoder(nn.Module):
@@ -86,7 +86,9 @@ class ConvDecoder(nn.Module):
         height, width, channels = self.shape
         stages = upsampling_stages(self.shape, "decoder")
         height, width = height // 2**stages, width // 2**stages
-        x = nn.Dense(height * width * self.width, name="start")(z).reshape(len(z), height, width, self.width)
+        x = nn.Dense(height * width * self.width, name="start")(z).reshape(
+            z.shape[0], height, width, self.width
+        )
         for k in range(stages):
             out = channels if k == stages - 1 else max(self.width // 2 ** (k + 1), 1)
             x = shard_examples(ConvTranspose(out, (4, 4), strides=2, name=f"up_{k}")(nn.relu(x)))
@@ -131,7 +133,9 @@ class FrameDecoder(nn.Module):
         """
         frames, mels = self.shape
         coarse_frames = -(-frames // 2**self.halvings)
-        x = nn.Dense(coarse_frames * self.width, name="start")(z).reshape(len(z), coarse_frames, self.width)
+        x = nn.Dense(coarse_frames * self.width, name="start")(z).reshape(
+            z.shape[0], coarse_frames, self.width
+        )
         for k in range(self.halvings):
             last = k == self.halvings - 1
             x = shard_examples(
@@ -170,7 +174,7 @@ class _PositionTokens(TransformerEncoder):
     @nn.compact
     def __call__(self, vector, keys):
         """``vector [N, width]`` to tokens ``[N, length, width]``."""
-        x = jnp.broadcast_to(vector[:, None], (len(vector), self.length, self.width))
+        x = jnp.broadcast_to(vector[:, None], (vector.shape[0], self.length, self.width))
         return self.encode(x, mask=None, grid=(self.length,), keys=keys).values
 
 
@@ -233,7 +237,7 @@ class AutoregressiveTextDecoder(nn.Module):
         config = TextDecoderConfig(width=self.width, depth=self.depth, heads=self.heads, dropout=self.dropout)
         decoder = build_decoder(config, vocab_size=self.vocab_size, max_length=self.length)
         # The latent becomes four tokens, which the decoder attends to.
-        memory = nn.Dense(4 * self.width, name="code")(z).reshape(len(z), 4, self.width)
+        memory = nn.Dense(4 * self.width, name="code")(z).reshape(z.shape[0], 4, self.width)
         if keys is not None and self.word_dropout:
             tokens = drop_words(tokens, keys, self.word_dropout)
         # Shifted by one: the first position gets padding (0), which stands for the start of the text.

@@ -192,7 +192,7 @@ class AutoregressiveFlow(nn.Module):
 
         ``context [B, C]``: what the density is conditioned on; None: nothing.
         """
-        log_det = jnp.zeros(len(x), x.dtype)
+        log_det = jnp.zeros(x.shape[0], x.dtype)
         for made in self.steps:
             shift, log_scale = made(x, context)
             x = (x - shift) * jnp.exp(-log_scale)

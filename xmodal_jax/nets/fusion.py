@@ -69,7 +69,7 @@ class SharedTokens(NamedTuple):
     @property
     def count(self) -> int:
         """Number of examples that share one row of the tokens."""
-        return len(self.present) // len(self.tokens.values)
+        return self.present.shape[0] // self.tokens.values.shape[0]
 
     @property
     def has_content(self) -> Bool[Array, "batch"]:
@@ -169,7 +169,7 @@ class Fusion(nn.Module):
         """
         values = tokens.values
         # A row of tokens is valid if any of the examples that share it has the modality.
-        mask = content_mask(tokens, present.reshape(len(values), -1).any(axis=1))
+        mask = content_mask(tokens, present.reshape(values.shape[0], -1).any(axis=1))
         # Zeroed before anything else, so that not even an infinity behind a mask matters.
         values = jnp.where(mask[:, :, None], values, jnp.zeros_like(values))
         values = nn.Dense(self.width, dtype=self.dtype, name=f"project_{name}")(values)
@@ -232,8 +232,8 @@ def concatenate(streams: Streams, without: str | None = None) -> Tokens:
 
 def batch_size_of(tokens: Mapping[str, Tokens], present: Mapping[str, Array] | None = None) -> int:
     """The number of examples: the largest batch axis of any modality, which is a multiple of all others."""
-    row_counts = {name: len(t.values) for name, t in tokens.items()}
-    batch = max([*row_counts.values(), *(len(is_present) for is_present in (present or {}).values())])
+    row_counts = {name: t.values.shape[0] for name, t in tokens.items()}
+    batch = max([*row_counts.values(), *(is_present.shape[0] for is_present in (present or {}).values())])
     for name, count in row_counts.items():
         if batch % count:
             raise ValueError(
@@ -314,7 +314,7 @@ class BottleneckAttention(Fusion):
 
         ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask. ``keys``: for dropout.
         """
-        batch = len(next(iter(streams.values())).values)
+        batch = next(iter(streams.values())).values.shape[0]
         bottleneck = learned_tokens(self, "bottleneck", self.bottlenecks, batch)  # b
         all_valid = jnp.ones((batch, self.bottlenecks), bool)
         present = {name: stream.mask.any(axis=1)[:, None, None] for name, stream in streams.items()}
@@ -422,7 +422,7 @@ class PerceiverResampler(Fusion):
         ``streams`` maps each modality to its tokens ``[B, N_m, width]`` and their mask. ``keys``: for dropout.
         """
         values, mask = concatenate(streams)
-        x = learned_tokens(self, "query", self.queries, len(values))
+        x = learned_tokens(self, "query", self.queries, values.shape[0])
         all_valid = jnp.ones(x.shape[:2], bool)
         for layer in range(self.depth):
             layer_keys = fold_in_layer(keys, layer)

@@ -100,7 +100,7 @@ class MLPGenerator(nn.Module):
         for k in range(self.depth):
             x = leaky_relu(shard_examples(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{k}")(x)))
         x = nn.Dense(math.prod(self.shape), dtype=self.dtype, name="pixels")(x).astype(jnp.float32)
-        return jnp.tanh(x).reshape(len(x), *self.shape)
+        return jnp.tanh(x).reshape(x.shape[0], *self.shape)
 
 
 class DCGANGenerator(nn.Module):
@@ -137,7 +137,7 @@ class DCGANGenerator(nn.Module):
         size = features * height * width // 4**stages
         start = nn.Dense(size, use_bias=False, dtype=self.dtype, name="start")
         x = start(concatenate_condition(noise, condition))
-        x = x.reshape(len(x), height // 2**stages, width // 2**stages, features)
+        x = x.reshape(x.shape[0], height // 2**stages, width // 2**stages, features)
         for k in range(stages):
             x = nn.relu(batch_norm(keys, self.axis_name, dtype=self.dtype, name=f"norm_{k}")(x))
             last = k == stages - 1
@@ -236,7 +236,7 @@ class ResidualPixels(nn.Module):
         vector = leaky_relu(nn.Dense(2 * self.width, dtype=self.dtype, name="style")(latents))
         height, width = height // 2**stages, width // 2**stages
         x = nn.Dense(height * width * self.width, dtype=self.dtype, name="start")(vector)
-        x = x.reshape(len(x), height, width, self.width)
+        x = x.reshape(x.shape[0], height, width, self.width)
         # A layer (x, vector, keys) that normalises and activates x, with scales and shifts computed from the vector.
         modulate = lambda name: Modulation(self.modulation, self.axis_name, self.dtype, name=name)
         for k in range(stages):
@@ -331,7 +331,7 @@ class NoisePosterior(nn.Module):
         By an image encoder and one hidden layer. ``keys``: one per example, for dropout in training.
         """
         tokens = self.encoder(images, keys=keys).values.astype(jnp.float32)
-        x = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens.reshape(len(tokens), -1)))
+        x = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens.reshape(tokens.shape[0], -1)))
         mean, log_variance = jnp.split(nn.Dense(2 * self.features, name="moments")(x), 2, axis=-1)
         return mean, log_variance
 
@@ -381,7 +381,7 @@ class Critic(nn.Module):
             repeated = jnp.broadcast_to(vector[:, None, :], (*tokens.shape[:2], vector.shape[-1]))
             tokens = jnp.concatenate([tokens, repeated], axis=-1)
         h = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens))
-        return nn.Dense(self.outputs, name="out")(h.reshape(len(h), -1))
+        return nn.Dense(self.outputs, name="out")(h.reshape(h.shape[0], -1))
 
 
 class SentenceEncoder(nn.Module):

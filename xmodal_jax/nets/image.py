@@ -142,7 +142,7 @@ class PlainConvNet(nn.Module):
                 x = _group_norm(features, groups=8, dtype=self.dtype, name=f"norm_{k}")(x)
             x = nn.leaky_relu(x, 0.2)
         return Tokens(
-            Dropout(self.dropout, name="dropout")(x.reshape(len(x), -1, self.width), keys), mask=None
+            Dropout(self.dropout, name="dropout")(x.reshape(x.shape[0], -1, self.width), keys), mask=None
         )
 
 
@@ -168,7 +168,7 @@ class FlatMLP(nn.Module):
     ) -> Tokens:
         """The single token ``[B, 1, width]`` of each image; ``mask`` must be None, as images have no padding."""
         check_no_mask(mask)
-        x = inputs.reshape(len(inputs), -1)
+        x = inputs.reshape(inputs.shape[0], -1)
         for k in range(self.depth):
             x = nn.leaky_relu(
                 shard_examples(nn.Dense(self.width, dtype=self.dtype, name=f"layer_{k}")(x)), 0.2

@@ -41,7 +41,7 @@ class GroupNorm(nn.Module):
 
         def mean_per_group(channel_means):
             """Means per channel ``[B, C]`` to means per group ``[B, groups, 1]``."""
-            return channel_means.reshape(len(x), self.num_groups, -1).mean(axis=2, keepdims=True)
+            return channel_means.reshape(x.shape[0], self.num_groups, -1).mean(axis=2, keepdims=True)
 
         precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # float32 at least
         spatial_axes = tuple(range(1, x.ndim - 1))
@@ -53,7 +53,7 @@ class GroupNorm(nn.Module):
 
         def to_channels(a):
             """``[B, groups, 1 or C / groups]`` to the shape ``[B, 1, ..., 1, C]``, which broadcasts against ``x``."""
-            return jnp.broadcast_to(a, factor.shape).reshape(len(x), *(1 for _ in spatial_axes), channels)
+            return jnp.broadcast_to(a, factor.shape).reshape(x.shape[0], *(1 for _ in spatial_axes), channels)
 
         # Subtract before multiplying: mean * factor would be large where an image is nearly constant.
         y = (precise - to_channels(mean)) * to_channels(factor)

@@ -297,7 +297,7 @@ class ObjectGenerator(nn.Module):
         ``condition`` may be encoded already, by `encode_condition`. ``keys``, which all generators take, is unused.
         """
         is_encoded = isinstance(condition, ObjectEmbeddings)
-        objects = condition if is_encoded else self.content(condition, len(noise))
+        objects = condition if is_encoded else self.content(condition, noise.shape[0])
         background_noise, object_noise = self._split(noise)  # [B, Z] and [B, K, Z]
         appearance = objects.appearance
         if object_noise.shape[-1] > BOX_SIZE:
@@ -458,7 +458,9 @@ class ObjectPosterior(nn.Module):
         # Start from the centre of each slot's attention, as a box before `bound`: about the inverse of that function.
         centre = jnp.einsum("bkl,lc->bkc", attention, positions)
         mean = mean.at[..., :2].add(centre / jnp.sqrt(1.0 - 0.9 * jnp.square(centre)))
-        return mean.reshape(len(x), -1), log_variance.reshape(len(x), -1) - 2.0  # a small variance at first
+        return mean.reshape(x.shape[0], -1), log_variance.reshape(
+            x.shape[0], -1
+        ) - 2.0  # a small variance at first
 
     @staticmethod
     def _attention_bias(logits, inputs):

@@ -174,7 +174,7 @@ def _max_pool_gradient_on_cpu(
     ]
     padded = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), image_padding)
     assigned = jnp.zeros(y.shape, bool)  # windows whose first maximum has been found
-    zeros = jnp.zeros((len(x), block_rows, block_columns, x.shape[-1]), dy.dtype)
+    zeros = jnp.zeros((x.shape[0], block_rows, block_columns, x.shape[-1]), dy.dtype)
     block_gradients = dict.fromkeys(itertools.product(range(stride), repeat=2), zeros)  # by pixel of a block
     for a, b in itertools.product(range(window), repeat=2):
         pixels = padded[
@@ -188,7 +188,7 @@ def _max_pool_gradient_on_cpu(
         contribution = lax.pad(jnp.where(is_maximum, dy, 0.0), jnp.zeros((), dy.dtype), shift)
         block_gradients[a % stride, b % stride] += contribution
     rows = [jnp.stack([block_gradients[a, b] for b in range(stride)], axis=3) for a in range(stride)]
-    dx = jnp.stack(rows, axis=2).reshape(len(x), block_rows * stride, block_columns * stride, -1)
+    dx = jnp.stack(rows, axis=2).reshape(x.shape[0], block_rows * stride, block_columns * stride, -1)
     # Crop the padding.
     crop = [(-before, -after, 0) for before, after, _ in image_padding]
     return lax.pad(dx, jnp.zeros((), dy.dtype), crop)

@@ -109,7 +109,7 @@ class TextDecoder(SizedTransformer):
         offset, mask = 0, None
         if position is not None:  # attend to the cached tokens up to this one
             offset = position
-            mask = jnp.broadcast_to(jnp.arange(self.max_length) <= position, (len(x), self.max_length))
+            mask = jnp.broadcast_to(jnp.arange(self.max_length) <= position, (x.shape[0], self.max_length))
         x = PositionEmbedding((self.max_length,), self.positions, name="positions")(x, offset)
         x = Dropout(self.dropout, name="dropout")(x, keys)
         if self.text_depth:

@@ -61,7 +61,7 @@ class EncoderFeatures(nn.Module):
         """
         tokens = build_encoder(self.modality, self.encoder, **self.shape_info)(inputs, mask, keys=keys)
         if self.flatten:
-            x = tokens.values.astype(jnp.float32).reshape(len(inputs), -1)
+            x = tokens.values.astype(jnp.float32).reshape(inputs.shape[0], -1)
         else:
             x = build_pool(self.encoder)(tokens)
         return nn.relu(shard_examples(nn.Dense(self.hidden, name="hidden")(x)))

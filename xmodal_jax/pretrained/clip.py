@@ -98,7 +98,7 @@ class ClipImage(PretrainedEncoder):
         check_no_mask(mask)
         # ``self.scale`` is the mean and standard deviation of each channel in the checkpoint's training.
         x = self.patches(cut_grid_patches(standardize(inputs, *self.scale), self.grid, self.patch))
-        token = jnp.broadcast_to(self.class_token.astype(x.dtype)[None, None], (len(x), 1, x.shape[-1]))
+        token = jnp.broadcast_to(self.class_token.astype(x.dtype)[None, None], (x.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate([token, x], axis=1)
         x = self.first_norm(x + self.places[None].astype(x.dtype))
         self.record_hidden_state(x)

@@ -193,7 +193,7 @@ class ResNet(PretrainedEncoder):
 
 def _to_tokens(x: Array) -> Array:
     """``[B, H, W, C]`` to ``[B, H * W, C]``, row by row."""
-    return x.reshape(len(x), -1, x.shape[-1])
+    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def make(config: SimpleNamespace, options: EncoderOptions, *, image_size: Size | None = None) -> ResNet:

@@ -51,7 +51,7 @@ class ProbePool(nn.Module):
         # probe, keys and values from the tokens.
         qkv = nn.DenseGeneral((3, sizes.heads, sizes.width // sizes.heads), dtype=dtype, name="qkv")
         q, (k, v) = qkv(probe)[:, :, 0], jnp.moveaxis(qkv(values)[:, :, 1:], 2, 0)
-        x = attention(jnp.broadcast_to(q, (len(values), *q.shape[1:])), k, v, mask)  # [B, 1, heads, dim]
+        x = attention(jnp.broadcast_to(q, (values.shape[0], *q.shape[1:])), k, v, mask)  # [B, 1, heads, dim]
         x = nn.DenseGeneral(sizes.width, axis=(-2, -1), dtype=dtype, name="out")(x)
         y = nn.LayerNorm(epsilon=sizes.style.epsilon, dtype=dtype, name="norm")(x)
         mlp = MLP(sizes.hidden / sizes.width, dtype, activation=sizes.style.activation, name="mlp")

@@ -123,7 +123,7 @@ class ViT(PretrainedEncoder):
 
     def _prepend(self, tokens: Array, x: Array) -> Array:
         """``tokens`` ``[1, K, D]`` before the tokens ``x`` ``[B, N, D]`` of each example."""
-        tokens = jnp.broadcast_to(tokens.astype(x.dtype), (len(x), *tokens.shape[1:]))
+        tokens = jnp.broadcast_to(tokens.astype(x.dtype), (x.shape[0], *tokens.shape[1:]))
         return jnp.concatenate([tokens, x], axis=1)
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:

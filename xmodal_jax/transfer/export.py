@@ -26,6 +26,7 @@ from xmodal_jax.train.checkpoint import RestoredCheckpoint, restore_run
 from xmodal_jax.train.run import from_json
 from xmodal_jax.transfer.exported import FILE, PARAMETERS, write_exported
 from xmodal_jax.transfer.pretrained import read_slots
+from xmodal_jax.transfer.weights import DTYPES
 from xmodal_jax.types import Params
 
 CLIP = "clip"
@@ -51,13 +52,32 @@ def export_run(
     restored = restore_run(run, best=best, seed=seed)
     folder = pathlib.Path(folder)
     export.check_is_new(folder)
+    return write_networks(restored, folder, run) | write_parameters(restored, folder, run)
+
+
+def write_parameters(
+    restored: RestoredCheckpoint, folder: pathlib.Path, run: str | os.PathLike, dtype: str = "float32"
+) -> dict[str, str]:
+    """Writes all parameters and the metadata, from which `inference.load` makes the model again; returns descriptions.
+
+    ``run``: its directory, whose metrics go into the model card. ``dtype``: how the parameters are stored, a key of
+    `weights.DTYPES`.
+    """
     write = _Writer(restored, folder, pathlib.Path(run))
-    write.parameters()
+    write.parameters(dtype)
+    write_exported(folder, restored, dtype)
+    return write.written | {FILE: "the run's metadata: `inference.load` takes this folder like a run"}
+
+
+def write_networks(
+    restored: RestoredCheckpoint, folder: pathlib.Path, run: str | os.PathLike
+) -> dict[str, str]:
+    """Writes the networks that transformers loads, each to its own folder; returns descriptions."""
+    write = _Writer(restored, folder, pathlib.Path(run))
     encoders = write.encoders()
     write.clip(encoders)
     write.captioner(encoders)
-    write_exported(folder, restored)
-    return write.written | {FILE: "the run's metadata: `inference.load` takes this folder like a run"}
+    return write.written
 
 
 class _Writer:
@@ -81,12 +101,11 @@ class _Writer:
         self.written: dict[str, str] = {}
         """Descriptions of the folders that have been written, by name."""
 
-    def parameters(self) -> None:
+    def parameters(self, dtype: str) -> None:
         """Writes all parameters as plain safetensors."""
-        flat = trees.flat(self.restored.params)
-        arrays = [(name, np.asarray(leaf)) for name, leaf in flat.items()]
-        export.save_model(self.folder / PARAMETERS, arrays, card=self.card(PARAMETERS))
-        self.written[PARAMETERS] = f"{len(arrays)} arrays by their paths, plain safetensors"
+        stored = DTYPES[dtype].compress(trees.flat(self.restored.params))
+        export.save_model(self.folder / PARAMETERS, list(stored.items()), card=self.card(PARAMETERS))
+        self.written[PARAMETERS] = f"{len(stored)} arrays by their paths, plain safetensors"
 
     def encoders(self) -> dict[str, TrainedEncoder]:
         """Writes each pretrained encoder as its own architecture; returns the towers (see `towers`)."""

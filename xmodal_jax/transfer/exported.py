@@ -10,10 +10,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from xmodal_jax.core import trees
 from xmodal_jax.core.nesting import nested
 from xmodal_jax.pretrained.safetensors_files import read_header
 from xmodal_jax.train.checkpoint import DamagedCheckpoint, RestoredCheckpoint, describe, seal, unseal
 from xmodal_jax.train.run import write_atomic
+from xmodal_jax.transfer.weights import DTYPES
 
 FILE = "run.json"
 """The metadata, in the folder of an export. It is written last: a folder with it is whole."""
@@ -26,14 +28,19 @@ def is_exported(folder: str | os.PathLike) -> bool:
     return (pathlib.Path(folder) / FILE).is_file()
 
 
-def write_exported(folder: str | os.PathLike, restored: RestoredCheckpoint) -> None:
-    """Writes the metadata of a run whose parameters have been written to ``folder/parameters``."""
+def write_exported(folder: str | os.PathLike, restored: RestoredCheckpoint, dtype: str = "float32") -> None:
+    """Writes the metadata of a run whose parameters have been written to ``folder/parameters``.
+
+    ``dtype``: how they have been stored, a key of `weights.DTYPES`.
+    """
     content = {
         "step": restored.step,
         "metadata": {name: value for name, value in restored.metadata.items() if name != "arrays"},
-        "arrays": describe(restored.params),
+        "arrays": describe(DTYPES[dtype].compress(trees.flat(restored.params))),
         "empty": _empty_paths(restored.params),
     }
+    if dtype != "float32":  # a folder without the field holds the parameters as they are
+        content["dtype"] = dtype
     write_atomic(pathlib.Path(folder) / FILE, json.dumps(seal(content), indent=1))
 
 
@@ -54,10 +61,11 @@ def restore_exported(folder: str | os.PathLike) -> RestoredCheckpoint:
         arrays = {name: jnp.asarray(entry.read()) for name, entry in read_header(file).items()}
     except ValueError as error:
         raise DamagedCheckpoint(f"{file} is damaged ({error}): export the run again") from error
+    if describe(arrays) != content["arrays"]:
+        raise DamagedCheckpoint(f"{file} holds other arrays than were exported: export the run again")
+    arrays = DTYPES[content.get("dtype", "float32")].expand(arrays)
     params = nested(arrays | {f"{path}/": None for path in content["empty"]})
     params = _without_marks(params)
-    if describe(params) != content["arrays"]:
-        raise DamagedCheckpoint(f"{file} holds other arrays than were exported: export the run again")
     return RestoredCheckpoint(params, content["metadata"], content["step"])
 
 

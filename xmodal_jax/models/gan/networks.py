@@ -173,7 +173,7 @@ class GANNetworks:
         encoder = self.condition_encoder
         condition = encoder.generator_input(encoder.encode(params, frozen, batch, keys))
         # The number of examples in the batch. An empty condition has no arrays to tell the number of images.
-        count = len(jax.tree.leaves(batch)[0])
+        count = jax.tree.leaves(batch)[0].shape[0]
         if "augmentation" not in params:
             return self._embed_objects(params, condition, count), {}
         noise = None

@@ -97,9 +97,9 @@ class _Adapter:
         followed by a random label (class 0 without a key)."""
         if not self.config.conditional:
             return shared[None, None]
-        labels = jnp.zeros(len(shared))
+        labels = jnp.zeros(shared.shape[0])
         if key is not None:
-            labels = jax.random.randint(key, (len(shared),), 0, self.classes)
+            labels = jax.random.randint(key, (shared.shape[0],), 0, self.classes)
         return self.append_label(shared[None], labels)[None]
 
     def sample_prior(self, params: Params, key: Key, count: int) -> Float[Array, "count dim"]:

@@ -58,7 +58,7 @@ def decoder_latents(
     """
     modalities, count, private = (
         len(network.names),
-        len(shared),
+        shared.shape[0],
         network.config.private,
     )  # M, N, private dimensions
     z = repeat_leading(shared, modalities)  # [M, N, D]
@@ -89,7 +89,7 @@ def decoder_latents_from_deepest(
     Since no modality is observed, the latents of the other levels come from their priors (samples drawn with ``keys``,
     else means), and the encoders' features have no influence. ``apply(method, *args)``: calls a method of ``network``.
     """
-    modalities, count = len(network.names), len(deepest)
+    modalities, count = len(network.names), deepest.shape[0]
     features = jnp.zeros((modalities, count, network.config.hidden))
     none_observed = jnp.zeros((1, modalities, count), bool)  # the first axis is that of samples
     hierarchy = apply("top_down_pass", features, none_observed, keys, deepest[None])

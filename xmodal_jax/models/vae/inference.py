@@ -189,7 +189,7 @@ def mixture(inputs: ObjectiveInputs, observed: Observed) -> Mixture:
     It has M components for the experts and, after them, those of the prior; who is not in the mixture has the weight 0.
     """
     batch, prior = observed.shape[1], inputs.prior
-    to_batch = lambda x: jnp.broadcast_to(x[:, None], (len(x), batch, x.shape[-1]))  # [C, D] -> [C, B, D]
+    to_batch = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], batch, x.shape[-1]))  # [C, D] -> [C, B, D]
     components = jax.tree.map(
         lambda experts, of_prior: jnp.concatenate([experts, to_batch(of_prior)]),
         inputs.experts,
@@ -239,7 +239,7 @@ def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, samples: int
         z = sample(select_per_example(inputs.experts, is_selected.argmax(axis=0)), keys, "shared")
     # Where nothing is observed the mixture is empty: the prior replaces it.
     none_observed = ~observed.any(axis=0)
-    prior_z = sample_prior(inputs.prior, keys, samples, len(none_observed))
+    prior_z = sample_prior(inputs.prior, keys, samples, none_observed.shape[0])
     z = jnp.where(none_observed[None, :, None], prior_z, z)
     log_q = mixture_log_prob(inputs.experts, observed, z)
     log_p = inputs.prior.log_prob(z)
@@ -330,7 +330,7 @@ def from_flows(
             log_density, start, keys, steps=steps, leapfrog=leapfrog, step_size=step_size
         )
         z = jnp.where((count > 1)[None, :, None], chain_samples, start)
-    z = jnp.where((count == 0)[None, :, None], sample_prior(inputs.prior, keys, samples, len(count)), z)
+    z = jnp.where((count == 0)[None, :, None], sample_prior(inputs.prior, keys, samples, count.shape[0]), z)
     joint = _from_posterior(inputs, inputs.posterior, observed, keys, samples)
     complete = _is_complete(inputs, observed)
     # The density of q is known for one observed modality (its flow) and for none (the prior), not for several.

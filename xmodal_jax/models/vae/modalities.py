@@ -733,7 +733,7 @@ def as_batch(
     for name, x in generated.items():
         fields = configs.for_modality(name).as_fields(x, end_id, pad_id)
         batch |= {f"{name}{suffix}": field for suffix, field in fields.items()}
-    batch["index"] = jnp.arange(len(x), dtype=jnp.int32)  # every modality has B examples
+    batch["index"] = jnp.arange(x.shape[0], dtype=jnp.int32)  # every modality has B examples
     return batch
 
 

@@ -400,7 +400,7 @@ class _Model:
         # These latents belong to no example: their number takes the place of an example's index. `sample_prior` makes
         # its keys in the same way, but the two functions draw from different named streams of a key: even with one
         # ``key`` their noise is independent.
-        keys = None if key is None else example_keys(key, jnp.arange(len(shared)))
+        keys = None if key is None else example_keys(key, jnp.arange(shared.shape[0]))
         return self.config.decoder_latents(self.network, self.bind(params), shared, keys)
 
     def sample_prior(self, params: Params, key: Key, count: int) -> Array:

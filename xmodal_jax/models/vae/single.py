@@ -184,7 +184,7 @@ class LatentHeads(nn.Module):
         if self.learned_prior:
             mean, raw = self.prior_layer(condition)
             return Normal(mean, to_log_scale(raw, self.scale))
-        zeros = jnp.zeros((len(condition), self.latent))
+        zeros = jnp.zeros((condition.shape[0], self.latent))
         return Normal(zeros, zeros)  # mean 0 and log-scale 0
 
     def __call__(self, features, condition):
@@ -396,7 +396,7 @@ class _Model:
         """Data ``[N, ...]`` decoded from latents ``z [N, D]``, see `VAE`. ``labels``: of a conditional model. ``key``:
         draws texts and classes; None: the likeliest ones."""
         # One sample: `z` becomes [1 modality, 1 sample, N, D], and the modality's decoded data are [1 sample, N, ...].
-        z = self.concatenate_condition(z[None], self.encode_condition(labels, len(z)))
+        z = self.concatenate_condition(z[None], self.encode_condition(labels, z.shape[0]))
         apply = self.bind_network(self.autoencoder_params(params))
         return decode_all(self.network, apply, z, key)[self.modality][0]
 
@@ -407,8 +407,8 @@ class _Model:
         heads = self.bind_heads(self.autoencoder_params(params))
         # Without a condition there are ``count`` priors N(0, 1); with one there are as many as labels.
         prior = heads("prior", self.encode_condition(labels, count))
-        if len(prior.mean) != count:
-            raise ValueError(f"one label for each of {count} samples, got {len(prior.mean)}")
+        if prior.mean.shape[0] != count:
+            raise ValueError(f"one label for each of {count} samples, got {prior.mean.shape[0]}")
         # The number of a sample takes the place of an example's index. "prior" selects the random stream.
         noise = standard_noise(example_keys(key, jnp.arange(count)), "prior", (self.config.latent,))
         return prior.reparametrize(noise)

@@ -142,7 +142,7 @@ def of_images(model):
     noise = np.random.default_rng(0).normal(size=(COUNT, model.noise)).astype(np.float32)
     labels = np.array([0, 1, 0], np.int32)
     pixels = np.stack(
-        [np.asarray(x) for x in model.draw([model.class_names[k] for k in labels], noise=noise)]
+        [np.asarray(x) for x in model.synthesize([model.class_names[k] for k in labels], noise=noise)]
     )
     return {"generate": ({"noise": noise, "label": labels}, {"pixels": pixels})}
 

@@ -98,5 +98,5 @@ def export_formats(
     written: dict[str, str] = {}
     for name, format in FORMATS.items():
         if name in formats:
-            written |= format.write(run, folder, dtype)
+            written |= format.write(restored, folder, dtype)
     return written

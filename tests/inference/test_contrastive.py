@@ -90,6 +90,8 @@ def test_classes_and_prompts_of_any_sequence(model):
 def test_mistakes_are_explained(model, tmp_path):
     with pytest.raises(ValueError, match=r"inputs of one modality \(text, image\), got none"):
         model.embed()
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        model.embed(texts=["a"], batch_size=0)
     with pytest.raises(ValueError, match="got text, image"):
         model.embed(texts=["a"], images=[plain_picture("red")])
     with pytest.raises(ValueError, match="no modality 'audio'; it has text, image"):

@@ -128,6 +128,7 @@ def test_pictures_of_classes_and_of_noise_alone(tmp_path):
         (lambda: of_classes.synthesize("cow"), "no class 'cow'; the classes are cat, dog"),
         (lambda: of_classes.synthesize(), "names of classes"),
         (lambda: free.synthesize("cat"), "from count alone"),
+        (lambda: free.synthesize(count=-1), "count must be at least 0"),
         (lambda: free.synthesize(count=2, noise=noise), r"noise has the shape"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ import numpy as np
 
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.inference.inputs import InputSource, broadcast_inputs, collect_inputs
+from xmodal_jax.inference.inputs import InputSource, broadcast_inputs, check_count, collect_inputs
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.inference.outputs import OutputFormat
 from xmodal_jax.models.speech import log_mel_transform
@@ -120,8 +120,10 @@ class LatentModel(TrainedModel):
           inputs: ``image=…``, ``text=…``; what is left out, or None, is missing.
 
         Raises:
-          ValueError: there are no inputs, their numbers differ, one cannot be used, or a class is missing or not known.
+          ValueError: there are no inputs, their numbers differ, one cannot be used, a class is missing or not known, or
+            ``samples`` is below 1.
         """
+        check_count("samples", samples, least=1)
         source = self._read(inputs, classes)
         latents = np.zeros((0, samples or 1, self.dim), np.float32)
         if source is not None:
@@ -165,8 +167,9 @@ class LatentModel(TrainedModel):
           seed: of the samples; the first ones are the same for any ``count``.
 
         Raises:
-          ValueError: the model has no prior, or a class is missing or not known.
+          ValueError: the model has no prior, a class is missing or not known, or ``count`` is negative.
         """
+        check_count("count", count, least=0)
         if self._parts.sample_prior is None:
             raise ValueError(
                 f"{self.path} has no prior to sample from: nothing in the training of {self.config.name!r} ties the "
@@ -192,8 +195,7 @@ class LatentModel(TrainedModel):
           steps: number of points, at least 2.
           classes: of a conditional model, the name of the class.
         """
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, for both ends, got {steps}")
+        check_count("steps", steps, least=2)  # for both ends
         start, end = self._point(start, classes), self._point(end, classes)
         fraction = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
         return self.decode((1 - fraction) * start + fraction * end, classes=classes)
@@ -427,6 +429,5 @@ class MultimodalAutoencoder(LatentModel):
             raise ValueError(
                 f"this run has no modality {target!r} to translate into; it has {', '.join(self.format.modalities)}"
             )
-        if count is not None and count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
+        check_count("count", count, least=1)
         return self._generate(self._read(sources, None), (target,), count, seed)[target]

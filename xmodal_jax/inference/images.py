@@ -11,7 +11,7 @@ from PIL import Image
 
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.images import ImageGenerator
-from xmodal_jax.inference.inputs import as_list
+from xmodal_jax.inference.inputs import as_list, check_count
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
@@ -105,6 +105,7 @@ class ImageSynthesizer(TrainedModel):
                 f"{self.path} synthesizes images from {expected}: synthesize({expected.split()[0]})"
             )
         if not takes_conditions:
+            check_count("count", count, least=0)
             return {}, 1 if count is None else count
         if self.reads_text:
             texts = as_list("text", conditions)

@@ -245,6 +245,13 @@ def as_list(modality: str, value: Any) -> Sequence[Any]:
     return list(np.asarray(value)) if hasattr(value, "shape") else list(value)
 
 
+def check_count(name: str, count: int | None, *, least: int) -> None:
+    """Raises ValueError where the argument ``name`` is neither None nor a whole number from ``least`` on."""
+    is_whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
+    if count is not None and not (is_whole and count >= least):
+        raise ValueError(f"{name} must be at least {least} and a whole number, got {count!r}")
+
+
 # Readers of single inputs.
 
 

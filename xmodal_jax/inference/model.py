@@ -14,7 +14,7 @@ import numpy as np
 
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.evaluation.embeddings import predict_all
-from xmodal_jax.inference.inputs import InputFormat, InputSource
+from xmodal_jax.inference.inputs import InputFormat, InputSource, check_count
 from xmodal_jax.train.checkpoint import RestoredCheckpoint, describe
 
 BATCH_SIZE = 128
@@ -110,6 +110,7 @@ class TrainedModel:
           params: None: those of the run.
           batch_size: number of examples in a batch.
         """
+        check_count("batch_size", batch_size, least=1)
         params = self.params if params is None else params
         return predict_all(
             predict, params, source, batch_size=batch_size, transform=self.prepare, few_shapes=True

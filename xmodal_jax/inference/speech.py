@@ -65,8 +65,8 @@ class SpeechSynthesizer(TrainedModel):
             raise ValueError(f"there are {len(texts)} texts and {len(names)} voices")
         if unknown := [name for name in names if name not in self.voices]:
             raise ValueError(f"there is no voice {unknown[0]!r}; the voices are {', '.join(self.voices)}")
-        if not speed > 0:
-            raise ValueError(f"speed must be positive, got {speed}")
+        if not 0 < speed < np.inf:
+            raise ValueError(f"speed must be positive and finite, got {speed}")
         if not texts:
             return []
         captions = self.read({"text": texts}).batch(np.arange(len(texts)))["caption"]

@@ -175,7 +175,9 @@ def main(config: Config) -> int:
     for spec in config.data:
         splits = open_splits(spec, run_options(model, DataOptions()), BadExamples("skip"))
         test = splits.tests["test"]
-        ours = evaluate_space(model.functions, splits.train, splits.validation, test, config.protocol)
+        ours = evaluate_space(
+            model.embedding_functions, splits.train, splits.validation, test, config.protocol
+        )
         sources = {"train": splits.train, "validation": splits.validation, "test": test}
         parts = {name: embed_once(model, source) for name, source in sources.items()}
         theirs = retrieval_peer(*parts["test"]) | classification_peer(model, splits, parts, config.protocol)

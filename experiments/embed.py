@@ -25,7 +25,7 @@ from xmodal_jax.inference.embed_data import (
     ALL_SPLITS,
     describe_data,
     embed_data,
-    open_for,
+    open_for_model,
     spread_over_devices,
 )
 from xmodal_jax.inference.index import SHARD_SIZE
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
         )
 
     bad_examples = BadExamples(config.input.on_bad_example, announce=announce)
-    source = open_for(model, config.data, config.split, config.input, bad_examples)
+    source = open_for_model(model, config.data, config.split, config.input, bad_examples)
     announce(f"{model!r}: {len(source):,} examples with {', '.join(source.modalities)}")
     if config.output is None and not config.run.is_dir():
         raise ValueError("--output: name the folder to write to")

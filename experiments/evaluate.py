@@ -59,7 +59,7 @@ def evaluate(config: Config, model: ContrastiveModel, spec: str, bad_examples: B
     """The scores of one run on one data set."""
     splits = open_splits(spec, run_options(model, config.input), bad_examples)
     return evaluate_space(
-        model.functions, splits.train, splits.validation, splits.tests["test"], config.protocol
+        model.embedding_functions, splits.train, splits.validation, splits.tests["test"], config.protocol
     )
 
 

@@ -22,9 +22,9 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.evaluation.embeddings import ordered
 from xmodal_jax.experiment import write_report
-from xmodal_jax.inference.embed_data import open_to_show
+from xmodal_jax.inference.embed_data import open_for_report
 from xmodal_jax.inference.index import Index
-from xmodal_jax.inference.queries import embed_queries, load_for_index, parse_queries, show_query
+from xmodal_jax.inference.queries import embed_queries, load_for_index, parse_queries, query_content
 from xmodal_jax.report.page import Hit, Item
 from xmodal_jax.report.search import read_items
 from xmodal_jax.train.command_line import run_script
@@ -83,7 +83,7 @@ def main(config: Config) -> None:
     write_atomic(run.path / "results.json", json.dumps(results, indent=1) + "\n")
 
     # The page shows what was found, if the data set is still there; otherwise names.
-    source = open_to_show(model, index, bad_examples)
+    source = open_for_report(model, index, bad_examples)
     metrics = {"search/queries": len(queries), "search/examples": int(index.has(modality).sum())}
     title, details = "Search", f"{metrics['search/examples']:,} examples with {modality} in {config.index}"
     with write_report(run, title, details, metrics, timer, bad_examples) as report:
@@ -101,7 +101,8 @@ def main(config: Config) -> None:
             for row, similarities in zip(items, scores.tolist(), strict=True)
         ]
         query_items = [
-            Item(show_query(q, model.format), "" if isinstance(q.content, str) else q.text) for q in queries
+            Item(query_content(q, model.format), "" if isinstance(q.content, str) else q.text)
+            for q in queries
         ]
         report.add_gallery("Results", query_items, hits, top=config.k)
 

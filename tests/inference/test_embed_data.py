@@ -18,8 +18,8 @@ from xmodal_jax.inference import Index, embed_data, load
 from xmodal_jax.inference.embed_data import (
     ALL_SPLITS,
     describe_data,
-    open_for,
-    open_to_show,
+    open_for_model,
+    open_for_report,
     spread_over_devices,
 )
 
@@ -60,7 +60,7 @@ def embed(
     """Embeds the pictures in shards of eight, and returns the collector of bad examples."""
     spec, data = f"folder:{pictures.parent}", DataOptions(on_bad_example=on_bad_example, progress=False)
     bad_examples = BadExamples(on_bad_example)
-    source = open_for(model, spec, "train", data, bad_examples)
+    source = open_for_model(model, spec, "train", data, bad_examples)
     embed_data.embed_data(
         model, source, folder,
         data=describe_data(spec, "train", data), bad_examples=bad_examples,
@@ -196,12 +196,12 @@ def test_one_program_at_a_time_writes(model, pictures, tmp_path):
 
 def test_data_are_opened_in_the_format_of_the_run(model, pictures):
     spec, bad_examples = f"folder:{pictures.parent}", BadExamples()
-    source = open_for(model, spec, "train", DataOptions(progress=False), bad_examples)
+    source = open_for_model(model, spec, "train", DataOptions(progress=False), bad_examples)
     assert source.modalities == ("text", "image")
     assert source.batch(np.arange(2))["image"].shape == (2, 8, 8, 3)
     narrow = source.batch(np.array([6]))["image"][0]  # 11 x 8 pixels
     assert not narrow[:, 0].any() and narrow[:, 4].any()  # padded, as the run was trained
-    words = open_for(model, f"{spec}?modalities=text", "train", DataOptions(), bad_examples)
+    words = open_for_model(model, f"{spec}?modalities=text", "train", DataOptions(), bad_examples)
     assert words.modalities == ("text",)
     for options, message in (
         ({"image_size": 16}, r"--image-size 16: inputs are brought into the format .* \(8\): leave it out"),
@@ -209,25 +209,25 @@ def test_data_are_opened_in_the_format_of_the_run(model, pictures):
         ({"modalities": ("audio",)}, "the run has text, image, not audio"),
     ):
         with pytest.raises(ValueError, match=message):
-            open_for(model, spec, "train", DataOptions(**options), bad_examples)
+            open_for_model(model, spec, "train", DataOptions(**options), bad_examples)
     with pytest.raises(ValueError, match="has none of the run's modalities text, image"):
         (pictures / "metadata.jsonl").write_text('{"audio_file_name": "a.wav"}')
-        open_for(model, spec, "train", DataOptions(), bad_examples)
+        open_for_model(model, spec, "train", DataOptions(), bad_examples)
 
 
 def test_what_is_shown_is_larger_and_may_be_gone(model, pictures, tmp_path):
     embed(model, pictures, tmp_path / "index")
     index, bad_examples = Index.load(tmp_path / "index"), BadExamples()
-    source = open_to_show(model, index, bad_examples)
+    source = open_for_report(model, index, bad_examples)
     assert source.batch(np.array([3]))["image"].shape == (1, 160, 160, 3) and not bad_examples.remarks
     lines = (pictures / "metadata.jsonl").read_text().splitlines()
     (pictures / "metadata.jsonl").write_text("\n".join(lines[1:]))
-    assert open_to_show(model, index, bad_examples) is None
+    assert open_for_report(model, index, bad_examples) is None
     pictures.parent.rename(tmp_path / "gone")
-    assert open_to_show(model, index, bad_examples) is None
+    assert open_for_report(model, index, bad_examples) is None
     assert "has changed since it was embedded" in bad_examples.remarks[0]
     assert "shows names alone, because the data set folder:" in bad_examples.remarks[1]
-    assert open_to_show(model, dataclasses.replace(index, data=None), bad_examples) is None
+    assert open_for_report(model, dataclasses.replace(index, data=None), bad_examples) is None
 
 
 def test_all_splits_are_embedded_and_shown(model, pictures, tmp_path):
@@ -243,7 +243,7 @@ def test_all_splits_are_embedded_and_shown(model, pictures, tmp_path):
             (test / "metadata.jsonl").write_text('{"file_name": "x.png"}')  # without a caption
             folder = pictures.parent
         spec, options = f"folder:{folder}", DataOptions(progress=False)
-        source = open_for(model, spec, ALL_SPLITS, options, BadExamples())
+        source = open_for_model(model, spec, ALL_SPLITS, options, BadExamples())
         names = source.example_names()
         if k == 0:
             assert names[-1] == "test/x.png" and len(source) == COUNT + 2
@@ -256,7 +256,7 @@ def test_all_splits_are_embedded_and_shown(model, pictures, tmp_path):
         )  # fmt: skip
         index = Index.load(tmp_path / f"all-{k}")
         assert list(index.names) == names
-        shown = open_to_show(model, index, BadExamples())
+        shown = open_for_report(model, index, BadExamples())
         assert shown.batch(np.array([0, len(names) - 1]))["image"].shape == (2, 160, 160, 3)
 
 

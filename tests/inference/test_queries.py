@@ -12,7 +12,7 @@ from xmodal_jax.inference.queries import (
     keep_readable,
     load_for_index,
     parse_queries,
-    show_query,
+    query_content,
 )
 
 
@@ -51,8 +51,8 @@ def test_queries_of_several_modalities_keep_their_order(model, tmp_path):
     embeddings = embed_queries(model, queries)
     np.testing.assert_allclose(embeddings[[0, 2]], model.embed(texts=["red", "blue"]), atol=1e-6)
     np.testing.assert_allclose(embeddings[1:2], model.embed(images=tmp_path / "a.png"), atol=1e-6)
-    assert show_query(queries[0], model.format) == "red"
-    assert show_query(queries[1], model.format).shape == (8, 8, 3)
+    assert query_content(queries[0], model.format) == "red"
+    assert query_content(queries[1], model.format).shape == (8, 8, 3)
 
 
 def test_the_checkpoint_is_found_by_the_digest(model):

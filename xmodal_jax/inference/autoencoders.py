@@ -29,11 +29,11 @@ from xmodal_jax.train.run import from_json
 from xmodal_jax.types import kind_of
 
 Outputs = dict[str, list[Any]]
-"""Generated data by modality: for each example what people hold, see `outputs.OutputFormat.to_outputs`."""
+"""Generated data by modality, one object for each example: see `outputs.OutputFormat.to_outputs`."""
 
 
-class _Parts(NamedTuple):
-    """What the autoencoders of one and of several modalities differ in."""
+class _ModelFunctions(NamedTuple):
+    """The functions in which autoencoders of one and of several modalities differ."""
 
     config: ModalityConfigs
     vae: MultimodalVAE
@@ -48,10 +48,10 @@ class _Parts(NamedTuple):
 
 
 class LatentModel(TrainedModel):
-    """A trained latent space: what autoencoders of one and of several modalities have in common.
+    """A trained latent space: the base of autoencoders of one and of several modalities.
 
-    Generated data are given by modality: Pillow images, strings, sounds (waveform, samples per second), numbers in the
-    unit of the data. They are the most probable ones given the latents: no noise of the likelihood is added.
+    Outputs are dicts by modality: Pillow images, strings, pairs (waveform, samples per second), numbers in the unit of
+    the data. They are the modes of the likelihood given the latents; its noise is not added.
     """
 
     actions = ("encode", "decode", "reconstruct", "sample", "interpolate", "traverse")
@@ -60,14 +60,14 @@ class LatentModel(TrainedModel):
         """``sizes``: of an example of each modality of the model: its shape, and the number of values of a token."""
         super().__init__(run, tuple(sizes))
         self.sizes = {m: Size(tuple(shape), values) for m, (*shape, values) in sizes.items()}
-        self._parts = self._build()
-        self.config, self._vae = self._parts.config, self._parts.vae
+        self._functions = self._build()
+        self.config, self._vae = self._functions.config, self._functions.vae
         names = tuple(map(str, self.metadata.get("class_names") or ()))
         self._outputs = OutputFormat(self.config, self.format.transform, names)
         numbers = map(str, range(self.metadata["classes"]))
-        self.class_names: tuple[str, ...] = (names or tuple(numbers)) if self._parts.conditional else ()
+        self.class_names: tuple[str, ...] = (names or tuple(numbers)) if self._functions.conditional else ()
         """The classes that a conditional model is conditioned on; empty: it is not conditional."""
-        if self._parts.sample_prior is None:
+        if self._functions.sample_prior is None:
             self.actions = tuple(name for name in self.actions if name != "sample")
         self._to_frames, self._programs = None, {}
         sounds = [m for m in sizes if kind_of(m) == "audio"]
@@ -79,13 +79,13 @@ class LatentModel(TrainedModel):
             self.format = self.format._replace(max_seconds=min(limits))
 
     @abc.abstractmethod
-    def _build(self) -> _Parts:
-        """The functions of the model that the checkpoint is of."""
+    def _build(self) -> _ModelFunctions:
+        """Builds the functions of the checkpoint's model."""
 
     @property
     def dim(self) -> int:
         """Number of dimensions of the latents."""
-        return self._parts.dim
+        return self._functions.dim
 
     @property
     def sample_rate(self) -> int:
@@ -98,26 +98,27 @@ class LatentModel(TrainedModel):
         return f"{super().describe()}\nlatent dimensions: {self.dim}{classes}"
 
     def prepare(self, batch: RawBatch) -> RawBatch:
-        """A batch of inputs as the model takes it: as in training, sounds are log-mel frames, as many for each."""
+        """Turns a batch of inputs into one of the model. As in training, a sound becomes a fixed number of log-mel
+        frames."""
         batch = super().prepare(batch)
         if self._to_frames is not None:
             batch = self._to_frames(batch)
         for modality in self.format.modalities:
             if kind_of(modality) == "audio" and modality in batch:
                 count = self.sizes[modality].shape[0]
-                batch |= {field: _fit(batch[field], count) for field in (modality, f"{modality}_mask")}
+                batch |= {field: _cut_or_pad(batch[field], count) for field in (modality, f"{modality}_mask")}
         return batch
 
     def encode(
         self, *, samples: int | None = None, seed: int = 0, classes: Any = None, **inputs: Any
     ) -> np.ndarray:
-        """The latents of each example from any of its modalities, float32 ``[N, D]``: the mean of the posterior.
+        """Encodes examples, given any of their modalities, as the mean of the posterior: float32 ``[N, D]``.
 
         Args:
-          samples: number of samples of the posterior in place of its mean; the result is then ``[samples, N, D]``.
-          seed: of the samples.
+          samples: number of samples of the posterior to return instead, ``[samples, N, D]``; None: the mean.
+          seed: seed of the samples.
           classes: of a conditional model, the name of the class of each example, or one for all.
-          inputs: ``image=…``, ``text=…``; what is left out, or None, is missing.
+          inputs: inputs by modality: ``image=…``, ``text=…``. Modalities that are left out, or None, are missing.
 
         Raises:
           ValueError: there are no inputs, their numbers differ, one cannot be used, a class is missing or not known, or
@@ -131,13 +132,13 @@ class LatentModel(TrainedModel):
         return latents[:, 0] if samples is None else np.moveaxis(latents, 1, 0)
 
     def decode(self, latents: np.ndarray, *, classes: Any = None, seed: int | None = None) -> Outputs:
-        """Each modality of latents ``[N, D]``.
+        """Decodes latents ``[N, D]`` to every modality.
 
         Args:
           latents: such as those of `encode`.
           classes: of a conditional model, the name of the class of each example, or one for all.
-          seed: of the latents that the model has beside the shared ones (those of single modalities, or of further
-            levels), which are drawn from their prior; None: they are its mean.
+          seed: seed of the latents that are not shared (those of single modalities, or of further levels), which are
+            then sampled from their prior; None: they are the prior's mean.
 
         Raises:
           ValueError: the latents have another shape, or a class is missing or not known.
@@ -149,28 +150,30 @@ class LatentModel(TrainedModel):
         if not len(latents):
             return {m: [] for m in self.format.modalities}
         source = ArraySource({"shared": latents, **labels})
-        return self._hold(self._run(self.decode_batch, source, None if seed is None else 1, seed or 0), None)
+        return self._to_outputs(
+            self._run(self.decode_batch, source, None if seed is None else 1, seed or 0), None
+        )
 
     def reconstruct(self, *, classes: Any = None, **inputs: Any) -> Outputs:
-        """Every modality of each example, decoded from the mean of the posterior given those that it has.
+        """Encodes examples, given any of their modalities, and decodes the mean of the posterior to every modality.
 
         The arguments are those of `encode`.
         """
         return self._generate(self._read(inputs, classes), self.format.modalities, None, 0)
 
     def sample(self, count: int | None = None, *, classes: Any = None, seed: int = 0) -> Outputs:
-        """New data of every modality, decoded from samples of the prior; the modalities of a sample belong together.
+        """Samples the prior and decodes to every modality; the modalities of one sample belong together.
 
         Args:
           count: number of samples; None: one, or one for each of ``classes``.
           classes: of a conditional model, the name of the class of each sample, or one for all.
-          seed: of the samples; the first ones are the same for any ``count``.
+          seed: seed of the samples. A larger ``count`` begins with the same samples.
 
         Raises:
           ValueError: the model has no prior, a class is missing or not known, or ``count`` is negative.
         """
         check_count("count", count, least=0)
-        if self._parts.sample_prior is None:
+        if self._functions.sample_prior is None:
             raise ValueError(
                 f"{self.path} has no prior to sample from: nothing in the training of {self.config.name!r} ties the "
                 "latents to a distribution"
@@ -182,13 +185,13 @@ class LatentModel(TrainedModel):
             return {m: [] for m in self.format.modalities}
         padded = 1 << (count - 1).bit_length()  # few programs for many numbers
         labels = {name: np.resize(values, padded) for name, values in labels.items()}
-        prior = self._program("prior", lambda: jax.jit(self._parts.sample_prior, static_argnums=2))
+        prior = self._program("prior", lambda: jax.jit(self._functions.sample_prior, static_argnums=2))
         shared = prior(self.params, jax.random.key(seed), padded, labels.get("label"))
         return self.decode(np.asarray(shared)[:count], classes=classes, seed=seed)
 
     def interpolate(self, start: Any, end: Any, steps: int = 8, *, classes: Any = None) -> Outputs:
-        """What lies between two points of the latent space: every modality decoded at ``steps`` points of the straight
-        line from ``start`` to ``end``, both ends included.
+        """Decodes every modality at ``steps`` points of the straight line between two points of the latent space, both
+        ends included.
 
         Args:
           start, end: latents ``[D]``, or an example by modality, such as ``{"image": "a.png"}``.
@@ -203,14 +206,17 @@ class LatentModel(TrainedModel):
     def traverse(
         self, start: Any, dims: Any, values: Any, *, classes: Any = None
     ) -> dict[str, list[list[Any]]]:
-        """What single dimensions of the latents hold: every modality, for each of ``dims`` a list with what is decoded
-        where this dimension has each of ``values``.
+        """Decodes every modality while one dimension of the latents varies and the others stay (a latent traversal).
 
         Args:
           start: latents ``[D]`` whose other dimensions stay, or an example by modality.
-          dims: the numbers of the dimensions, one after the other.
-          values: such as ``(-2, -1, 0, 1, 2)``; most priors have mean 0 and standard deviation 1.
+          dims: the dimensions to vary, one after the other, in 0..D-1.
+          values: the values that each of them takes, such as ``(-2, -1, 0, 1, 2)``; most priors have mean 0 and
+            standard deviation 1.
           classes: of a conditional model, the name of the class.
+
+        Returns:
+          By modality a list for each of ``dims``, with an output for each of ``values``.
         """
         if unknown := [dim for dim in dims if not 0 <= dim < self.dim]:
             raise ValueError(
@@ -220,7 +226,7 @@ class LatentModel(TrainedModel):
         for k, dim in enumerate(dims):
             varied[k, :, dim] = values
         outputs = self.decode(varied.reshape(-1, self.dim), classes=classes)
-        return {m: _rows(x, len(values)) for m, x in outputs.items()}
+        return {m: _chunks(x, len(values)) for m, x in outputs.items()}
 
     # Inputs
 
@@ -267,7 +273,7 @@ class LatentModel(TrainedModel):
             )
         return latents.astype(np.float32)
 
-    # What is computed for a batch. ``params``: {"model": ..., "key": ...}; ``samples``: None for means.
+    # Functions of a batch. ``params``: {"model": parameters, "key": random key}; ``samples``: number; None: the mean.
 
     def _infer(self, params: Any, batch: RawBatch, samples: int | None) -> LatentSamples:
         """The latents given all modalities that are present."""
@@ -290,7 +296,7 @@ class LatentModel(TrainedModel):
         drawn with ``samples``."""
         # The noise is numbered from 0 in each batch: the key depends on the first example's index.
         key = None if samples is None else jax.random.fold_in(params["key"], batch["index"][0])
-        z = self._parts.decoder_latents(params["model"], batch["shared"], key, batch.get("label"))
+        z = self._functions.decoder_latents(params["model"], batch["shared"], key, batch.get("label"))
         return self._decode_latents(params["model"], z, self.format.modalities)
 
     def _decode_latents(self, params: Any, z: jax.Array, targets: Sequence[str]) -> RawBatch:
@@ -305,10 +311,11 @@ class LatentModel(TrainedModel):
             name: x.reshape(count, samples, *x.shape[1:]) for name, x in fields.items() if name != "index"
         }
 
-    # The same for all inputs
+    # Compilation and conversion of outputs
 
     def _program(self, name: Any, make: Callable[[], Callable]) -> Callable:
-        """The program of this name, which is made once, so that it is compiled once."""
+        """The program of this name: ``make()`` at the first call and the same object later, so that it is compiled
+        once."""
         if name not in self._programs:
             self._programs[name] = make()
         return self._programs[name]
@@ -324,26 +331,29 @@ class LatentModel(TrainedModel):
     def _generate(
         self, source: InputSource | None, targets: tuple[str, ...], samples: int | None, seed: int
     ) -> Outputs:
-        """The modalities ``targets`` of each example: a list of ``samples`` outputs, or with None one output."""
+        """Generates the modalities ``targets`` of each example: a list of ``samples`` outputs; with None a single
+        one."""
         if source is None:
             return {m: [] for m in targets}
-        return self._hold(self._run(self._generate_batch, source, samples, seed, targets=targets), samples)
+        return self._to_outputs(
+            self._run(self._generate_batch, source, samples, seed, targets=targets), samples
+        )
 
-    def _hold(self, fields: RawBatch, samples: int | None) -> Outputs:
-        """Fields ``[N, R, ...]`` of generated data as people hold them; for each example a list of R outputs, or with
-        ``samples`` None the only one."""
+    def _to_outputs(self, fields: RawBatch, samples: int | None) -> Outputs:
+        """Converts generated fields ``[N, R, ...]`` to outputs: for each example a list of R; with ``samples`` None the
+        only one."""
         flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in fields.items()}
-        held = {m: self._outputs.to_outputs(m, flat) for m in self.format.modalities if m in flat}
-        return held if samples is None else {m: _rows(x, samples) for m, x in held.items()}
+        outputs = {m: self._outputs.to_outputs(m, flat) for m in self.format.modalities if m in flat}
+        return outputs if samples is None else {m: _chunks(x, samples) for m, x in outputs.items()}
 
 
-def _rows(values: list[Any], length: int) -> list[list[Any]]:
-    """Lists of ``length`` values each."""
+def _chunks(values: list[Any], length: int) -> list[list[Any]]:
+    """Cuts a list into lists of ``length`` values."""
     return [values[k : k + length] for k in range(0, len(values), length)] if length else []
 
 
-def _fit(x: np.ndarray, count: int) -> np.ndarray:
-    """``x [B, F, ...]`` with ``count`` frames: cut, or followed by zeros (which are False in a mask)."""
+def _cut_or_pad(x: np.ndarray, count: int) -> np.ndarray:
+    """Cuts ``x [B, F, ...]`` to ``count`` frames, or pads it with zeros (False in a mask): ``[B, count, ...]``."""
     missing = max(0, count - x.shape[1])
     return np.pad(x[:, :count], ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)))
 
@@ -365,7 +375,7 @@ class Autoencoder(LatentModel):
         metadata = run.checkpoint.metadata
         super().__init__(run, {metadata["modality"]: metadata["size"]})
 
-    def _build(self) -> _Parts:
+    def _build(self) -> _ModelFunctions:
         config = from_json(AutoencoderModel, self.metadata["config"]["model"])
         ((modality, size),) = self.sizes.items()
         classes = self.metadata["classes"]
@@ -378,7 +388,7 @@ class Autoencoder(LatentModel):
                 return adapted.decoder_latents(params, shared, key)
             return jnp.concatenate([shared, labels.astype(jnp.float32)[:, None]], axis=-1)[None, None]
 
-        return _Parts(
+        return _ModelFunctions(
             config, adapted, config.latent, vae.sample_prior if config.has_prior else None, decoder_latents,
             config.conditional,
         )  # fmt: skip
@@ -402,11 +412,11 @@ class MultimodalAutoencoder(LatentModel):
         metadata = run.checkpoint.metadata
         super().__init__(run, {m: metadata["sizes"][m] for m in metadata["modalities"]})
 
-    def _build(self) -> _Parts:
+    def _build(self) -> _ModelFunctions:
         config = from_json(MultimodalVAEModel, self.metadata["config"]["model"])
         vae = make_multimodal_vae(config, self.sizes)
         shared = jax.eval_shape(functools.partial(vae.sample_prior, count=1), self.params, jax.random.key(0))
-        return _Parts(
+        return _ModelFunctions(
             config, vae, shared.shape[1],
             sample_prior=lambda params, key, count, labels: vae.sample_prior(params, key, count),
             decoder_latents=lambda params, shared, key, labels: vae.decoder_latents(params, shared, key),

@@ -11,7 +11,7 @@ import numpy as np
 
 from xmodal_jax.inference.inputs import InputFormat
 from xmodal_jax.inference.model import Classification
-from xmodal_jax.inference.queries import Query, show_query
+from xmodal_jax.inference.queries import Query, query_content
 from xmodal_jax.report.page import Item, Report
 
 SHOWN = 200
@@ -47,7 +47,7 @@ def add_classes(
 
     ``format``: of the run. ``modality``: of the files. ``likeliest``: see `likeliest_classes`, by target.
     """
-    shown = [show_query(Query(str(file), modality, file), format) for file in files[:SHOWN]]
+    shown = [query_content(Query(str(file), modality, file), format) for file in files[:SHOWN]]
     note = f"{SHOWN} of {len(files)} files; results.json has all." if len(files) > SHOWN else ""
     for target, result in results.items():
         counts = Counter(result.names)

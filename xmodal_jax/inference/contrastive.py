@@ -1,4 +1,4 @@
-"""A shared embedding space on new data: embeddings, similarities, zero-shot classes, search."""
+"""A trained shared embedding space on new data: embeddings, similarities, zero-shot classification, search."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class SearchResult(NamedTuple):
     """The k nearest examples of each of Q queries, nearest first."""
 
     names: list[list[str]]
-    """Their names, ``[Q][k]``."""
+    """The names of the examples: Q lists of k."""
     scores: np.ndarray
     """float32 ``[Q, k]``: cosine similarities."""
     indices: np.ndarray
-    """int64 ``[Q, k]``: their numbers in the index."""
+    """int64 ``[Q, k]``: the positions of the examples in `Index.names`."""
 
 
 class ContrastiveModel(TrainedModel):
@@ -76,7 +76,11 @@ class ContrastiveModel(TrainedModel):
         return None if log_scale is None else min(float(np.exp(log_scale)), MAX_SCALE)
 
     def embed(self, *, batch_size: int = BATCH_SIZE, **inputs: Any) -> np.ndarray:
-        """Unit embeddings float32 ``[N, dim]`` of inputs of one modality: ``images=…``, ``texts=…``, ``audio=…``.
+        """Embeds inputs of one modality: unit vectors, float32 ``[N, dim]``.
+
+        Args:
+          batch_size: number of inputs that are computed at a time.
+          inputs: one keyword with a list of inputs: ``images=…``, ``texts=…``, ``audio=…``, or any modality's name.
 
         Raises:
           ValueError: there are inputs of no or of several modalities, or one cannot be used.
@@ -93,21 +97,22 @@ class ContrastiveModel(TrainedModel):
         return self.embed_source(self.read(by_modality), batch_size=batch_size)[modality]
 
     def embed_source(self, source: Source, *, batch_size: int = BATCH_SIZE) -> dict[str, np.ndarray]:
-        """Unit embeddings ``[N, dim]`` of each modality of a data set that is in the run's format, such as one that
-        `data.open_source` opened with the run's options."""
+        """Embeds a data set: unit vectors float32 ``[N, dim]`` by modality. ``source``: in the run's format, such as
+        one that `embed_data.open_for_model` opened."""
         return self.predict(self.method.predict, source, batch_size=batch_size)
 
     def embed_batches(
         self, source: Source, *, batch_size: int = BATCH_SIZE
     ) -> Iterator[dict[str, jax.Array]]:
-        """As `embed_source`, batch by batch, as JAX arrays that may still be computed; the last batch is padded."""
+        """Yields what `embed_source` computes batch by batch, as JAX arrays that may not be computed yet. The last
+        batch is padded to ``batch_size``."""
         return predict_batches(
             self.method.predict, self.params, source, batch_size=batch_size, transform=self.prepare
         )
 
     @property
-    def functions(self) -> EmbeddingFunctions:
-        """The space as functions, as `evaluation.protocol` scores them."""
+    def embedding_functions(self) -> EmbeddingFunctions:
+        """The functions that `evaluation.protocol.evaluate_space` evaluates."""
         text = next((m for m in self.format.modalities if kind_of(m) == "text"), None)
         embed_texts = None if text is None else lambda texts: self.embed(**{text: list(texts)})
         return EmbeddingFunctions(self.embed_source, embed_texts, self.scale)
@@ -127,7 +132,8 @@ class ContrastiveModel(TrainedModel):
     def classify(
         self, classes: Iterable[str], prompts: Iterable[str] = PROMPTS, **inputs: Any
     ) -> Classification:
-        """The class of each input, without training on the classes: the one whose description is the most similar.
+        """Classifies inputs without training on the classes (zero-shot): by the class whose prompts are the most
+        similar.
 
         ::
 
@@ -137,6 +143,10 @@ class ContrastiveModel(TrainedModel):
           classes: the names of the classes.
           prompts: templates with ``{}`` where the name goes; the embeddings of a class's prompts are averaged.
           inputs: inputs of one modality, as in `embed`.
+
+        Returns:
+          The most similar class of each input, and scores ``[N, C]``: probabilities if the run has a temperature,
+          otherwise cosine similarities.
 
         Raises:
           ValueError: there are no classes, one is named twice, a prompt has no ``{}``, or the run has no texts.
@@ -151,7 +161,7 @@ class ContrastiveModel(TrainedModel):
         return Classification.from_scores(classes, scores)
 
     def index(self, names: Sequence[str] | None = None, **inputs: Any) -> Index:
-        """An index of inputs, to be searched: ``images=paths``, or several modalities of the same examples.
+        """Embeds a collection as an `Index` to search in. Several modalities describe the same examples.
 
         ::
 
@@ -159,7 +169,7 @@ class ContrastiveModel(TrainedModel):
             model.search(index, texts=["a red star"]).names[0]  # the ten most similar ones
 
         Args:
-          names: of the examples; None: those of the files, or their numbers.
+          names: a name for each example; None: the path of its first modality's file, or its number.
           inputs: inputs as in `embed`, of one or several modalities.
 
         Raises:
@@ -176,7 +186,7 @@ class ContrastiveModel(TrainedModel):
         return Index(embeddings, list(names), self.digest, present, run=str(self.path))
 
     def search(self, index: Index, k: int = 10, modality: str | None = None, **inputs: Any) -> SearchResult:
-        """The k examples of an index that are the most similar to each input, of whatever modality.
+        """Finds the k examples of an index that are the most similar to each input.
 
         ::
 
@@ -185,19 +195,19 @@ class ContrastiveModel(TrainedModel):
 
         Args:
           index: made by this model.
-          k: number of examples for each input; all of the index if it has fewer.
-          modality: the modality of the index that is searched; None: its only one.
+          k: number of results for each input; if the index has fewer examples, all of them.
+          modality: the modality of the index to search in; None: its only one.
           inputs: inputs of one modality, as in `embed`.
 
         Raises:
           ValueError: the index was made by another model, or lacks the modality, or an input cannot be used.
         """
-        self.require_own(index)
+        self.check_index(index)
         scores, indices = index.nearest(self.embed(**inputs), k, modality=modality)
         return SearchResult([[index.names[i] for i in row] for row in indices.tolist()], scores, indices)
 
-    def require_own(self, index: Index) -> None:
-        """Raises ValueError if another model made the index."""
+    def check_index(self, index: Index) -> None:
+        """Raises ValueError unless this model made the index."""
         if index.model != self.digest:
             made_by = f" ({index.run})" if index.run else ""
             raise ValueError(
@@ -246,4 +256,6 @@ def _check_prompts(prompts: Iterable[str]) -> list[str]:
 
 @jax.jit
 def _products(a, b):
+    """Inner products ``[N, M]`` in full float32 precision."""
+    """Inner products ``[N, M]`` in full float32 precision."""
     return jnp.matmul(a, b.T, precision="highest")

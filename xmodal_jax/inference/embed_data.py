@@ -41,12 +41,12 @@ from xmodal_jax.train.owner import LOCK_FILE, DirectoryInUse, acquire, release
 from xmodal_jax.train.run import to_json
 from xmodal_jax.types import kind_of
 
-OF_THE_RUN = (
+RUN_OPTIONS = (
     "image_size", "largest_side", "image_fit", "resample", "image_centre", "channels", "sample_rate", "max_seconds",
     "frames",
 )  # fmt: skip
 """The options of data that a run decides, because its networks were trained with them."""
-OF_TRAINING = (
+TRAINING_OPTIONS = (
     "validation", "test_split", "test_data", "data_weights", "missing", "incomplete", "check_files", "memory_limit_gib",
 )  # fmt: skip
 """The options of data that only a training has use for."""
@@ -58,19 +58,19 @@ SHOWN_SIDE = 160
 
 
 def run_options(model: ContrastiveModel, options: DataOptions) -> DataOptions:
-    """``options`` with those of `OF_THE_RUN` as the run was trained with.
+    """``options`` with those of `RUN_OPTIONS` as the run was trained with.
 
     Raises:
       ValueError: one of these is set to another value.
     """
     stored, shapes = model.metadata["config"].get("input", {}), model.format.shapes
-    of_run = {name: stored[name] for name in OF_THE_RUN if stored.get(name) is not None}
+    of_run = {name: stored[name] for name in RUN_OPTIONS if stored.get(name) is not None}
     by_kind = {kind_of(m): shapes[m] for m in model.format.modalities if m in shapes}
     if "image" in by_kind:
         of_run["image_size"], _, of_run["channels"] = by_kind["image"]
     if "video" in by_kind:
         of_run["frames"], of_run["image_size"], _, of_run["channels"] = by_kind["video"]
-    for name in OF_THE_RUN:
+    for name in RUN_OPTIONS:
         value = getattr(options, name)
         if value not in (getattr(DataOptions, name), of_run.get(name)):
             flag = name.replace("_", "-")
@@ -82,7 +82,7 @@ def run_options(model: ContrastiveModel, options: DataOptions) -> DataOptions:
     return dataclasses.replace(options, **of_run)
 
 
-def open_for(
+def open_for_model(
     model: ContrastiveModel, spec: str, split: str, options: DataOptions, bad_examples: BadExamples
 ) -> Source:
     """A data set in the format of a run, with the modalities that both have, or those of ``options.modalities``. Its
@@ -94,7 +94,7 @@ def open_for(
       ValueError: run and data share no modality, or the run lacks one that is asked for.
     """
     spec, options = split_options(spec, options)
-    for name in OF_TRAINING:
+    for name in TRAINING_OPTIONS:
         if getattr(options, name) != getattr(DataOptions, name):
             raise ValueError(f"--{name.replace('_', '-')} is an option of training: leave it out")
     known = model.format.modalities
@@ -180,7 +180,7 @@ def embed_data(
 
     Args:
       model: computes the embeddings, on the devices of its parameters.
-      source: in the format of the run, see `open_for`.
+      source: in the format of the run, see `open_for_model`.
       folder: of the index; one that is not finished is gone on with.
       data: the fields of `Index.data`.
       bad_examples: that ``source`` was opened with.
@@ -363,17 +363,17 @@ def _list_bad_examples(folder: Path, shards: int, bad_examples: BadExamples) -> 
 
 
 def describe_data(spec: str, split: str, options: DataOptions) -> dict[str, Any]:
-    """The fields of `Index.data`, with which `open_to_show` finds the examples again."""
+    """The fields of `Index.data`, with which `open_for_report` finds the examples again."""
     options = dataclasses.replace(options, on_bad_example="skip", progress=False)
     changed = {
         field.name: to_json(getattr(options, field.name))
         for field in dataclasses.fields(options)
-        if getattr(options, field.name) != field.default and field.name not in OF_THE_RUN
+        if getattr(options, field.name) != field.default and field.name not in RUN_OPTIONS
     }
     return {"spec": spec, "split": split, "options": changed}
 
 
-def open_to_show(model: ContrastiveModel, index: Index, bad_examples: BadExamples) -> Source | None:
+def open_for_report(model: ContrastiveModel, index: Index, bad_examples: BadExamples) -> Source | None:
     """The data set of an index, to show its examples: pictures from files are larger than the model gets them. None:
     it is gone or has changed, which ``bad_examples`` remarks; or the index is of none."""
     if index.data is None:

@@ -1,4 +1,4 @@
-"""Classes from several modalities together: a trained classifier of `experiments/fusion.py` on new data."""
+"""A trained classifier by several modalities (`experiments/fusion.py`) on new data."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class FusionModel(TrainedModel):
         # ["red", "two"]: one image for all questions
         model.classify(image="scene.png")["label"].scores  # [1, classes]: probabilities without any question
 
-    A modality of one input has it for every example if others have several. Where a modality is left out, or an input
-    of a list is None, the example lacks it.
+    A modality with a single input has it for every example, if others have several. An example lacks the modalities
+    that are left out, and those whose input in a list is None.
     """
 
     kind = "fusion"
@@ -65,8 +65,11 @@ class FusionModel(TrainedModel):
         return "\n".join([super().describe(), "classes:", *classes])
 
     def classify(self, *, batch_size: int = BATCH_SIZE, **inputs: Any) -> dict[str, Classification]:
-        """The probabilities of the classes of each target, by its name, from any of the modalities: ``image=…``,
-        ``text=…``.
+        """Classifies examples: for each target, by its name, the most probable class and all probabilities.
+
+        Args:
+          batch_size: number of examples that are computed at a time.
+          inputs: inputs of any of the modalities: ``image=…``, ``text=…``.
 
         Raises:
           ValueError: the numbers of inputs differ, an example has no modality at all, or an input cannot be used.
@@ -82,23 +85,24 @@ class FusionModel(TrainedModel):
         }
 
     def answer(self, **inputs: Any) -> list[str] | list[dict[str, str]]:
-        """The most probable class of each example; of a run with several targets, a dict of them by target."""
+        """The most probable class of each example; for a run with several targets, a dict by target for each
+        example."""
         names = {target: result.names for target, result in self.classify(**inputs).items()}
         if len(names) == 1:
             return next(iter(names.values()))
         return [dict(zip(names, example, strict=True)) for example in zip(*names.values(), strict=True)]
 
     def attention(self, **inputs: Any) -> list[dict[str, AttendedInput]]:
-        """Where the classifier looks: for each example, by modality that it has, the weights of the tokens of a text,
-        of the places of an image, of the moments of a sound.
+        """The attention of the classifier to the parts of each example: tokens of a text, patches of an image, frames
+        of a sound; for each example a dict by modality.
 
         ::
 
             (example,) = model.attention(image="scene.png", text="what colour is the star?")
             overlay(*example["image"]).save("where.png")
 
-        The content is that which the model sees, such as the square part of an image. Modalities that nothing attends
-        to are left out.
+        The content is what the model gets, such as the square part of an image. Modalities that the example lacks, or
+        that the fusion has no attention to, are left out.
 
         Raises:
           ValueError: the fusion has no attention; or as in `classify`.
@@ -124,7 +128,7 @@ class FusionModel(TrainedModel):
         return examples
 
     def _read(self, inputs: dict[str, Any]):
-        """The inputs as a data set; None: there are none."""
+        """Wraps the inputs as a data set; None: the lists are empty."""
         by_modality = broadcast_inputs(collect_inputs(self.format, inputs))
         if not by_modality:
             raise ValueError(f"give inputs of at least one modality: {', '.join(self.format.modalities)}")
@@ -140,11 +144,14 @@ class FusionModel(TrainedModel):
 
 
 def overlay(picture: Image.Image | np.ndarray, weights: np.ndarray) -> Image.Image:
-    """A picture that is dark where it gets little attention.
+    """Darkens a picture where it gets little attention.
 
     Args:
       picture: a Pillow image or pixels uint8 ``[H, W, C]``, of any size.
-      weights: ``[h, w]``, smoothly enlarged to the size of the picture.
+      weights: attention ``[h, w]``, as in `AttendedInput.weights`; it is enlarged to the size of the picture.
+
+    Raises:
+      ValueError: the weights have another number of axes.
     """
     if not isinstance(picture, Image.Image):
         pixels = np.asarray(picture)

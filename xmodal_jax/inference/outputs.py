@@ -1,4 +1,4 @@
-"""What a model generates, as people hold it: Pillow images, texts, sounds, numbers in the unit of the data."""
+"""Converts what a model generates to Pillow images, strings, waveforms, and numbers in the unit of the data."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from xmodal_jax.types import KINDS, kind_of
 
 
 class OutputFormat(NamedTuple):
-    """The format of a model's generated data, which is inverted for people."""
+    """How a model's data were preprocessed, which is undone for what it generates."""
 
     configs: ModalityConfigs
-    """How each kind of data is preprocessed."""
+    """How each kind of modality is preprocessed."""
     transform: FittedTransforms
     """Tokens of texts, and standard units of measured quantities."""
     class_names: tuple[str, ...] = ()
     """The name of each class; empty: they are numbered."""
 
     def to_outputs(self, modality: str, batch: Mapping[str, Any]) -> list[Any]:
-        """The modality of each example of a batch as people hold it: `models.vae.modalities.as_batch` makes such
-        batches of generated data.
+        """Converts one modality of a batch of generated data, one object for each example.
 
-        Pillow images; strings; pairs (waveform float32 ``[T]`` in [-1, 1], samples per second); numbers float64 in the
-        unit of the data, ``[D]`` or ``[T, C]``; names of classes.
+        Args:
+          modality: determines the type of the objects: Pillow images; strings; pairs (waveform float32 ``[T]`` in
+            [-1, 1], samples per second); numbers float64 in the unit of the data, ``[D]`` or ``[T, C]``; names of
+            classes.
+          batch: fields ``[N, ...]``, as `models.vae.modalities.as_batch` makes them.
         """
         values = np.asarray(batch[modality])
         return _OUTPUTS[kind_of(modality)](self, modality, values, batch.get(f"{modality}_mask"))

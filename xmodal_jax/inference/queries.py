@@ -142,7 +142,7 @@ def keep_readable(
     return readable
 
 
-def show_query(query: Query, format: InputFormat) -> Any:
+def query_content(query: Query, format: InputFormat) -> Any:
     """What a report shows of a query: its text, or the content of its file as the model gets it."""
     from xmodal_jax.report.alignment import content
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = ("config.json", "metrics.jsonl", "result.json", "report.html")
 """What every run leaves."""
-WITHOUT_RUN = ("compare", "data", "rate", "export", "embed", "search", "classify", "evaluate")
+WITHOUT_RUN = ("compare", "data", "rate", "export", "embed", "search", "classify", "evaluate", "demo")
 """Scripts that train nothing; `.ci/run` runs them after the others."""
 
 

@@ -26,6 +26,7 @@ LAYERS = [
     "inference",
     "deploy",
     "rating",
+    "demo",
 ]
 INSIDE = {
     "models": ["towers", "lora", "contrastive", "fusion", "seq2seq", "speech", "gan", "vae"],

@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES = {"translate": dict(source="FILE", to="text", runs=()), "data": dict(data="folder:my photos")}
 EXAMPLES |= {"compare": dict(runs=(pathlib.Path("A"), pathlib.Path("B")))}
 EXAMPLES |= {"classify": dict(run=pathlib.Path("A"), files=(pathlib.Path("B"),))}
+EXAMPLES |= {"demo": dict(runs=(pathlib.Path("A"),))}
 EXAMPLES |= {"search": dict(index=pathlib.Path("A"), query=("B",))}
 EXAMPLES |= {"evaluate": dict(runs=("A",), data=("shapes",))}
 EXAMPLES |= {"embed": dict(run=pathlib.Path("A"), data="folder:B")}
@@ -137,6 +138,7 @@ def test_they_are_the_last_lines_on_screen_and_the_result_names_the_experiment(
         pass
     timer.clock.close()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-5] == "test/loss 2.000"
-    assert [line.split("  ")[0] for line in lines[-4:]] == ["look at it", "go on", "export it", "compare"]
+    assert lines[-6] == "test/loss 2.000"
+    purposes = [line.split("  ")[0] for line in lines[-5:]]
+    assert purposes == ["look at it", "go on", "try it", "export it", "compare"]
     assert read_result(run.path)["experiment"] == "vae"

@@ -102,6 +102,11 @@ def _first_seed(run: EndedRun) -> Sequence[str]:
     return ("--seed", str(run.seeds[0])) if len(run.seeds) > 1 else ()
 
 
+def _demo(run: EndedRun) -> Sequence[str]:
+    """The page on which the run is tried; of several seeds, the first."""
+    return "demo.py", str(run.path), *_first_seed(run)
+
+
 def _train(run: EndedRun) -> Sequence[str]:
     """Training on the data set that a page was made of, with the same options of the data."""
     data = run.config.data
@@ -130,7 +135,7 @@ NEXT_STEPS: dict[str, tuple[NextStep, ...]] = {
     "speech_synthesis": (LOOK, GO_ON, _translate("TEXT", "speech"), EXPORT, COMPARE),
     "text_to_image_gan": (LOOK, GO_ON, _translate("TEXT", "image"), EXPORT, COMPARE),
     "translate": (LOOK,),
-    "vae": (LOOK, GO_ON, EXPORT, COMPARE),
+    "vae": (LOOK, GO_ON, NextStep("try it", _demo), EXPORT, COMPARE),
 }
 """What runs of an experiment can do next, at most `MAX_LINES`, by the name of its script."""
 

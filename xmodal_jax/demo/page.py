@@ -1,0 +1,75 @@
+"""The page of a demo: a tab for each ability of each run."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xmodal_jax.demo.limits import QUEUE_SIZE, DemoOptions, ModelWorker
+from xmodal_jax.demo.photos import Photos
+from xmodal_jax.demo.tabs import TabContext, tabs_of
+from xmodal_jax.inference.model import TrainedModel
+
+KEPT_SECONDS = 900
+"""Seconds after which uploaded and generated files are removed."""
+NO_TELEMETRY = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "GRADIO_SHARE": "False",
+    "GRADIO_RUN_HISTORY": "False",
+    "GRADIO_SSR_MODE": "False",
+    "GRADIO_MCP_SERVER": "False",
+}
+"""The environment in which Gradio is imported: it sends nothing, and its further services are off."""
+
+
+def import_gradio() -> Any:
+    """The module Gradio; raises ValueError, with the command that installs it, where it is missing."""
+    os.environ.update(NO_TELEMETRY)
+    try:
+        import gradio
+    except ImportError as error:
+        raise ValueError(f"the demo needs Gradio ({error}): pip install -r requirements-demo.txt") from error
+    return gradio
+
+
+def build_page(
+    models: Sequence[TrainedModel],
+    options: DemoOptions,
+    photos: Mapping[str, Photos] | None = None,
+) -> Any:
+    """The page, a ``gradio.Blocks``, with a tab for each thing that a model can do.
+
+    Args:
+      models: from `inference.load`.
+      options: what a request may cost.
+      photos: by the path of a model the folder that it searches (`index_photos`).
+
+    Raises:
+      ValueError: Gradio is missing, or a model can do nothing on a page.
+    """
+    gr = import_gradio()
+    worker = ModelWorker(options.max_seconds)
+    placed = []
+    for model in models:
+        context = TabContext(gr, worker, (photos or {}).get(str(model.path)))
+        tabs = tabs_of(model, context)
+        if not tabs:
+            raise ValueError(
+                f"{model.path} is a run of {model.kind} with {', '.join(model.format.modalities)}: the page has "
+                "nothing for it (--photos FOLDER lets a shared space search)"
+            )
+        placed += [(tab, model, context) for tab in tabs]
+    titles = Counter(tab.title for tab, _, _ in placed)
+    with gr.Blocks(title="xmodal_jax", analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
+        with gr.Tabs():
+            for tab, model, context in placed:
+                title = tab.title if titles[tab.title] == 1 else f"{tab.title}: {model.path.name}"
+                with gr.Tab(title):
+                    tab.build(model, context)
+        gr.Markdown(f"Runs: {', '.join(model.path.name for model in models)}", elem_classes="runs")
+    page.worker = worker  # ends with the page
+    return page.queue(max_size=QUEUE_SIZE, api_open=False, default_concurrency_limit=1)

@@ -51,6 +51,10 @@ class Config(StartConfig):
     optimizer: Optimizer = Optimizer(learning_rate=2e-3)
     """Update rule and learning-rate schedule."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        evaluate.check_prompts(self.prompts)
+
 
 def main(config: Config) -> None:
     config, run, timer, bad_examples, pretrained = start(config)

@@ -45,6 +45,8 @@ def test_a_small_folder_has_three_splits_and_the_report_says_that_they_are_small
     named = lambda part: "1 example" if len(part) == 1 else f"{len(part)} examples"
     assert f"The split 'validation' has {named(parts[1])}, so few that its scores mean little" in notes
     assert f"The split 'test' has {named(parts[2])}, so few" in notes
+    open_splits(f"folder:{tmp_path}", DataOptions(progress=False), bad_examples)
+    assert bad_examples.summary() == notes  # the numbers of several data sets are not added up
 
 
 @pytest.mark.parametrize("n,message", [(1, "one example is not enough"), (2, "training split has 1 example")])

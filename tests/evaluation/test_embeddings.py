@@ -69,6 +69,10 @@ def test_classification_by_captions_and_by_templates():
     np.testing.assert_array_equal(np.diag(confusion), np.bincount(test.arrays["label"]))
     templates = evaluate.class_prompts(train, ("one {}", "two {}"))
     assert templates == [[f"one {w}", f"two {w}"] for w in WORDS]
+    braces = evaluate.class_prompts(train, ("{} is {}, {0} {x} {",))  # only {} stands for the name
+    assert braces == [[f"{w} is {w}, {{0}} {{x}} {{"] for w in WORDS]
+    with pytest.raises(ValueError, match="where the name of the class goes, got 'a photo'"):
+        evaluate.class_prompts(train, ("a {}", "a photo"))
     assert evaluate.class_prompts(train, ()) == [[f"a {w} picture"] for w in WORDS]
 
 

@@ -402,6 +402,7 @@ def test_only_a_model_with_a_prior_samples(tmp_path, config):
         (lambda m: m.interpolate({"text": ["a", "b"]}, np.zeros(D)), "one example is needed, got 2"),
         (lambda m: m.interpolate(np.zeros(D), np.zeros(D), 1), "steps must be at least 2"),
         (lambda m: m.encode(text="a", samples=0), "samples must be at least 1"),
+        (lambda m: m.decode(np.full((2, D), np.nan)), "the latents hold NaN or infinity"),
         (lambda m: m.sample(-1), "count must be at least 0"),
         (lambda m: m.traverse(np.zeros(D), [5], [0.0]), "no dimension 5: they are numbered from 0 to 4"),
     ],

@@ -98,7 +98,7 @@ def test_mistakes_are_explained(model, tmp_path):
         model.embed(audio=[b""])
     with pytest.raises(ValueError, match="classes is a list of names"):
         model.classify("red", images=[plain_picture("red")])
-    with pytest.raises(ValueError, match="prompts is a list of texts"):
+    with pytest.raises(ValueError, match="a prompt has {} where the name .* got 'a photo'"):
         model.classify(["red"], ["a photo"], images=[plain_picture("red")])
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load(tmp_path / "none")

@@ -100,7 +100,7 @@ class BadExamples:
     def summary(self) -> str:
         """One line for the bad examples, and one for each kind of note and each remark; empty if there is nothing to
         report."""
-        lines = [_with_count(sentence, count) for sentence, count in self.notes.items()]
+        lines = [with_count(sentence, count) for sentence, count in self.notes.items()]
         if self.items:
             first, count = self.items[0], len(self.items)
             left_out = (
@@ -117,6 +117,6 @@ class BadExamples:
         Path(path).write_text("".join(lines), encoding="utf-8")
 
 
-def _with_count(sentence: str, count: int) -> str:
+def with_count(sentence: str, count: int) -> str:
     """``sentence`` with its plural in braces, such as ``{captions}``, replaced by "3 captions" or "1 caption"."""
     return re.sub(r"\{(\w+)s\}", rf"{count} \1{'' if count == 1 else 's'}", sentence, count=1)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.bad_examples import BadExamples, with_count
 from xmodal_jax.data.held_out import open_parts
 from xmodal_jax.data.mixture_splits import DataSpec, open_mixture, split_options
 from xmodal_jax.data.open import DataOptions
@@ -85,8 +85,10 @@ def note_few_examples(splits: Splits, bad_examples: BadExamples) -> None:
         if count < FEW_EXAMPLES:
             use = " and the best checkpoint is chosen by chance" if name == "validation" else ""
             things = "{examples}" if count == len(split) else "examples of {pictures}"
+            # With the number in the sentence, as splits of several data sets are told apart and not added up.
+            things = with_count(things, count)
             bad_examples.note(
-                f"The split {name!r} has {things}, so few that its scores mean little{use}.", count
+                f"The split {name!r} has {things}, so few that its scores mean little{use}.", once=True
             )
 
 

@@ -345,14 +345,14 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
     training examples.
 
     Raises:
-      ValueError: there are templates, and the data set has no class names.
+      ValueError: there are templates, and the data set has no class names, or one has no place for them.
     """
     if templates:
         if train.class_names is None:
             raise ValueError(
                 "--prompts need class names, and the data set has none: leave them out to use its captions"
             )
-        return [[t.format(name) for t in templates] for name in train.class_names]
+        return [fill_prompts(templates, name) for name in train.class_names]
     if train.class_prompts is not None:
         return train.class_prompts
     batch = train.batch(evenly_spread(len(train), limit))
@@ -368,6 +368,26 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
         list(class_captions)[:16] or [f"a photo of a {name}"]
         for class_captions, name in zip(captions, names, strict=False)
     ]
+
+
+def check_prompts(templates: Sequence[str]) -> None:
+    """Raises ValueError for a prompt without ``{}``, which would be the same for all classes."""
+    if wrong := [template for template in templates if "{}" not in template]:
+        raise ValueError(f"a prompt has {{}} where the name of the class goes, got {wrong[0]!r}")
+
+
+def fill_prompts(templates: Sequence[str], name: str) -> list[str]:
+    """The prompts of the class ``name``, which stands in place of each ``{}``; other braces are text.
+
+    Raises:
+      ValueError: a prompt has no ``{}``.
+
+    Example::
+
+        fill_prompts(["a photo of a {}", "a {}"], "dog")  # ["a photo of a dog", "a dog"]
+    """
+    check_prompts(templates)
+    return [template.replace("{}", name) for template in templates]
 
 
 def evenly_spread(size: int, count: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from xmodal_jax.data.source import Source
 from xmodal_jax.data.views import Subset, one_per_picture
 from xmodal_jax.evaluation.embeddings import (
     Gallery,
+    check_prompts,
     class_prompts,
     directions,
     embed_prompts,
@@ -70,6 +71,7 @@ class Protocol:
     """Seed of the shots and of the resampled test sets."""
 
     def __post_init__(self):
+        check_prompts(self.prompts)
         for name in ("probe_examples", "shots", "neighbours", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(

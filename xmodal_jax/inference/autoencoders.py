@@ -141,11 +141,13 @@ class LatentModel(TrainedModel):
             then sampled from their prior; None: they are the prior's mean.
 
         Raises:
-          ValueError: the latents have another shape, or a class is missing or not known.
+          ValueError: the latents have another shape or are not finite, or a class is missing or not known.
         """
         latents = np.asarray(latents, np.float32)
         if latents.ndim != 2 or latents.shape[1] != self.dim:
             raise ValueError(f"latents have the shape [N, {self.dim}], got {latents.shape}")
+        if not np.isfinite(latents).all():
+            raise ValueError("the latents hold NaN or infinity")
         labels = self._labels(classes, len(latents))
         if not len(latents):
             return {m: [] for m in self.format.modalities}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.data.source import Source
-from xmodal_jax.evaluation.embeddings import predict_batches
+from xmodal_jax.evaluation.embeddings import check_prompts, fill_prompts, predict_batches
 from xmodal_jax.evaluation.protocol import EmbeddingFunctions
 from xmodal_jax.inference.index import Index
 from xmodal_jax.inference.inputs import collect_inputs
@@ -153,7 +153,7 @@ class ContrastiveModel(TrainedModel):
         """
         classes, prompts = _check_classes(classes), _check_prompts(prompts)
         text = self._text_modality()
-        texts = [prompt.replace("{}", name) for name in classes for prompt in prompts]
+        texts = [text for name in classes for text in fill_prompts(prompts, name)]
         text_embeddings = self.embed(**{text: texts}).reshape(len(classes), len(prompts), -1)
         scores = self.similarity(self.embed(**inputs), np.asarray(class_embeddings(text_embeddings)))
         if self.scale is not None:
@@ -247,10 +247,11 @@ def _check_prompts(prompts: Iterable[str]) -> list[str]:
       ValueError: there are none, or one has no place for the name of the class.
     """
     templates = [] if isinstance(prompts, str) else list(prompts)
-    if not templates or any("{}" not in prompt for prompt in templates):
+    if not templates:
         raise ValueError(
             f"prompts is a list of texts with {{}} where the name of the class goes, got {prompts!r}"
         )
+    check_prompts(templates)
     return templates
 
 

@@ -1,4 +1,4 @@
-"""The classes of files as people read them: the likeliest of each, records, and a page."""
+"""Classifications of files for people: the likeliest classes, records for JSON, and a page of the report."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from xmodal_jax.inference.model import Classification
 from xmodal_jax.inference.queries import Query, query_content
 from xmodal_jax.report.page import Item, Report
 
-SHOWN = 200
-"""Files on a page, at most."""
+MAX_SHOWN = 200
+"""Largest number of files on a page."""
 
 
 def likeliest_classes(result: Classification, count: int) -> list[list[tuple[str, float]]]:
-    """Of each example the ``count`` classes with the highest scores, and these."""
+    """For each example the ``count`` classes with the highest scores, as pairs (name, score), the highest first."""
     order = np.argsort(-result.scores, axis=1, kind="stable")[:, :count]
     scores = np.take_along_axis(result.scores, order, axis=1).tolist()
     names = [[result.classes[k] for k in row] for row in order.tolist()]
@@ -27,7 +27,7 @@ def likeliest_classes(result: Classification, count: int) -> list[list[tuple[str
 
 
 def to_records(files: Sequence[Path], results: Mapping[str, Classification]) -> list[dict[str, Any]]:
-    """For each file its class and the scores of all classes, by target."""
+    """For each file a record for JSON: its path, and by target its class and the scores of all classes."""
     records: list[dict[str, Any]] = [{"file": str(file)} for file in files]
     for target, result in results.items():
         for record, name, scores in zip(records, result.names, result.scores.tolist(), strict=True):
@@ -43,12 +43,19 @@ def add_classes(
     results: Mapping[str, Classification],
     likeliest: Mapping[str, Sequence[Sequence[tuple[str, float]]]],
 ) -> None:
-    """For each target the number of files of each class, and the files with their likeliest classes.
+    """Adds two tables to the report for each target: the number of files of each class, and the files with their
+    likeliest classes.
 
-    ``format``: of the run. ``modality``: of the files. ``likeliest``: see `likeliest_classes`, by target.
+    Args:
+      report: the report to add to.
+      format: the input format of the run.
+      modality: the modality of the files.
+      files: the classified files.
+      results: the classification of the files, by target.
+      likeliest: the value of `likeliest_classes`, by target.
     """
-    shown = [query_content(Query(str(file), modality, file), format) for file in files[:SHOWN]]
-    note = f"{SHOWN} of {len(files)} files; results.json has all." if len(files) > SHOWN else ""
+    shown = [query_content(Query(str(file), modality, file), format) for file in files[:MAX_SHOWN]]
+    note = f"{MAX_SHOWN} of {len(files)} files; results.json has all." if len(files) > MAX_SHOWN else ""
     for target, result in results.items():
         counts = Counter(result.names)
         report.add_table(

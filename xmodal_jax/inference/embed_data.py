@@ -1,4 +1,4 @@
-"""The embeddings of a whole data set as an index on disk, by one or several processes, which can go on where they were
+"""Embeds a whole data set into an index on disk, by one or several processes, which can resume where they were
 stopped."""
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ RUN_OPTIONS = (
     "image_size", "largest_side", "image_fit", "resample", "image_centre", "channels", "sample_rate", "max_seconds",
     "frames",
 )  # fmt: skip
-"""The options of data that a run decides, because its networks were trained with them."""
+"""Data options that are taken from the run, because its networks were trained with them."""
 TRAINING_OPTIONS = (
     "validation", "test_split", "test_data", "data_weights", "missing", "incomplete", "check_files", "memory_limit_gib",
 )  # fmt: skip
-"""The options of data that only a training has use for."""
+"""Data options that only training uses, and that are refused here."""
 ALL_SPLITS = "all"
 _IN_FLIGHT = 4  # batches that are computed while the next ones are read
-_NO_MEMORY = 1e-9  # GiB
+_NO_MEMORY = 1e-9  # GiB; so little that decoded files are never kept
 SHOWN_SIDE = 160
-"""Side in pixels of pictures from files on a page."""
+"""Side in pixels of the pictures on a page that are read from files."""
 
 
 def run_options(model: ContrastiveModel, options: DataOptions) -> DataOptions:
-    """``options`` with those of `RUN_OPTIONS` as the run was trained with.
+    """``options`` with the values of `RUN_OPTIONS` that the run was trained with.
 
     Raises:
-      ValueError: one of these is set to another value.
+      ValueError: ``options`` sets one of these to another value.
     """
     stored, shapes = model.metadata["config"].get("input", {}), model.format.shapes
     of_run = {name: stored[name] for name in RUN_OPTIONS if stored.get(name) is not None}
@@ -85,10 +85,14 @@ def run_options(model: ContrastiveModel, options: DataOptions) -> DataOptions:
 def open_for_model(
     model: ContrastiveModel, spec: str, split: str, options: DataOptions, bad_examples: BadExamples
 ) -> Source:
-    """A data set in the format of a run, with the modalities that both have, or those of ``options.modalities``. Its
-    files are decoded when they are needed, and no file is kept in memory.
+    """Opens a data set in the format of a run. Files are decoded when they are needed, and not kept in memory.
 
-    ``split``: its name, or `ALL_SPLITS`: the examples of all splits, one after the other.
+    Args:
+      model: determines the format.
+      spec: the data set, as ``--data`` names it.
+      split: the name of a split, or `ALL_SPLITS`: the examples of all splits, one after the other.
+      options: of the data set; modalities None: those that the data set and the run share.
+      bad_examples: collects the examples that cannot be read.
 
     Raises:
       ValueError: run and data share no modality, or the run lacks one that is asked for.
@@ -107,11 +111,12 @@ def open_for_model(
 def _open_splits(
     spec: str, split: str, options: DataOptions, known: Sequence[str], bad_examples: BadExamples
 ) -> Source:
-    """One or all splits of a data set, with ``options.modalities``; None: those of ``known`` that each split has."""
+    """Opens one split, or all, with ``options.modalities``; None: those of the modalities ``known`` that a split
+    has."""
     options = dataclasses.replace(options, check_files=False, memory_limit_gib=_NO_MEMORY)
 
     def open_one(name: str) -> Source:
-        shared = options.modalities or _shared(spec, name, options, known)
+        shared = options.modalities or _shared_modalities(spec, name, options, known)
         chosen = dataclasses.replace(options, modalities=shared)
         return open_source(spec, name, chosen, bad_examples=bad_examples)
 
@@ -123,15 +128,15 @@ def _open_splits(
     return train if len(sources) == 1 else MixtureSource(sources)
 
 
-def _shared(spec: str, split: str, options: DataOptions, known: Sequence[str]) -> tuple[str, ...]:
-    """Those of the modalities ``known`` that a split of a data set has.
+def _shared_modalities(spec: str, split: str, options: DataOptions, known: Sequence[str]) -> tuple[str, ...]:
+    """The modalities among ``known`` that a split of a data set has, found by opening it.
 
     Raises:
       ValueError: it has none of them, or cannot be opened.
     """
 
     def has(*modalities: str) -> bool:
-        """Whether the data set can be opened with ``modalities``; nothing is decoded and nothing complained of."""
+        """Whether the data set can be opened with ``modalities``; no file is decoded, and bad examples are ignored."""
         try:
             wanted = dataclasses.replace(options, modalities=modalities, progress=False)
             open_source(spec, split, wanted, bad_examples=BadExamples("skip"))
@@ -152,7 +157,7 @@ def _shared(spec: str, split: str, options: DataOptions, known: Sequence[str]) -
 
 
 def spread_over_devices(model: ContrastiveModel) -> None:
-    """Copies the parameters to all devices of this process, which then compute a part of each batch."""
+    """Copies the model's parameters to all devices of this process, so that each computes a part of every batch."""
     devices = jax.local_devices()
     if len(devices) > 1:
         mesh = Mesh(np.asarray(devices), ("devices",))
@@ -173,23 +178,24 @@ def embed_data(
     progress: bool = True,
     announce: Callable[[str], None] = print,
 ) -> None:
-    """Writes an index of all examples of a data set, in shards; those that are there already are kept.
+    """Embeds all examples of a data set and writes them as an index, in shards. Finished shards of an earlier call are
+    kept, so that a call that was stopped can be repeated.
 
-    Examples that cannot be read are left out, where ``bad_examples`` skips them. Of several examples that show the same
-    picture (one for each caption), the picture counts once.
+    Examples that cannot be read are left out, if ``bad_examples`` skips them. A picture that several examples show (one
+    for each caption) is in the index once.
 
     Args:
       model: computes the embeddings, on the devices of its parameters.
-      source: in the format of the run, see `open_for_model`.
-      folder: of the index; one that is not finished is gone on with.
-      data: the fields of `Index.data`.
-      bad_examples: that ``source`` was opened with.
-      format: of the files.
-      batch_size: examples that are computed at a time; a larger one for several devices.
-      shard_size: examples in a file, rounded up to whole batches.
-      process: ``(p, P)``: this process writes the shards p, p + P, ….
-      progress: whether a progress bar is shown.
-      announce: is called with what is worth knowing.
+      source: the data set in the format of the run, from `open_for_model`.
+      folder: the folder of the index: new, empty, or with an unfinished index of the same data and run.
+      data: the value of `Index.data`, from `describe_data`.
+      bad_examples: the object that ``source`` was opened with.
+      format: the format of the files.
+      batch_size: examples that are computed at a time over all devices, rounded up to a multiple of their number.
+      shard_size: examples in a shard, rounded up to whole batches.
+      process: ``(p, P)``: process p of P, which writes the shards p, p + P, ….
+      progress: whether to show a progress bar.
+      announce: called with messages for the user.
 
     Raises:
       ValueError: the folder holds another index.
@@ -202,15 +208,15 @@ def embed_data(
         source.modalities, model.digest, absolute(model.path), data, format, len(source), shard_size
     )
     with _owner_of(folder) if process[0] == 0 else contextlib.nullcontext():
-        _begin(folder, settings, writes=process[0] == 0)
+        _write_or_check_settings(folder, settings, writes=process[0] == 0)
         shards = range(process[0], settings["shards"], process[1])
-        todo = [number for number in shards if not _is_finished(folder, number, announce)]
-        if len(todo) < len(shards):
-            announce(f"{len(shards) - len(todo)} of {len(shards)} shards are there already")
-        ranges = {n: np.arange(n * shard_size, min((n + 1) * shard_size, len(source))) for n in todo}
+        unfinished = [number for number in shards if not _is_finished(folder, number, announce)]
+        if len(unfinished) < len(shards):
+            announce(f"{len(shards) - len(unfinished)} of {len(shards)} shards are there already")
+        ranges = {n: np.arange(n * shard_size, min((n + 1) * shard_size, len(source))) for n in unfinished}
         total = sum(map(len, ranges.values()))
-        first = first_of_group(source)
-        write = functools.partial(_write, folder, source, first, bad_examples, format)
+        first_of_picture = first_of_group(source)
+        write = functools.partial(_write, folder, source, first_of_picture, bad_examples, format)
         with tqdm(total=total, desc="embedding", unit="example", disable=not progress) as bar:
             if total:
                 _embed_shards(model, source, ranges, batch_size, write, bar)
@@ -238,12 +244,17 @@ def _owner_of(folder: Path) -> Iterator[None]:
 
 
 def absolute(run: Path) -> str:
-    """The path of a run from anywhere; a name that is no path (``hf:FOLDER``) as it is."""
+    """The absolute path of a run; a name that is not a path (``hf:FOLDER``) unchanged."""
     return str(run.resolve() if run.exists() else run)
 
 
-def _begin(folder: Path, settings: Mapping[str, Any], *, writes: bool) -> None:
-    """Writes ``index.json``, or compares it with the one that is there."""
+def _write_or_check_settings(folder: Path, settings: Mapping[str, Any], *, writes: bool) -> None:
+    """Writes ``index.json`` to a new folder (the process that ``writes``), or compares it with the existing one.
+
+    Raises:
+      FileExistsError: the folder holds other files.
+      ValueError: the folder holds another index.
+    """
     if not (folder / INDEX_FILE).is_file():
         others = (path for path in folder.glob("*") if path.name != LOCK_FILE)
         if writes and any(others):
@@ -263,6 +274,7 @@ def _begin(folder: Path, settings: Mapping[str, Any], *, writes: bool) -> None:
 
 
 def _is_finished(folder: Path, number: int, announce: Callable[[str], None]) -> bool:
+    """Whether a shard has been written and its files match their digests."""
     try:
         shard_summary(folder, number)
     except FileNotFoundError:
@@ -281,15 +293,16 @@ def _embed_shards(
     write: Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None],
     bar: tqdm,
 ) -> None:
-    """Embeds the examples of each shard in ``ranges`` and calls ``write(number, indices, embeddings)`` in a thread, in
-    one stream, so that the next shard is read while one is computed and another one written."""
+    """Embeds the examples of the shards in ``ranges``, and calls ``write(number, indices, embeddings)`` for each in a
+    thread. The batches of all shards are one stream: a shard is read while another is computed and a third written."""
 
-    def count(batch: RawBatch) -> RawBatch:
+    def show_progress(batch: RawBatch) -> RawBatch:
+        """Advances the progress bar by one batch, and returns the batch."""
         bar.update(min(batch_size, bar.total - bar.n))
         return batch
 
-    selected = TransformedSource(Subset(source, np.concatenate(list(ranges.values()))), count)
-    batches = _on_host(model.embed_batches(selected, batch_size=batch_size))
+    selected = TransformedSource(Subset(source, np.concatenate(list(ranges.values()))), show_progress)
+    batches = _to_host(model.embed_batches(selected, batch_size=batch_size))
     with ThreadPoolExecutor(1) as writer:
         written: Future | None = None
         for number, indices in ranges.items():
@@ -301,8 +314,8 @@ def _embed_shards(
         written.result()
 
 
-def _on_host(batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches as NumPy arrays; up to `_IN_FLIGHT` are computed while the next ones are read."""
+def _to_host(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yields batches as NumPy arrays; `_IN_FLIGHT` of them are still computed while the next ones are read."""
     pending: collections.deque = collections.deque()
     for batch in batches:
         pending.append(batch)
@@ -315,24 +328,27 @@ def _on_host(batches: Iterator[Any]) -> Iterator[Any]:
 def _write(
     folder: Path,
     source: Source,
-    first: np.ndarray,
+    first_of_picture: np.ndarray,
     bad_examples: BadExamples,
     format: Format,
     number: int,
     indices: np.ndarray,
     embeddings: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes a shard without its bad examples. ``first``: of each example the first one with its picture."""
+    """Writes a shard without its bad examples.
+
+    ``first_of_picture``: for each example of ``source`` the index of the first one with the same picture.
+    """
     present, bad = dict(source.presence(indices)), []
     for modality in present:
         if kind_of(modality) in ("image", "video"):
-            present[modality] = present[modality] & (first[indices] == indices)
+            present[modality] = present[modality] & (first_of_picture[indices] == indices)
     if len(bad_examples):
-        # Where a file could not be decoded, the batches have another example in its place.
-        by_place = {(b.file, b.line): b for b in list(bad_examples.items)}
-        places = [_place(source, index) for index in indices.tolist()]
-        bad = sorted({by_place[p] for p in places if p in by_place})
-        good = np.array([p not in by_place for p in places], bool)
+        # The source puts another example in the place of a bad one, so that its embedding has to be removed.
+        bad_by_location = {(b.file, b.line): b for b in list(bad_examples.items)}
+        locations = [_location(source, index) for index in indices.tolist()]
+        bad = sorted({bad_by_location[x] for x in locations if x in bad_by_location})
+        good = np.array([x not in bad_by_location for x in locations], bool)
         indices, present = indices[good], {m: x[good] for m, x in present.items()}
         embeddings = {m: x[good] for m, x in embeddings.items()}
     embeddings = {m: np.where(present[m][:, None], x, 0).astype(np.float32) for m, x in embeddings.items()}
@@ -340,14 +356,15 @@ def _write(
     write_shard(folder, number, shard, format)
 
 
-def _place(source: Source, index: int) -> tuple[str, int] | None:
+def _location(source: Source, index: int) -> tuple[str, int] | None:
     """The file and line of an example as `BadExample` has them."""
     location = source.location(index)
     return None if location is None else (printable(str(location[0])), location[1])
 
 
 def _list_bad_examples(folder: Path, shards: int, bad_examples: BadExamples) -> None:
-    """Writes ``bad_examples.jsonl`` and adds those of the shards that are there already, where all are finished."""
+    """Writes ``bad_examples.jsonl`` for the whole index, once all of its shards are finished; the bad examples of
+    shards that other calls or processes wrote are added to ``bad_examples``."""
     with_shards = BadExamples("skip")
     for bad in bad_examples.items:
         with_shards.add(*bad)
@@ -363,7 +380,7 @@ def _list_bad_examples(folder: Path, shards: int, bad_examples: BadExamples) -> 
 
 
 def describe_data(spec: str, split: str, options: DataOptions) -> dict[str, Any]:
-    """The fields of `Index.data`, with which `open_for_report` finds the examples again."""
+    """The value of `Index.data`, by which `open_for_report` opens the same data set again."""
     options = dataclasses.replace(options, on_bad_example="skip", progress=False)
     changed = {
         field.name: to_json(getattr(options, field.name))
@@ -374,8 +391,12 @@ def describe_data(spec: str, split: str, options: DataOptions) -> dict[str, Any]
 
 
 def open_for_report(model: ContrastiveModel, index: Index, bad_examples: BadExamples) -> Source | None:
-    """The data set of an index, to show its examples: pictures from files are larger than the model gets them. None:
-    it is gone or has changed, which ``bad_examples`` remarks; or the index is of none."""
+    """Opens the data set of an index to show its examples, with pictures larger than the model gets them.
+
+    Returns:
+      The data set; None if it is gone or has changed, on which ``bad_examples`` gets a remark, or if the index was made
+      of no data set.
+    """
     if index.data is None:
         return None
     spec, split, stored = (index.data[name] for name in ("spec", "split", "options"))

@@ -1,4 +1,4 @@
-"""Embeddings of many examples, to be searched: in memory and in a folder."""
+"""An index: the embeddings of many examples, to search in, in memory or in a folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from xmodal_jax.inference.neighbours import Nearest, nearest
 SHARD_SIZE = 16_384
 """Examples in a shard of an index on disk."""
 LARGEST_NORM = 1.001
-"""Bound of the norms of embeddings, which are unit vectors as far as float32 computes them."""
+"""Upper bound of the norms of embeddings, which are unit vectors up to the rounding of float32."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -41,19 +41,20 @@ class Index:
     """
 
     embeddings: Mapping[str, np.ndarray]
-    """Of each modality the unit embeddings float32 ``[N, D]``; zeros where an example lacks it."""
+    """The unit embeddings of each modality, float32 ``[N, D]``; zeros where an example lacks it."""
     names: Sequence[str]
-    """What people call the N examples."""
+    """The names of the N examples, such as the paths of their files."""
     model: str
     """`ContrastiveModel.digest` of the model that computed the embeddings."""
     present: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Which examples have a modality, bool ``[N]``; modalities that are not named here are those of all."""
+    """Which examples have a modality, bool ``[N]``; a modality without an entry is that of all."""
     examples: np.ndarray | None = None
     """The index of each example in the data set, int64 ``[N]``; None: 0..N-1."""
     run: str = ""
-    """The directory of the run when the embeddings were computed."""
+    """The directory of the run at the time of embedding."""
     data: Mapping[str, Any] | None = None
-    """The data set: its name as ``--data`` says it (``spec``), its ``split`` and ``options``; None: there is none."""
+    """The data set: ``spec`` (as in ``--data``), ``split`` and ``options``, from `embed_data.describe_data`; None:
+    there is none."""
 
     def __post_init__(self):
         if not self.embeddings or not self.names:
@@ -88,11 +89,11 @@ class Index:
         return np.ones(len(self), bool) if mask is None else mask
 
     def example_numbers(self, indices: np.ndarray) -> list:
-        """The numbers in the data set of the examples with these ``indices`` of `names`, as nested lists of int."""
+        """Converts positions in `names` to indices in the data set, as nested lists of int of the same shape."""
         return (indices if self.examples is None else self.examples[indices]).tolist()
 
     def choose_modality(self, modality: str | None) -> str:
-        """``modality``; None: the only one of the index.
+        """Checks a modality to search in, and returns it; None: the only one of the index.
 
         Raises:
           ValueError: the index lacks it, or has several and none is chosen.
@@ -105,9 +106,15 @@ class Index:
         return modality
 
     def nearest(self, embeddings: np.ndarray, k: int = 10, *, modality: str | None = None) -> Nearest:
-        """The k examples that are the most similar to each of ``embeddings [Q, D]``, all of them if there are fewer.
+        """Finds the examples with the most similar embeddings.
 
-        ``modality``: in which they are compared; None: the only one of the index. The indices are those of `names`.
+        Args:
+          embeddings: unit vectors ``[Q, D]``, the queries.
+          k: number of results for each query; if the index has fewer examples, all of them.
+          modality: the modality to search in; None: the only one of the index.
+
+        Returns:
+          Cosine similarities and positions in `names`, ``[Q, k]``.
 
         Raises:
           ValueError: see `choose_modality`, or no example has the modality.
@@ -125,7 +132,7 @@ class Index:
     def save(
         self, folder: str | Path, *, format: Format = "safetensors", shard_size: int = SHARD_SIZE
     ) -> None:
-        """Writes the index to a new or empty folder, as safetensors or Parquet files.
+        """Writes the index to a new or empty folder, as safetensors or Parquet files of ``shard_size`` examples each.
 
         Raises:
           FileExistsError: there is something in the folder.
@@ -152,12 +159,12 @@ class Index:
 
     @classmethod
     def load(cls, folder: str | Path) -> Index:
-        """An index that `save` or experiments/embed.py wrote; every file is verified by its digest.
+        """Reads an index that `save` or experiments/embed.py wrote, and verifies every file by its digest.
 
         Raises:
           FileNotFoundError: there is no index.
           ValueError: it is not finished, or of a later version.
-          DamagedIndex: a file is not what was written.
+          DamagedIndex: a file differs from what was written.
         """
         folder = Path(folder)
         settings = read_settings(folder)

@@ -30,11 +30,11 @@ class Shard(NamedTuple):
     """Some examples of an index, n of them."""
 
     embeddings: Mapping[str, np.ndarray]
-    """Of each modality float32 ``[n, D]``; zeros where an example lacks it."""
+    """The unit embeddings of each modality, float32 ``[n, D]``; zeros where an example lacks it."""
     present: Mapping[str, np.ndarray]
-    """Which examples have a modality, bool ``[n]`` each."""
+    """For each modality which examples have it, bool ``[n]``."""
     names: Sequence[str]
-    """What people call the examples."""
+    """The names of the examples."""
     examples: np.ndarray
     """The index of each example in its data set, int64 ``[n]``."""
     bad_examples: Sequence[BadExample] = ()
@@ -55,7 +55,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is none.
-      DamagedIndex: it is not what was written.
+      DamagedIndex: it differs from what was written.
       ValueError: it is of a later version.
     """
     path = folder / INDEX_FILE
@@ -72,6 +72,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _read_sealed(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that `seal` wrote, whose digest is verified."""
     try:
         return unseal(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, DamagedCheckpoint) as error:
@@ -79,11 +80,12 @@ def _read_sealed(path: Path) -> dict[str, Any]:
 
 
 def _stem(folder: Path, number: int) -> Path:
+    """The path of a shard's files without their suffixes."""
     return folder / f"shard-{number:05d}"
 
 
 def write_shard(folder: Path, number: int, shard: Shard, format: Format) -> None:
-    """Writes a shard; it counts once its last file is there, whatever happens before."""
+    """Writes the files of a shard. The one with the digests is last: without it the shard counts as unfinished."""
     stem = _stem(folder, number)
     files = FORMATS[format].write(stem, shard)
     content = {
@@ -95,11 +97,12 @@ def write_shard(folder: Path, number: int, shard: Shard, format: Format) -> None
 
 
 def shard_summary(folder: Path, number: int) -> dict[str, Any]:
-    """The number of ``examples`` of a shard, the ``bad_examples`` and the digests, after its files are verified.
+    """Verifies the files of a shard; returns its number of ``examples``, its ``bad_examples`` and its digests
+    (``sha256``).
 
     Raises:
       FileNotFoundError: the shard is not finished.
-      DamagedIndex: a file is not what was written.
+      DamagedIndex: a file is missing or differs from what was written.
     """
     path = _stem(folder, number).with_suffix(".json")
     if not path.is_file():
@@ -116,11 +119,11 @@ def shard_summary(folder: Path, number: int) -> dict[str, Any]:
 
 
 def read_shard(folder: Path, number: int, format: Format, modalities: Sequence[str]) -> Shard:
-    """A shard, verified by its digests.
+    """Reads a shard, verified by its digests.
 
     Raises:
       FileNotFoundError: it is not finished.
-      DamagedIndex: it is not what was written.
+      DamagedIndex: it differs from what was written.
     """
     summary = shard_summary(folder, number)
     shard = FORMATS[format].read(_stem(folder, number), modalities)
@@ -189,6 +192,8 @@ def _read_parquet(stem: Path, modalities: Sequence[str]) -> Shard:
 
 
 class _FileFormat(NamedTuple):
+    """How shards are written and read: ``write(stem, shard) -> files`` and ``read(stem, modalities) -> shard``."""
+
     write: Callable[[Path, Shard], list[Path]]
     read: Callable[[Path, Sequence[str]], Shard]
 

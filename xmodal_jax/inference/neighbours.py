@@ -1,4 +1,4 @@
-"""The nearest neighbours of embeddings among millions of others: exact, in tiles, in little memory."""
+"""Exact search for the nearest neighbours of embeddings among millions of others, in tiles that take little memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 TILE_BYTES = 128 << 20
-"""Size of the scores that are computed at a time, and of a part of the gallery that is copied."""
+"""Largest size of the scores of a tile, and of a tile that is copied."""
 QUERIES_AT_A_TIME = 256
-"""Queries that are compared with a tile at a time."""
+"""Number of queries that are compared with a tile at a time."""
 MARGIN = 32
-"""Candidates beyond the k best that an accelerator returns, whose order is then decided in float64."""
+"""Number of candidates beyond the k best that an accelerator returns, to be ordered in float64."""
 MOST_TIES = 1024
-"""Candidates, beyond k for each query, that float32 cannot tell apart, before they are compared in float64."""
+"""Candidates beyond k per query, tied as far as float32 can tell, at which they are compared in float64 before the
+search goes on."""
 BLOCKS = 4
-"""The k-th largest of the maxima of ``BLOCKS * k`` or more blocks is a first limit that the k best scores reach."""
+"""Blocks of scores per result, at least. The k-th largest of the blocks' maxima is a lower bound of the k best scores:
+the more blocks, the tighter."""
 _EPSILON = 2.0**-24  # the rounding error of one float32 operation
 
 
@@ -41,7 +43,7 @@ def nearest(
     max_norm: float | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Nearest:
-    """The exact k candidates with the largest inner products with each query.
+    """Finds for each query the k rows of the gallery with the largest inner products, exactly.
 
     ::
 
@@ -119,21 +121,23 @@ class _Candidates(NamedTuple):
         return scores
 
     def rescore(self, queries: np.ndarray, gallery: Any) -> _Candidates:
-        """The same with scores in float64, which do not depend on where a row stands."""
+        """Computes the scores again in float64, in a way that does not depend on the other rows of a tile."""
         scores = np.empty(len(self.rows))
         step = max(1, (16 << 20) // (8 * queries.shape[1]))
         for start in range(0, len(scores), step):
             part = slice(start, start + step)
-            # In the order of the file, which may be mapped.
+            # Rows are read in ascending order, because the gallery may be mapped from a file.
             wanted, places = np.unique(self.indices[part], return_inverse=True)
             vectors = np.asarray(gallery[wanted], np.float64)[places]
-            # A sum over the last axis, of each row by itself, whereas a matrix product depends on its other rows.
+            # A sum over the last axis computes each row by itself, whereas a matrix product may round it by its other
+            # rows.
             scores[part] = (queries[self.rows[part]].astype(np.float64) * vectors).sum(axis=1)
         return _Candidates(self.rows, self.indices, scores).sort()
 
 
 def _tiles(gallery: Any, max_norm: float | None, rows: int) -> Iterator[tuple[int, Any, float]]:
-    """``(start, tile, norm)``: parts of the gallery as float32, with a bound of the norms of their rows.
+    """Yields ``(start, tile, norm)``: parts of the gallery, float32 ``[rows, D]``, their first row, and an upper bound
+    of their norms.
 
     Raises:
       ValueError: a value is not finite.
@@ -151,7 +155,8 @@ def _tiles(gallery: Any, max_norm: float | None, rows: int) -> Iterator[tuple[in
 
 
 def _rows_of_tile(gallery: Any, queries: int, *, copied: bool) -> int:
-    """Rows of the gallery in a tile. Large tiles are fast; their scores, and the copy if there is one, take memory."""
+    """Number of gallery rows in a tile: as many as `TILE_BYTES` allows for their scores, and for the copy if there is
+    one."""
     row_bytes = 4 * min(max(queries, 1), QUERIES_AT_A_TIME)
     if copied or gallery.dtype != np.float32:
         row_bytes = max(row_bytes, 4 * gallery.shape[1])
@@ -159,7 +164,7 @@ def _rows_of_tile(gallery: Any, queries: int, *, copied: bool) -> int:
 
 
 def _search_with_numpy(queries: np.ndarray, gallery: Any, k: int, max_norm: float | None) -> _Candidates:
-    """All candidates that may be among the k nearest as far as float32 can tell."""
+    """All candidates that float32 cannot exclude from the k nearest."""
     single, count = queries.astype(np.float32), len(queries)
     errors = _rounding_errors(queries)
     chosen, largest, limits = _Candidates.empty(), 0.0, np.full(count, -np.inf)
@@ -169,7 +174,7 @@ def _search_with_numpy(queries: np.ndarray, gallery: Any, k: int, max_norm: floa
         for first in range(0, count, QUERIES_AT_A_TIME):
             part = slice(first, first + QUERIES_AT_A_TIME)
             scores = single[part] @ tile.T
-            lowest = np.maximum(limits[part], _kth_of_maxima(scores, k) - errors[part] * largest)
+            lowest = np.maximum(limits[part], _lower_bound_of_best(scores, k) - errors[part] * largest)
             chosen = chosen.join(_reaching(scores, lowest, first, start))
         limits = chosen.kth_scores(count, k) - errors * largest
         chosen = chosen.take(chosen.scores >= limits[chosen.rows])
@@ -180,13 +185,13 @@ def _search_with_numpy(queries: np.ndarray, gallery: Any, k: int, max_norm: floa
 
 
 def _rounding_errors(queries: np.ndarray) -> np.ndarray:
-    """How much two scores of a query that are equal may differ in float32, for rows of norm 1: ``[Q]``."""
+    """Largest difference in float32 between two equal scores of a query, for gallery rows of norm 1: ``[Q]``."""
     norms = np.linalg.norm(queries.astype(np.float64), axis=1)
     return 2 * (queries.shape[1] + 4) * _EPSILON * norms
 
 
-def _kth_of_maxima(scores: np.ndarray, k: int) -> np.ndarray:
-    """A limit ``[Q]`` that at least k of the scores ``[Q, T]`` reach; -inf if there are too few."""
+def _lower_bound_of_best(scores: np.ndarray, k: int) -> np.ndarray:
+    """A lower bound ``[Q]`` of the k largest of the scores ``[Q, T]``; -inf if there are fewer than k."""
     blocks = max(BLOCKS * k, 1024)
     size = scores.shape[1] // blocks
     if size < 1:

@@ -1,4 +1,4 @@
-"""What people look for on a command line: words, pictures, sounds and videos."""
+"""Queries and files that are named on a command line: words, pictures, sounds and videos."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from xmodal_jax.types import kind_of
 
 
 class Query(NamedTuple):
-    """One query."""
+    """What to search for: words or a file."""
 
     text: str
     """The words, or the path of the file."""
     modality: str
-    """That of the run which reads it."""
+    """The modality of the run that embeds it."""
     content: str | Path
+    """The words, or the file."""
 
 
 def parse_queries(texts: Sequence[str], modalities: Sequence[str], prefer: str | None = None) -> list[Query]:
-    """The queries of a command line: a text, unless it is the path of a picture, sound or video.
+    """Parses the queries of a command line: each is a text, unless it is the path of a picture, sound or video.
 
     Args:
       texts: words or paths.
       modalities: those of the run.
-      prefer: the modality of the queries of its kind, such as text_es; None: the first one of the run of each kind.
+      prefer: the modality, such as text_es, that embeds the queries of its kind; None: the first of the kind.
 
     Raises:
-      FileNotFoundError: a name of a file, and there is none.
-      ValueError: the run lacks ``prefer`` or a query's kind of modality.
+      FileNotFoundError: a query is the name of a file that does not exist.
+      ValueError: a query is empty, or the run lacks ``prefer`` or a modality of the query's kind.
     """
     if prefer is not None and prefer not in modalities:
         raise ValueError(f"--query-modality {prefer}: the run has {', '.join(modalities)}")
@@ -59,7 +60,7 @@ def parse_queries(texts: Sequence[str], modalities: Sequence[str], prefer: str |
 
 
 def embed_queries(model: ContrastiveModel, queries: Sequence[Query]) -> np.ndarray:
-    """The embeddings float32 ``[Q, dim]`` of queries, of whatever modalities."""
+    """Embeds queries, which may be of different modalities: float32 ``[Q, dim]``."""
     embeddings = np.zeros((len(queries), model.dim), np.float32)
     for modality in dict.fromkeys(query.modality for query in queries):
         rows = [k for k, query in enumerate(queries) if query.modality == modality]
@@ -68,17 +69,17 @@ def embed_queries(model: ContrastiveModel, queries: Sequence[Query]) -> np.ndarr
 
 
 def load_for_index(run: Path, digest: str, seed: int | None = None) -> ContrastiveModel:
-    """The model of a run that made an index with the ``digest``: of its newest or its best checkpoint.
+    """Loads the model that made an index: the newest checkpoint of a run, or the best, whichever has the ``digest``.
 
     Raises:
       FileNotFoundError: there is no run.
-      ValueError: neither made it.
+      ValueError: neither has the digest.
     """
     newest = model = load(run, seed=seed)
     if model.digest != digest:
         try:
             model = load(run, best=True, seed=seed)
-        except (FileNotFoundError, ValueError):  # an exported run has one
+        except (FileNotFoundError, ValueError):  # there is no best one; an exported run has a single model
             model = newest
     if model.digest != digest:
         raise ValueError(
@@ -89,11 +90,11 @@ def load_for_index(run: Path, digest: str, seed: int | None = None) -> Contrasti
 
 
 def find_files(paths: Sequence[Path], modalities: Sequence[str]) -> tuple[str, list[Path]]:
-    """The modality of files, and the files: ``paths`` and, of folders, all that they and their subfolders hold.
+    """Lists the pictures, sounds or videos among ``paths`` and in their folders and subfolders, with their modality.
 
     Args:
       paths: files and folders.
-      modalities: those of the run, of which the files have the first of their kind.
+      modalities: those of the run; the files get the first of their kind.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -123,10 +124,10 @@ def find_files(paths: Sequence[Path], modalities: Sequence[str]) -> tuple[str, l
 def keep_readable(
     files: Sequence[Path], format: InputFormat, modality: str, bad_examples: BadExamples
 ) -> list[Path]:
-    """The files that can be read as ``modality``; the others are added to ``bad_examples``.
+    """Returns the files that can be read as ``modality``, and adds the others to ``bad_examples``.
 
     Raises:
-      BadExampleError: one cannot be read, where ``bad_examples`` stops.
+      BadExampleError: a file cannot be read, and ``bad_examples`` stops at the first.
       ValueError: none can be read.
     """
     readable = []
@@ -143,7 +144,7 @@ def keep_readable(
 
 
 def query_content(query: Query, format: InputFormat) -> Any:
-    """What a report shows of a query: its text, or the content of its file as the model gets it."""
+    """The content of a query for a report: its text, or its file as the model gets it."""
     from xmodal_jax.report.alignment import content
 
     batch = InputSource({query.modality: [query.content]}, format).batch(np.array([0]))

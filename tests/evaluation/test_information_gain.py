@@ -13,7 +13,7 @@ from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.information_gain import (
     InformationGainEvaluator,
     InformationGains,
-    best_next,
+    best_next_modality,
     lacks_modalities,
     observed_subsets,
 )
@@ -201,7 +201,7 @@ def test_gains_do_not_depend_on_where_parameters_lie():
 
 def test_the_best_next_modality():
     gains = np.array([[np.nan, 0.2, 0.7], [0.3, np.nan, np.nan], [np.nan] * 3])
-    assert best_next(gains, ("image", "text", "audio")) == ["audio", "image", None]
+    assert best_next_modality(gains, ("image", "text", "audio")) == ["audio", "image", None]
     found = InformationGains(np.zeros((1, 4, 2)), np.zeros((1, 4, 2)), observed_subsets(2), ("a", "b"))
     assert found.subset_names() == ["nothing", "a", "b"]
     assert len(observed_subsets(5)) == 31 and len(observed_subsets(6)) == 1 + 6 + 6

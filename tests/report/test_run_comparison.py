@@ -158,7 +158,7 @@ def test_different_experiments_are_compared_by_what_they_share(tmp_path):
     )
     groups = panels.group_runs([one, two])
     assert panels.differing_options(groups) == {"batch_size": [10, 20], "model.width": [8, 9]}
-    assert panels.own_options(groups) == {"two": ["beams"]}
+    assert panels.unshared_options(groups) == {"two": ["beams"]}
     page = page_of(groups)
     assert "different experiments or versions" in page and "Only two has: beams." in page
     assert "Only one has: test/bleu." in page

@@ -24,9 +24,9 @@ class MixtureFields(NamedTuple):
     """What the batches of a mixture hold, in all of its splits: see `mixture_fields`."""
 
     modalities: tuple[str, ...]
-    """Those of all parts."""
+    """The modalities of all parts."""
     blanks: dict[str, Any]
-    """For each field what an example has that lacks it, ``[...]`` without the axis of the batch; dicts may nest."""
+    """For each field its value in an example that lacks it, ``[...]`` without the batch axis; dicts may nest."""
     classes: dict[str, int] | None
     """The number of each class by its name; None: no part has labels."""
     class_names: tuple[str, ...] | None
@@ -38,31 +38,32 @@ class MixtureFields(NamedTuple):
 
 
 def mixture_fields(parts: Mapping[str, Source]) -> MixtureFields:
-    """The fields of a mixture of these training splits, by the names of the parts, whose first examples are read.
+    """Determines the fields of a mixture from the training splits of its parts, given by name. Their first examples are
+    read.
 
-    Fields of a modality come from the parts that have it. ``label`` has the classes of all parts, of which those of one
-    name are one class. ``speaker`` is kept where all parts that have it name the same speakers; any other field, such
-    as ``factors``, where all parts have it in one shape.
+    Fields of a modality come from the parts that have it. ``label`` has the classes of all parts; classes of the same
+    name are one class. ``speaker`` is kept if all parts that have it name the same speakers, and any other field, such
+    as ``factors``, if all parts have it in the same shape.
 
     Raises:
-      ValueError: two parts have a modality in other sizes, or one as strings and the other as token ids.
+      ValueError: two parts have a modality in different sizes, or one as strings and the other as token ids.
     """
     first = {name: source.batch(np.arange(1)) for name, source in parts.items()}
     modalities = sort_modalities({m for source in parts.values() for m in source.modalities})
     blanks: dict[str, Any] = {}
     for modality in modalities:
-        having = [name for name, source in parts.items() if modality in source.modalities]
-        for name in having[1:]:
-            _check_alike(modality, having[0], first[having[0]], name, first[name])
+        names_with = [name for name, source in parts.items() if modality in source.modalities]
+        for name in names_with[1:]:
+            _check_same_layout(modality, names_with[0], first[names_with[0]], name, first[name])
             _check_features(
-                modality, having[0], parts[having[0]].feature_names, name, parts[name].feature_names
+                modality, names_with[0], parts[names_with[0]].feature_names, name, parts[name].feature_names
             )
         for field in modality_fields(modality):
-            values = [first[name][field] for name in having if field in first[name]]
+            values = [first[name][field] for name in names_with if field in first[name]]
             if values:
                 blanks[field] = _blank_of(values[0])
         if is_measured(modality):  # numbers of any type, which have one in the mixture
-            types = [np.asarray(first[name][modality]).dtype for name in having]
+            types = [np.asarray(first[name][modality]).dtype for name in names_with]
             blanks[modality] = blanks[modality].astype(np.result_type(np.float32, *types))
     classes, class_names = _join_classes(parts)
     if classes is not None:
@@ -80,7 +81,7 @@ def mixture_fields(parts: Mapping[str, Source]) -> MixtureFields:
     return MixtureFields(modalities, blanks, classes, class_names, speaker_names, features or None)
 
 
-def _check_alike(modality: str, name: str, batch: RawBatch, other: str, other_batch: RawBatch) -> None:
+def _check_same_layout(modality: str, name: str, batch: RawBatch, other: str, other_batch: RawBatch) -> None:
     """Raises ValueError if two parts, ``name`` and ``other``, have fields of a modality in other sizes or types. A mask
     may be in one of them only, and measured quantities may be numbers of any type."""
     for field in modality_fields(modality):
@@ -225,7 +226,7 @@ class MixtureSource(Source):
                     f"({', '.join(self.modalities)})"
                 )
             for modality in sorted(shared):
-                _check_alike(modality, "the training examples", trained, name, batch)
+                _check_same_layout(modality, "the training examples", trained, name, batch)
                 _check_features(
                     modality, "the training examples", self.fields.feature_names, name, source.feature_names
                 )
@@ -262,7 +263,7 @@ class MixtureSource(Source):
     def example_names(self, indices: np.ndarray | None = None) -> list[str]:
         indices = self._resolve_indices(indices)
         names = np.empty(len(indices), object)
-        for source, rows, in_part in self._split(indices):
+        for source, rows, in_part in self._by_part(indices):
             names[rows] = source.example_names(in_part)
         return names.tolist()
 
@@ -270,9 +271,9 @@ class MixtureSource(Source):
         """The number of the part of each example, int64 ``[B]``."""
         return np.searchsorted(self._ends, self._resolve_indices(indices), side="right")
 
-    def _split(self, indices: np.ndarray) -> list[tuple[Source, np.ndarray, np.ndarray]]:
-        """``(source, rows, indices)`` of each part that has some of the examples ``indices`` ``[B]``: where in the
-        batch they are, and their indices in the part."""
+    def _by_part(self, indices: np.ndarray) -> list[tuple[Source, np.ndarray, np.ndarray]]:
+        """Distributes the examples ``indices [B]`` over the parts: ``(source, rows, indices in the part)`` for each
+        part that has some of them, where ``rows`` are their positions in the batch."""
         parts, starts = self.parts(indices), self._ends - [len(source) for source in self._sources]
         return [
             (self._sources[part], rows := np.flatnonzero(parts == part), indices[rows] - starts[part])
@@ -284,7 +285,7 @@ class MixtureSource(Source):
         indices = self._resolve_indices(indices)
         present = {m: np.zeros(len(indices), bool) for m in self.modalities}
         read = []
-        for source, rows, in_part in self._split(indices):
+        for source, rows, in_part in self._by_part(indices):
             part = source.batch(in_part)
             for modality in set(source.modalities) & set(self.modalities):
                 present[modality][rows] = part.get("present", {}).get(modality, True)
@@ -308,13 +309,13 @@ class MixtureSource(Source):
         return renumbered
 
     def caption_batch(self, indices: np.ndarray) -> RawBatch:
-        """As `Source.caption_batch`; a part without captions is not read."""
+        """See `Source.caption_batch`; a part without captions is not read."""
         names = [name for name in self.fields.blanks if name.partition("_")[0] == "caption"]
         indices = self._resolve_indices(indices)
         has_text = lambda source: any(m.partition("_")[0] == "text" for m in source.modalities)
         read = [
             (rows, source.caption_batch(in_part))
-            for source, rows, in_part in self._split(indices)
+            for source, rows, in_part in self._by_part(indices)
             if has_text(source)
         ]
         return {name: _join(read, name, self.fields.blanks[name], len(indices)) for name in names}
@@ -324,7 +325,7 @@ class MixtureSource(Source):
         names = [name for name in self.fields.blanks if is_measured_field(name)]
         indices = self._resolve_indices(indices)
         read = []
-        for source, rows, in_part in self._split(indices):
+        for source, rows, in_part in self._by_part(indices):
             measured = [m for m in source.modalities if is_measured(m)]
             masks = {f"{m}_mask": True for m in measured}  # of a part that has none, where another one has
             read.append((rows, masks | source.measured_batch(in_part) if measured else {}))
@@ -333,20 +334,20 @@ class MixtureSource(Source):
 
     def presence(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray]:
         indices = self._resolve_indices(indices)
-        read = [(rows, source.presence(in_part)) for source, rows, in_part in self._split(indices)]
+        read = [(rows, source.presence(in_part)) for source, rows, in_part in self._by_part(indices)]
         return {m: _join(read, m, np.False_, len(indices)) for m in self.modalities}
 
     def class_labels(self, indices: np.ndarray | None = None) -> np.ndarray | None:
         if self.fields.classes is None:
             return None
         indices = self._resolve_indices(indices)
-        labels = [(rows, source.class_labels(in_part)) for source, rows, in_part in self._split(indices)]
+        labels = [(rows, source.class_labels(in_part)) for source, rows, in_part in self._by_part(indices)]
         read = [(rows, {"label": values}) for rows, values in labels if values is not None]
         return self._renumber(_join(read, "label", _UNKNOWN, len(indices)), indices)
 
     def image_sizes(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
         indices = self._resolve_indices(indices)
-        read = [(rows, source.image_sizes(in_part) or {}) for source, rows, in_part in self._split(indices)]
+        read = [(rows, source.image_sizes(in_part) or {}) for source, rows, in_part in self._by_part(indices)]
         names = sorted({name for _, sizes in read for name in sizes})
         return {name: _join(read, name, np.zeros(2, np.int32), len(indices)) for name in names} or None
 
@@ -360,7 +361,7 @@ class MixtureSource(Source):
         if first[0] is None or len({_layout(factors) for factors in first}) > 1:
             return None
         read = [
-            (rows, {"factors": source.factors(in_part)}) for source, rows, in_part in self._split(indices)
+            (rows, {"factors": source.factors(in_part)}) for source, rows, in_part in self._by_part(indices)
         ]
         return _join(read, "factors", _blank_of(first[0]), len(indices))
 
@@ -368,7 +369,7 @@ class MixtureSource(Source):
         """As `Source.meanings`; None unless it is known of all parts."""
         indices = self._resolve_indices(indices)
         meanings: list[Hashable] = [None] * len(indices)
-        for source, rows, in_part in self._split(indices):
+        for source, rows, in_part in self._by_part(indices):
             of_part = source.meanings(in_part)
             if of_part is None:
                 return None
@@ -380,7 +381,7 @@ class MixtureSource(Source):
         """As `Source.captions`, ``""`` where a part has no text; None unless all parts with text have paraphrases."""
         indices = self._resolve_indices(indices)
         captions = np.full(len(indices), "", object)
-        for source, rows, in_part in self._split(indices):
+        for source, rows, in_part in self._by_part(indices):
             if "text" in source.modalities:
                 of_part = source.captions(in_part, phrasing)
                 if of_part is None:

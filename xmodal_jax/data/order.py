@@ -12,7 +12,7 @@ from xmodal_jax.data.source import Source
 
 
 class ExampleOrder:
-    """The index of the example at each position of the endless global stream: one epoch after the other.
+    """Maps positions of the endless global stream of a training to the indices of examples, one epoch after the other.
 
     Each epoch is a permutation drawn from ``(seed, epoch)``: the examples are sorted by one random number each, the raw
     output of Philox, which NumPy keeps stable between versions. The permutation is cached, 8 bytes per example; drawing
@@ -114,7 +114,7 @@ class _PartOrder(ExampleOrder):
 
 
 class MixtureOrder:
-    """The index of the example at each position of the endless global stream of a mixture.
+    """Maps positions of the endless global stream of a mixture to the indices of examples.
 
     The parts take turns, spread as evenly as their weights allow: any run of positions, such as a batch, holds of each
     part its share to within a few examples, and an epoch (as many positions as there are examples) exactly its share,

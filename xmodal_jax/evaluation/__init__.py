@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "embeddings": "Embedder Gallery class_prompts classification_scores directions predict_all retrieval_scores",
         "image_judge": "Judge JudgeReport judge_scores",
         "images": "ImageGenerator SplitImageGenerator",
-        "information_gain": "InformationGainEvaluator InformationGains best_next",
+        "information_gain": "InformationGainEvaluator InformationGains best_next_modality",
         "latent": "LatentEvaluation LatentEvaluator LatentResults SourceLatents Translations evaluate_latent",
         "latent_density": "LatentDensity fit_flow fit_gaussian_mixture prior_density",
         "speech": "RecognizedSpeech Synthesizer Utterances Vocoder first_examples mel_distances recognize "

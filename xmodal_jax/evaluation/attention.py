@@ -1,4 +1,5 @@
-"""What the attention of a classifier by several modalities falls on: words, parts of pictures, sounds, numbers."""
+"""The attention of a classifier by several modalities to the parts of its inputs: words, image patches, frames,
+numbers."""
 
 from __future__ import annotations
 
@@ -23,37 +24,37 @@ class AttendedInput(NamedTuple):
     ``[F, H, W, C]``, or measured quantities ``[D]`` or ``[T, C]`` in standard deviations, NaN where they
     are missing."""
     weights: np.ndarray
-    """The attention, of all parts of a modality about 1 together: ``[h, w]`` to an image, ``[t, h, w]`` to a video,
-    ``[n]`` to all others."""
+    """The attention weights, which sum to about 1 over the modality: ``[h, w]`` for an image, ``[t, h, w]`` for a
+    video, ``[n]`` for all others."""
 
 
 class AttentionInputs(NamedTuple):
-    """A batch as the data set has it and as the classifier gets it."""
+    """A batch before and after the classifier's preprocessing."""
 
     batch: Mapping[str, Any]
-    """As the model gets it."""
+    """The batch as the classifier gets it."""
     raw: Mapping[str, Any]
-    """As the data set has it."""
+    """The batch as the data set has it, with its texts and pixels."""
     model: FusionConfig
     """Configuration of the classifier."""
     tokenizer: Tokenizer | None
-    """Of the classifier; None: there is no text."""
+    """The classifier's tokenizer; None: there is no text."""
 
     def attended(self, modality: str, k: int, weights: np.ndarray) -> AttendedInput:
-        """The modality of example ``k``, and the attention ``weights [tokens]`` to it: to the tokens that belong to a
-        part of the input, without leading ones such as [CLS]."""
+        """Matches the attention ``weights [tokens]`` of example ``k`` to the parts of its ``modality``. Leading tokens
+        that belong to no part, such as [CLS], are left out."""
         weights = weights[prefix_tokens(modality, encoder_of(self.model, modality)) :]
         return AttendedInput(*_PARTS[kind_of(modality)](self, modality, k, weights))
 
 
-def _text(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
+def _attended_text(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
     """The tokens of example k's caption, and the attention to each of them."""
     caption = str(inputs.raw[modality_fields(modality)[-1]][k])
     words = inputs.tokenizer.tokens(caption)[: len(weights)]
     return words, weights[: len(words)]
 
 
-def _audio(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
+def _attended_audio(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
     """Example k's log-mel spectrogram without padding, and the attention to its tokens, each of several frames."""
     mask = inputs.batch.get(f"{modality}_mask")
     sound = jnp.asarray(inputs.batch[modality])[k : k + 1], None if mask is None else mask[k : k + 1]
@@ -63,19 +64,19 @@ def _audio(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
     return frames, weights[:tokens]
 
 
-def _image(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
+def _attended_image(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
     image = inputs.raw[modality][k]
     return image, _grid(weights, 1, *image.shape[:2])[0]
 
 
-def _video(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
+def _attended_video(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
     """Example k's video, and the attention to it ``[time steps, h, w]``."""
     video = inputs.raw[modality][k]
     steps = len(video) // encoder_of(inputs.model, modality).frames_per_token
     return video, _grid(weights, steps, *video.shape[1:3])
 
 
-def _measured(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
+def _attended_numbers(inputs: AttentionInputs, modality: str, k: int, weights: np.ndarray):
     """Example k's measured quantities in standard deviations (or the numbers of a kind of your own), NaN where they are
     missing, and the attention to their tokens."""
     values, mask = (np.asarray(x) for x in measured_inputs(modality, inputs.batch))
@@ -90,10 +91,10 @@ def _grid(weights: np.ndarray, steps: int, height: int, width: int) -> np.ndarra
 
 
 _PARTS: dict[str, Callable[[AttentionInputs, str, int, np.ndarray], tuple[Any, np.ndarray]]] = {
-    "text": _text,
-    "audio": _audio,
-    "image": _image,
-    "video": _video,
+    "text": _attended_text,
+    "audio": _attended_audio,
+    "image": _attended_image,
+    "video": _attended_video,
 }
-_PARTS |= {kind: _measured for kind in KINDS if kind not in _PARTS}
+_PARTS |= {kind: _attended_numbers for kind in KINDS if kind not in _PARTS}
 """The fields of an `AttendedInput`, for each kind of modality."""

@@ -1,5 +1,5 @@
-"""Which missing modality is worth acquiring next, by a multimodal VAE: for each example, what is observed and what
-could be asked for, the gain of information about the latents that the model expects, and the one that the data gave."""
+"""Which missing modality to acquire next, by a multimodal VAE: the information gain about the latents that the model
+expects of each candidate modality, and the realised gain where the example has the candidate."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from xmodal_jax.models.vae.multimodal import MultimodalVAE
 from xmodal_jax.types import Batch, ExampleKeys, Params
 
 ALL_SUBSETS_UP_TO = 5
-"""Largest number of modalities for which all subsets are observed in turn; of more only those of none, one, and all but
-one modality: there are 2^M - 1."""
+"""Largest number M of modalities for which all 2^M - 1 subsets are observed in turn; of more modalities only the
+subsets of none, one, and all but one."""
 PREFIX = "test/information_gain/"
+"""Of the names of the metrics."""
 
 
 class InformationGains(NamedTuple):
@@ -41,7 +42,7 @@ class InformationGains(NamedTuple):
     realised: np.ndarray
     """``[N, S, M]``: ``KL(q(z | x_A, x_m) || q(z | x_A))`` with the example's own x_m; also NaN where it lacks it."""
     subsets: np.ndarray
-    """``[S, M]``: the observed modalities."""
+    """bool ``[S, M]``: the modalities that are observed in each subset."""
     modalities: tuple[str, ...]
 
     @property
@@ -50,7 +51,7 @@ class InformationGains(NamedTuple):
         return compare_gains(self.expected, self.realised)
 
     def subset_names(self, separator: str = " ") -> list[str]:
-        """The names of each subset's modalities; "nothing" for the empty one."""
+        """A name for each subset: its modalities joined by ``separator``; "nothing" for the empty one."""
         names = [
             separator.join(name for name, member in zip(self.modalities, subset, strict=True) if member)
             for subset in self.subsets
@@ -93,12 +94,12 @@ class InformationGainEvaluator:
         Args:
           vae: the model.
           configs: how its modalities are preprocessed.
-          draws: draws of the modalities that are not observed, for each example and subset.
-          samples: draws of the latents for each divergence between mixtures; unused where it has a closed form.
+          draws: number of Monte-Carlo draws of the unobserved modalities, for each example and subset.
+          samples: number of latents for each divergence between mixtures; unused where it has a closed form.
           seed: seed of every draw.
-          end_id, pad_id: the tokens that end a text, and of padding; -1: there is none.
-          transform: of raw batches, such as tokenization; None: there is none.
-          batch_size: examples at a time.
+          end_id, pad_id: ids of the token that ends a text and of padding; end_id -1: texts have no end token.
+          transform: applied to raw batches, such as tokenization; None: there is none.
+          batch_size: number of examples that are computed at a time.
 
         Raises:
           ValueError: the density of the model's posterior is not known, or it has one modality only.
@@ -114,7 +115,7 @@ class InformationGainEvaluator:
         self.subsets = observed_subsets(len(vae.modalities))
 
     def __call__(self, params: Params, source: Source) -> InformationGains:
-        """The gains of every example of ``source``."""
+        """Computes the gains of every example of ``source``."""
         expected, realised = predict_all(
             self._gains, params, source, batch_size=self.batch_size, transform=self.transform
         )
@@ -124,8 +125,8 @@ class InformationGainEvaluator:
         """Expected and realised gains ``[B, S, M]`` of a batch."""
         modalities = self.vae.modalities
         real = preprocess(self.configs, modalities, batch)
-        # What an example lacks is asked for as well, so here it counts as present; where A lacks something, the
-        # results are not used.
+        # A modality that the example lacks is a candidate too, so all count as present here. Results for subsets A that
+        # the example does not have are masked below.
         inputs = real._replace(present=jnp.ones_like(real.present))
         keys = fold_in_name(batch_keys(self.key, batch), "information_gain")
         gains_of_subset = lambda observed: self._gains_of_subset(params, inputs, observed, keys)
@@ -150,7 +151,7 @@ class InformationGainEvaluator:
             """The inputs with a draw of ``p(x_m | x_A)`` in place of each modality that is not observed."""
             shared = current.sample(keys, "shared", 1)
             z = vae.decoder_samples(params, inputs, shared, observed, keys)
-            # The noise of a batch has one key, that of its first example: another one in every batch and draw.
+            # `vae.sample` takes one key for the whole batch. The first example's differs between batches and draws.
             data = jax.tree.map(lambda x: x[0], vae.sample(params, z, fold_in_name(keys[0], "noise")))
             drawn = as_batch(self.configs, data, end_id=self.end_id, pad_id=self.pad_id)
             drawn = preprocess(self.configs, vae.modalities, drawn)
@@ -163,8 +164,8 @@ class InformationGainEvaluator:
 
 
 def observed_subsets(count: int) -> np.ndarray:
-    """``[S, M]``: the subsets of M = ``count`` modalities that are observed in turn, the empty one first; see
-    `ALL_SUBSETS_UP_TO`. The full one, to which nothing can be added, is none of them."""
+    """The subsets of M = ``count`` modalities that are observed in turn, bool ``[S, M]``, the empty one first; see
+    `ALL_SUBSETS_UP_TO`. The full subset is left out: nothing can be added to it."""
     sizes = range(count) if count <= ALL_SUBSETS_UP_TO else (0, 1, count - 1)
     return np.concatenate([np.zeros((1, count), bool), subsets(count, sizes=[k for k in sizes if k])])
 
@@ -182,13 +183,14 @@ def _observed_or_drawn(
     return inputs._replace(inputs=chosen)
 
 
-def best_next(gains: np.ndarray, modalities: Sequence[str]) -> list[str | None]:
-    """For each example the modality with the largest gain ``[N, M]``; None where there is none to acquire.
+def best_next_modality(gains: np.ndarray, modalities: Sequence[str]) -> list[str | None]:
+    """For each example the modality with the largest gain, of ``gains [N, M]``; None where all are NaN: none to
+    acquire.
 
     Example::
 
         gains = InformationGainEvaluator(vae, config)(params, source)
-        best_next(gains.expected[:, 0], gains.modalities)  # the subset 0: nothing is observed
+        best_next_modality(gains.expected[:, 0], gains.modalities)  # the subset 0: nothing is observed
     """
     finite = np.isfinite(gains)
     best = np.where(finite, gains, -np.inf).argmax(axis=1)

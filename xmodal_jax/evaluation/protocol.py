@@ -1,4 +1,4 @@
-"""Scores of a shared embedding space on a data set by the standard protocols, with confidence intervals.
+"""Evaluates a shared embedding space on a data set by the standard protocols, with confidence intervals.
 
 Retrieval in all directions (recall@k; of pictures with several captions as in COCO and Flickr30k), zero-shot
 classification by prompts and its calibration, a linear probe, and few-shot classification by nearest neighbours.
@@ -36,18 +36,19 @@ from xmodal_jax.metrics.retrieval import ranks
 from xmodal_jax.types import kind_of
 
 INVERSE_L2 = (0.1, 1.0, 10.0, 100.0)
-"""The values of the probe's inverse weight of the squared norm, among which the validation examples choose."""
+"""Candidates for the linear probe's inverse regularisation strength (scikit-learn's C), chosen by validation
+accuracy."""
 
 
 class EmbeddingFunctions(NamedTuple):
-    """A trained space as functions."""
+    """The functions of a trained embedding space."""
 
     embed_source: Callable[[Source], dict[str, np.ndarray]]
     """The unit embeddings ``[N, dim]`` of each modality of a data set."""
     embed_texts: Callable[[Sequence[str]], np.ndarray] | None
     """The unit embeddings of texts; None: the space has no texts."""
     scale: float | None
-    """The inverse temperature, by which similarities are logits; None: there is none."""
+    """The inverse temperature, which turns similarities into logits; None: the space has none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +56,19 @@ class Protocol:
     """What is measured, and on how many examples."""
 
     gallery: int | None = None
-    """Test examples (or pictures with several captions) that retrieval searches at most; None: all."""
+    """Largest number of test examples (or of pictures with several captions) among which retrieval searches; None:
+    all."""
     prompts: tuple[str, ...] = ()
     """Templates for zero-shot classification, such as "a photo of a {}", whose embeddings are averaged. Empty: the data
     set's own, or captions of its training examples."""
     probe_examples: int = 5000
-    """Training examples that the linear probe is fitted on at most, evenly spread."""
+    """Largest number of training examples that the linear probe is fitted on; they are evenly spread."""
     shots: int = 16
-    """Training examples of each class in few-shot classification, drawn at random."""
+    """Number of training examples of each class in few-shot classification, drawn at random."""
     neighbours: int = 5
-    """Neighbours that vote in few-shot classification."""
+    """Number of neighbours that vote in few-shot classification."""
     resamples: int = 1000
-    """Resampled test sets of each confidence interval."""
+    """Number of resampled test sets for each confidence interval."""
     seed: int = 0
     """Seed of the shots and of the resampled test sets."""
 
@@ -86,7 +88,7 @@ def evaluate_space(
     test: Source,
     protocol: Protocol = Protocol(),
 ) -> dict[str, Interval]:
-    """All scores of a space on a data set, each with its 95% interval over test examples.
+    """Evaluates a space on a data set: all scores, each with its 95% interval over test examples.
 
     Args:
       space: the embedding functions.
@@ -112,7 +114,8 @@ def evaluate_space(
 
 
 def retrieval_intervals(space: EmbeddingFunctions, test: Source, protocol: Protocol) -> dict[str, Interval]:
-    """The recall of retrieval between all pairs of modalities, with intervals over pictures."""
+    """Recall@k between all pairs of modalities, as in `evaluate_space`. The captions of one picture are resampled
+    together."""
     gallery = Gallery(test, protocol.gallery)
     embeddings, scores = space.embed_source(gallery), {}
     for query, target in directions(tuple(embeddings)):
@@ -127,7 +130,7 @@ def retrieval_intervals(space: EmbeddingFunctions, test: Source, protocol: Proto
             query_ids=gallery.ids[queries],
             gallery_ids=gallery.ids[candidates],
         )
-        # Queries that share a picture are drawn together; without groups of pictures, each is drawn alone.
+        # Queries that share a picture are correlated, so they are resampled together.
         units = gallery.ids[queries] if gallery.items is not None else None
         scores |= {
             f"{query}_to_{target}/recall@{k}": _interval(rank <= k, protocol, units) for k in (1, 5, 10)
@@ -146,7 +149,8 @@ Labelled = tuple[Source, np.ndarray]
 def _by_modality(
     space: EmbeddingFunctions, labelled: Labelled
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """``(modality, embeddings [n, dim], labels [n])`` of each modality but texts, of the examples that have it."""
+    """Yields ``(modality, embeddings [n, dim], labels [n])`` for each modality but texts, of the examples that have
+    it."""
     source, labels = labelled
     embeddings, present = space.embed_source(source), source.presence()
     for modality in ordered(tuple(embeddings)):
@@ -157,7 +161,7 @@ def _by_modality(
 def _zero_shot(
     space: EmbeddingFunctions, train: Source, test: Labelled, protocol: Protocol
 ) -> dict[str, Interval]:
-    """Accuracy and calibration of the class whose prompts are the most similar."""
+    """Accuracy and calibration error of zero-shot classification by prompts, for each modality but texts."""
     has_texts = space.embed_texts is not None and ("text" in train.modalities or protocol.prompts)
     prompts = class_prompts(train, protocol.prompts) if has_texts else None
     if prompts is None:
@@ -177,15 +181,19 @@ def _zero_shot(
 def _probes(
     space: EmbeddingFunctions, train: Source, validation: Source, test: Labelled, protocol: Protocol
 ) -> dict[str, Interval]:
-    """Accuracy of a logistic regression and of nearest neighbours on the embeddings of training examples."""
-    known = labelled_examples(one_per_picture(train))
-    if known is None:
+    """Accuracy of a linear probe and of few-shot nearest neighbours, for each modality but texts."""
+    labelled_train = labelled_examples(one_per_picture(train))
+    if labelled_train is None:
         return {}
     tested = {name: (x, labels) for name, x, labels in _by_modality(space, test)}
     scores = {}
-    fitted = _spread(known, protocol.probe_examples)
-    chosen_by = labelled_examples(one_per_picture(validation))
-    held_out = {} if chosen_by is None else {m: (x, y) for m, x, y in _by_modality(space, chosen_by)}
+    fitted = _take_spread(labelled_train, protocol.probe_examples)
+    labelled_validation = labelled_examples(one_per_picture(validation))
+    held_out = (
+        {}
+        if labelled_validation is None
+        else {m: (x, y) for m, x, y in _by_modality(space, labelled_validation)}
+    )
     for modality, embeddings, labels in _by_modality(space, fitted):
         if modality in tested and len(set(labels.tolist())) > 1:
             inverse_l2 = choose_inverse_l2(embeddings, labels, *held_out.get(modality, (None, None)))
@@ -193,7 +201,7 @@ def _probes(
             scores[f"{modality}_linear_probe/accuracy"] = _interval(
                 predictions == tested[modality][1], protocol
             )
-    shots = _draw_shots(known, protocol.shots, protocol.seed)
+    shots = _draw_shots(labelled_train, protocol.shots, protocol.seed)
     for modality, embeddings, labels in _by_modality(space, shots):
         if modality in tested:
             k = min(protocol.neighbours, len(labels))
@@ -203,8 +211,13 @@ def _probes(
 
 
 def choose_inverse_l2(train, train_labels, held_out, held_out_labels) -> float:
-    """The inverse weight of the squared norm, of `INVERSE_L2`, whose probe classifies the held-out examples best; of
-    several the smallest. Without held-out examples (None) it is 10."""
+    """Chooses the value of `INVERSE_L2` whose linear probe classifies the held-out examples best; of equals the
+    smallest.
+
+    Args:
+      train, train_labels: embeddings ``[M, d]`` and labels ``[M]`` that the probe is fitted on.
+      held_out, held_out_labels: embeddings ``[N, d]`` and labels ``[N]``; None: the result is 10.
+    """
     if held_out is None:
         return 10.0
     accuracies = [
@@ -214,14 +227,14 @@ def choose_inverse_l2(train, train_labels, held_out, held_out_labels) -> float:
     return INVERSE_L2[int(np.argmax(accuracies))]
 
 
-def _spread(labelled: Labelled, limit: int) -> Labelled:
-    """At most ``limit`` of the examples, evenly spread."""
+def _take_spread(labelled: Labelled, limit: int) -> Labelled:
+    """Takes at most ``limit`` of the examples, evenly spread."""
     view = take_evenly(labelled[0], limit)
     return view, labelled[1][view.indices]
 
 
 def _draw_shots(labelled: Labelled, shots: int, seed: int) -> Labelled:
-    """Up to ``shots`` examples of each class, at random, in the order of the data set."""
+    """Draws up to ``shots`` examples of each class at random; they stay in the order of the data set."""
     source, labels = labelled
     rng = np.random.default_rng(seed)
     by_class = [np.flatnonzero(labels == k) for k in np.unique(labels)]

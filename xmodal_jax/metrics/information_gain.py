@@ -1,4 +1,4 @@
-"""Which missing modality is worth acquiring next: the information that it is expected to give about the latents."""
+"""Which missing modality to acquire next: the expected information gain about the latents."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from xmodal_jax.types import ExampleKeys
 def information_gain(
     updated: Mixture, current: Mixture, keys: ExampleKeys, *, samples: int
 ) -> Float[Array, "candidates batch"]:
-    """What each of C further modalities told about the latents of B examples, in nats: ``KL(q(z | x_A, x_m) || q(z |
-    x_A))``.
+    """The information gain about the latents of B examples from each of C further modalities, in nats:
+    ``KL(q(z | x_A, x_m) || q(z | x_A))``.
 
     Args:
       updated: ``q(z | x_A, x_m)`` of the C candidates m: every array has a leading axis C.
@@ -38,8 +38,8 @@ def expected_information_gain(
     draws: int,
     samples: int = 16,
 ) -> Float[Array, "draws candidates batch"]:
-    r"""What each of C modalities that are not observed is expected to tell about the latents, in nats, as the terms
-    whose mean over the first axis is the estimate.
+    r"""The expected information gain about the latents from each of C unobserved modalities, in nats. The estimate is
+    the mean of the returned terms over their first axis.
 
     .. math:: I(z; x_m \mid x_A) = E_{x_m \sim p(x_m \mid x_A)} KL(q(z \mid x_A, x_m) \| q(z \mid x_A))
 
@@ -89,7 +89,7 @@ def compare_gains(
     expected: Num[np.ndarray, "examples subsets candidates"],
     realised: Num[np.ndarray, "examples subsets candidates"],
 ) -> GainAgreement:
-    """Compares expected with realised gains, both NaN where there is none."""
+    """Compares expected with realised gains; NaN in either array marks what is left out."""
     counted = np.isfinite(expected) & np.isfinite(realised)
     pairs = [
         (expected[counted[:, s, m], s, m], realised[counted[:, s, m], s, m])
@@ -116,7 +116,7 @@ def _correlation(a: Num[np.ndarray, "n"], b: Num[np.ndarray, "n"]) -> float:
 
 
 def mean_gain(gains: Num[np.ndarray, "examples *rest"]) -> Float[np.ndarray, "*rest"]:
-    """The means over the examples that have a number; NaN where none has one."""
+    """Means over the examples (the first axis), without NaN; NaN where all are."""
     finite = np.isfinite(gains)
     total = np.where(finite, gains, 0.0).sum(axis=0, dtype=np.float64)
     return np.where(finite.any(axis=0), total / np.maximum(finite.sum(axis=0), 1), np.nan)

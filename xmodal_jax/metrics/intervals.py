@@ -8,15 +8,18 @@ from typing import NamedTuple
 import numpy as np
 
 _DRAWS_AT_A_TIME = 2**24
-"""Drawn units that are in memory at a time."""
+"""Number of drawn units that are in memory at a time."""
 
 
 class Interval(NamedTuple):
-    """A score of a test set, and the interval that holds it on other test sets of the same kind and size."""
+    """A score of a test set, and a confidence interval for the score over all examples of its kind."""
 
     value: float
+    """The score of the test set."""
     low: float
+    """Lower end of the interval; NaN where there is no interval."""
     high: float
+    """Upper end of the interval; NaN where there is no interval."""
 
 
 def bootstrap_interval(
@@ -30,15 +33,15 @@ def bootstrap_interval(
     """The mean of ``values`` with its percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3).
 
     Examples are drawn with replacement, as many as there are, ``resamples`` times; the interval goes from the
-    ``(1 - level) / 2`` quantile of the means to the ``(1 + level) / 2`` quantile. What is correlated is drawn together:
-    of the captions of one picture all or none, so that the interval is not too narrow.
+    ``(1 - level) / 2`` quantile of the means to the ``(1 + level) / 2`` quantile. Correlated examples are drawn
+    together, such as all captions of one picture, since the interval would be too narrow otherwise.
 
     Args:
       values: ``[N]``, one for each example, such as 1 where it is classified correctly and 0 elsewhere.
       units: int ``[N]``, equal for examples that are drawn together; None: each is drawn alone.
-      level: of the interval.
+      level: the confidence level of the interval, in (0, 1).
       resamples: number of resampled test sets.
-      seed: of the draws.
+      seed: seed of the resampling.
 
     Raises:
       ValueError: there are no values, or not one unit for each.
@@ -67,9 +70,10 @@ def bootstrap_interval(
 def _resample(
     statistic: Callable[[np.ndarray], np.ndarray], units: int, resamples: int, seed: int
 ) -> np.ndarray:
-    """``statistic(drawn)`` of draws of ``units`` numbers below ``units`` with replacement, ``[resamples]``.
+    """Computes a statistic of ``resamples`` draws with replacement from 0..units-1, each of ``units`` numbers:
+    ``[resamples]``.
 
-    ``drawn``: int ``[draws, units]``, a part of the draws at a time.
+    ``statistic(drawn)``: its values ``[n]`` for the draws ``drawn``, int ``[n, units]``; n is limited by memory.
     """
     rng, at_a_time = np.random.default_rng(seed), max(1, _DRAWS_AT_A_TIME // units)
     parts = []

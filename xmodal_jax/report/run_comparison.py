@@ -19,11 +19,12 @@ from xmodal_jax.report.comparison import read_result
 from xmodal_jax.report.page import Highlighted, Report, read_sections
 from xmodal_jax.train.run import format_value, read_config_file, read_metrics_file
 
-OWN_OPTIONS = ("run_dir", "resume", "resume_schedule", "track")
-"""Options that are of a run's directory and not of its training."""
+DIRECTORY_OPTIONS = ("run_dir", "resume", "resume_schedule", "track")
+"""Options that concern a run's directory and not its training; they are not compared."""
 MAX_CURVES = 24
-"""Figures of curves at most."""
+"""Largest number of figures of curves."""
 ABSENT = "–"
+"""Stands in a table for a value that does not exist."""
 HIGHER = frozenset(
     "accuracy bleu chrf cider coherence coverage density f1 map mrr precision probe psnr purity rand recall "
     "ssim".split()
@@ -32,7 +33,7 @@ HIGHER = frozenset(
 LOWER = frozenset("cer distance error fid kid loss mse perplexity rank wer".split())
 """Words in the names of metrics that are better if they are lower."""
 UNDIRECTED = frozenset(("real", "d_loss", "g_loss", "step_ms"))
-"""Words and names of metrics that are neither: a distance between real data, losses that two networks play for."""
+"""Words and names of metrics without a better direction: a distance between real data, losses of adversaries, times."""
 WITHOUT_SAMPLES = (
     "Training curves",
     "Configuration",
@@ -45,7 +46,7 @@ WITHOUT_SAMPLES = (
 
 
 def direction(name: str) -> Literal["higher", "lower"] | None:
-    """Which values of a metric are better, by the last word of its name that says so; None: it is not known."""
+    """Whether higher or lower values of a metric are better, by the last word of its name that tells; None: unknown."""
     leaf = name.rpartition("/")[2].lower()
     words = re.split("[^a-z0-9]+", leaf)
     if leaf in UNDIRECTED or not UNDIRECTED.isdisjoint(words):
@@ -57,7 +58,7 @@ def direction(name: str) -> Literal["higher", "lower"] | None:
 
 
 class StoredRun(NamedTuple):
-    """What a run has left in its directory."""
+    """The files in a run's directory."""
 
     path: Path
     config: dict[str, Any]
@@ -69,7 +70,7 @@ class StoredRun(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """The options by dotted names, without those of its directory."""
-        return {name: v for name, v in dotted(self.config) if name.partition(".")[0] not in OWN_OPTIONS}
+        return {name: v for name, v in dotted(self.config) if name.partition(".")[0] not in DIRECTORY_OPTIONS}
 
     @property
     def metrics(self) -> dict[str, list[float | None]]:
@@ -79,13 +80,13 @@ class StoredRun(NamedTuple):
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds that it trained, or trains."""
+        """The seeds that the run trained, or is training."""
         begin, count = self.config.get("seed", 0), self.config.get("seeds", 1)
         return self.result.get("seeds") or [begin + k for k in range(count)]
 
     @property
     def last_step(self) -> int:
-        """The last step that it has logged."""
+        """The last step that the run has logged."""
         return self.result.get("steps") or max((record["step"] for record in self.records), default=0)
 
 
@@ -106,7 +107,7 @@ class RunGroup(NamedTuple):
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """What was logged, with the values of all seeds at each step."""
+        """The logged metrics, with the values of all seeds at each step."""
         by_step: dict[int, dict[str, list]] = {}
         for record in (record for run in self.runs for record in run.records):
             row = by_step.setdefault(record["step"], {})
@@ -123,7 +124,7 @@ class RunGroup(NamedTuple):
 
 
 def read_stored_run(folder: Path) -> StoredRun:
-    """The run in a directory.
+    """Reads the run in a directory.
 
     Raises:
       ValueError: there is no run, or one of its files cannot be read.
@@ -137,8 +138,8 @@ def read_stored_run(folder: Path) -> StoredRun:
 
 
 def group_runs(runs: Sequence[StoredRun]) -> list[RunGroup]:
-    """The columns of a comparison, in the order of the runs. Runs that differ only in their seeds are one, unless all
-    would be."""
+    """Groups runs into the columns of a comparison, in their order. Runs that differ only in their seeds share a
+    column, unless all of them would be in a single one."""
     names = distinct_names([run.path for run in runs])
     groups: dict[str, list[int]] = {}
     for k, run in enumerate(runs):
@@ -167,7 +168,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _common_prefix(names: Sequence[str]) -> str:
-    """What names begin with alike, without separators at its end."""
+    """The longest common prefix of names, without separators at its end."""
     length = next((k for k, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), None)
     return names[0][:length].rstrip("-_ .")
 
@@ -178,14 +179,14 @@ def differing_options(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
     all have are compared."""
     options = [group.options for group in groups]
     names = dict.fromkeys(name for o in options for name in o)
-    if own_options(groups):
+    if unshared_options(groups):
         names = {name: None for name in names if all(name in o for o in options)}
     rows = {name: [o.get(name, ABSENT) for o in options] for name in names}
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
 
 
-def own_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
-    """The options (or groups of options) that some columns have and others do not, by the name of the column."""
+def unshared_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
+    """By the name of each column, the options (or groups of options) that it has and some other column lacks."""
     outermost = [{name.partition(".")[0]: None for name in group.options} for group in groups]
     shared = set.intersection(*map(set, outermost))
     unshared = [[name for name in names if name not in shared] for names in outermost]
@@ -193,9 +194,11 @@ def own_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
 
 
 def best_columns(name: str, values: Sequence[Sequence[float | None] | None]) -> list[bool]:
-    """Which columns have the best mean of a metric; none if its direction is not known, or all that have it are equal.
+    """Whether each column has the best mean of a metric; never where its direction is unknown or all means are equal.
 
-    ``values``: of each column, one per seed; None: it does not have the metric.
+    Args:
+      name: of the metric, which tells the direction.
+      values: for each column the values of its seeds; None: it does not have the metric.
     """
     means = [float(np.mean(v)) if v and None not in v and np.all(np.isfinite(v)) else None for v in values]
     present, better = [mean for mean in means if mean is not None], direction(name)
@@ -212,7 +215,7 @@ def add_options(report: Report, groups: Sequence[RunGroup]) -> None:
         report.add_table("Options that differ", ["option", *(group.name for group in groups)], rows)
     else:
         report.add_text("Options that differ", "None of the options that all runs have.")
-    lines = [f"Only {name} has: {', '.join(options)}." for name, options in own_options(groups).items()]
+    lines = [f"Only {name} has: {', '.join(options)}." for name, options in unshared_options(groups).items()]
     if lines:
         lines.insert(0, "The runs are of different experiments or versions.")
         report.add_text("Options that differ", "\n\n".join(lines))
@@ -310,8 +313,8 @@ def add_samples(report: Report, groups: Sequence[RunGroup]) -> None:
 
 
 def headline(groups: Sequence[RunGroup]) -> list[str]:
-    """The metric that is shown on cards and printed, as ``column/metric``, for the first four columns that have it: the
-    first one that several columns have."""
+    """The entries that are shown on cards and printed, as ``column/metric``: the first metric that several columns
+    have, for the first four of them."""
     by_column = [group.metrics for group in groups]
     names = list(dict.fromkeys(name for metrics in by_column for name in metrics))
     counts = {name: sum(name in metrics for metrics in by_column) for name in names}

@@ -1,10 +1,11 @@
-"""Classifies files by a trained run: without training on the classes by a run of contrastive.py (zero-shot).
+"""Classifies files by a trained run: one of contrastive.py by any classes (zero-shot), one of fusion.py by its own.
 
     python experiments/classify.py RUN photo.png --classes cat dog bird
     python experiments/classify.py RUN photos/ --classes cat dog --prompts "a photo of a {}" "a small {}"
 
 It prints the class of each file and its score, and writes the scores of all classes to RUN_DIR/results.json and
-RUN_DIR/report.html. A folder is all its pictures, sounds or videos. Where a run was trained on classes, these are used.
+RUN_DIR/report.html. A folder stands for all its pictures, sounds or videos. A run that was trained on classes needs no
+--classes.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class Config:
     classes: tuple[str, ...] = ()
     """Names of the classes, for a run that was not trained on classes."""
     prompts: tuple[str, ...] = ()
-    """Descriptions of a class, with {} where its name goes; they are averaged. Empty: the name alone."""
+    """Descriptions of a class, with {} where its name goes, which are averaged; none: the name alone."""
     top: int = 3
-    """Classes that are shown of each file, the likeliest first."""
+    """Number of classes that are shown for each file, the likeliest first."""
     best: bool = False
     """Whether to take the checkpoint that is best by validation, not the newest."""
     seed: int | None = None

@@ -42,8 +42,8 @@ class Config:
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Directory of a run of contrastive.py, the folder that it was exported to, or hf:FOLDER (CLIP or SigLIP)."""
     data: Annotated[str, tyro.conf.Positional]
-    """Data set, in one of the forms of ``--data`` of the other scripts. The default of --modalities are those that it
-    shares with the run."""
+    """Data set, in one of the forms of ``--data`` of the other scripts; by default the modalities that it shares with
+    the run are embedded."""
     split: str = ALL_SPLITS
     """Split of the data set to embed: its name, or ``all``."""
     output: pathlib.Path | None = None
@@ -57,9 +57,9 @@ class Config:
     batch_size: int = 256
     """Examples that are computed at a time, over all devices."""
     shard_size: int = SHARD_SIZE
-    """Examples in each file; what is lost at most where the program is stopped."""
+    """Examples in each shard, the unit of work that is repeated after the program was stopped."""
     input: DataFlags = DataOptions()
-    """Options of the data set. Its images and sounds get the format of the run's."""
+    """Options of the data set. Images and sounds are brought into the format of the run."""
 
     def __post_init__(self):
         for name in ("batch_size", "shard_size"):

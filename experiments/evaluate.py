@@ -42,7 +42,7 @@ class Config:
     """Runs of contrastive.py, exports of them, or hf:FOLDER."""
     data: tuple[str, ...]
     """Data sets, each in one of the forms of ``--data`` of the other scripts, with or without options of its own:
-    ``'folder:A?modalities=text,image'``. Each is evaluated for itself."""
+    ``'folder:A?modalities=text,image'``. Each is evaluated by itself."""
     protocol: Protocol = Protocol()
     """What is measured, and on how many examples."""
     best: bool = False
@@ -50,7 +50,7 @@ class Config:
     seed: int | None = None
     """Seed of the trained models, if the runs have several; None: their only seed."""
     input: DataFlags = DataOptions()
-    """Options of the data sets. Images and sounds get the format of each run's."""
+    """Options of the data sets. Images and sounds are brought into the format of each run."""
     run_dir: pathlib.Path | None = None
     """Directory to write to; None: ``runs/evaluate-<time>``."""
 

@@ -40,13 +40,13 @@ class Config:
     query: tuple[str, ...]
     """What to look for: words, or the path of a picture, sound or video. Several are several searches."""
     query_modality: str | None = None
-    """Modality of the queries where the run has several of a kind, such as text_es. None: the first one of the run."""
+    """Modality of the queries, such as text_es, where the run has several of a kind; None: the first one."""
     modality: str | None = None
-    """Modality that is searched. None: of those that the index has the first of image, text, audio, video, others."""
+    """Modality that is searched; None: the first that the index has of image, text, audio, video, others."""
     k: int = 10
     """Number of results of each query."""
     run: pathlib.Path | None = None
-    """Directory of the run that made the index. None: where it was then."""
+    """Directory of the run that made the index; None: where it was when the index was made."""
     seed: int | None = None
     """Seed of the trained model, if the run has several; None: the run's only seed."""
     run_dir: pathlib.Path | None = None

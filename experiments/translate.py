@@ -42,11 +42,11 @@ class Config:
     """Trained runs of any kind. A classifier (fusion.py) answers by text, an autoencoder generates each of its
     modalities from the others, a shared embedding space (contrastive.py) finds the nearest of --candidates."""
     further_inputs: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
-    """Further inputs of a run of several modalities, a file or a text each, such as the question about a picture."""
+    """Further inputs for a run of several modalities, each a file or a text, such as the question about a picture."""
     candidates: pathlib.Path | None = None
-    """A text file with a text per line, or a folder of files: what contrastive.py's runs find the nearest of."""
+    """Among what a run of contrastive.py finds the nearest: a text file with a text per line, or a folder of files."""
     copies: int = 1
-    """Number of translations of each input. Only what is generated from noise or from sampled latents differs."""
+    """Number of translations of each input, which differ if they are generated from noise or from sampled latents."""
     seed: int = 0
     """Random seed of the noise that pictures are generated from, and of sampled latents."""
     speaker: str | None = None

@@ -1,4 +1,4 @@
-"""What people hold, as the inputs of a trained run: paths, bytes of files, pictures, arrays, sounds, texts, numbers.
+"""Reads the inputs of a trained run: paths, bytes of files, pictures, arrays, sounds, texts, numbers.
 
 New inputs are brought into the format of the run's training data: the size of its images, the rate of its audio, its
 tokens, its standard units.

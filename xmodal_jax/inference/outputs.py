@@ -85,5 +85,5 @@ _OUTPUTS: dict[str, Callable[[OutputFormat, str, np.ndarray, Any], list[Any]]] =
     "audio": _to_sounds,
     "label": _to_classes,
 }
-"""How the generated data of each kind of modality become what people hold; those of no class of their own are
+"""How the generated data of each kind of modality are converted; those of no class of their own are
 numbers."""

@@ -17,7 +17,7 @@ from xmodal_jax.models.seq2seq import GenerationConfig
 from xmodal_jax.types import kind_of
 
 FurtherInput = tuple[str, Any]
-"""A further input, the same for all examples: its kind, and what people hold (see `InputFormat.describe`)."""
+"""A further input, the same for all examples: its kind, and the input (see `InputFormat.describe`)."""
 
 
 class Translator(NamedTuple):
@@ -55,15 +55,17 @@ class TranslationOptions(NamedTuple):
     generation: GenerationConfig | None = None
     """How text is decoded; None: as configured in the run."""
     speed: float = 1.0
-    """Of synthesised speech; above 1 is faster."""
+    """Speed of synthesised speech; above 1 is faster."""
     noise_seed: int = 0
     """Seed of the noise that images are generated from, and of the latents of autoencoders."""
     samples: bool = False
-    """Whether autoencoders decode a sample of the posterior, which differs between equal inputs, or its mean."""
+    """Whether autoencoders decode a sample of the posterior, so that equal inputs give different outputs, not its
+    mean."""
     further_inputs: tuple[FurtherInput, ...] = ()
     """Further inputs of classifiers and autoencoders of several modalities, such as the question about a picture."""
     candidates: tuple[str, Sequence[Any]] | None = None
-    """Of shared embedding spaces: the kind and the inputs of which the nearest is the translation."""
+    """For shared embedding spaces: the kind of the candidates, and the candidates, the nearest of which is the
+    output."""
 
 
 def load_translators(
@@ -73,7 +75,7 @@ def load_translators(
     seed: int | None = None,
     bad_examples: BadExamples | None = None,
 ) -> list[Translator]:
-    """Loads the newest checkpoint of a run: all ways from one modality to another that it knows.
+    """Loads the newest checkpoint of a run as functions, one for each pair of modalities that it translates between.
 
     Captioners, speech recognisers and synthesisers and generators of images know one. Multimodal VAEs know one for each
     pair of modalities, autoencoders reconstruct their modality, classifiers by several modalities answer by text
@@ -81,7 +83,7 @@ def load_translators(
 
     Args:
       run: the run's directory.
-      options: how it translates; None: as by default.
+      options: how it translates; None: the defaults.
       seed: which of the run's seeds, if it has several.
       bad_examples: notes texts that are cut to the length of those of training; None: they are cut without a note.
 
@@ -178,7 +180,7 @@ def _latent_translators(model: Any, options: TranslationOptions) -> list[Transla
         )
 
     def make(source: str, target: str) -> Translator:
-        further = _assign(options.further_inputs, model.format.modalities, source)
+        further = _assign_further_inputs(options.further_inputs, model.format.modalities, source)
 
         def apply(examples: Sequence[Any]) -> list[Any]:
             """The modality ``target`` of each example."""
@@ -190,7 +192,7 @@ def _latent_translators(model: Any, options: TranslationOptions) -> list[Transla
                 outputs = [output for (output,) in outputs]
             else:
                 outputs = model.translate(target, **inputs)
-            return [_from_held(target, output) for output in outputs]
+            return [_to_example(target, output) for output in outputs]
 
         translator = _translator(model, source, target, apply, further)
         return (
@@ -205,7 +207,7 @@ def _fusion_translators(model: Any, options: TranslationOptions) -> list[Transla
     """The translators of a classifier by several modalities: any of them to the class as a text."""
 
     def make(source: str) -> Translator:
-        further = _assign(options.further_inputs, model.format.modalities, source)
+        further = _assign_further_inputs(options.further_inputs, model.format.modalities, source)
 
         def apply(examples: Sequence[Any]) -> list[str]:
             """The class of each example; of several targets, such as ``action: turn, colour: red``."""
@@ -228,7 +230,7 @@ def _embedding_translators(model: Any, options: TranslationOptions) -> list[Tran
             "text per line or a folder of files"
         )
     kind, candidates = options.candidates
-    target = _of_kind(model.format.modalities, kind)
+    target = _modality_of_kind(model.format.modalities, kind)
     if target is None:
         known = ", ".join(model.format.modalities)
         raise ValueError(f"the candidates are of the kind {kind}, which {model.path} lacks: it has {known}")
@@ -270,14 +272,15 @@ def _translator(
 
 
 def _as_inputs(model: TrainedModel, modality: str, examples: Sequence[Any]) -> list[Any]:
-    """Examples as people hold them: waveforms with their sample rate."""
+    """Examples as inputs of a `TrainedModel`: waveforms become pairs with their sample rate."""
     if kind_of(modality) != "audio":
         return list(examples)
     return [x if isinstance(x, pathlib.Path) else (x, model.format.sample_rate) for x in examples]
 
 
-def _from_held(modality: str, output: Any) -> Any:
-    """An example of a translator, from what people hold."""
+def _to_example(modality: str, output: Any) -> Any:
+    """Converts an output of a `TrainedModel` to an example of a translator: an image to pixels, a sound to its
+    waveform."""
     kind = kind_of(modality)
     if kind == "image":
         pixels = np.asarray(output)
@@ -285,17 +288,19 @@ def _from_held(modality: str, output: Any) -> Any:
     return output[0] if kind == "audio" else output
 
 
-def _of_kind(modalities: Sequence[str], kind: str) -> str | None:
+def _modality_of_kind(modalities: Sequence[str], kind: str) -> str | None:
     """The modality that is named as its kind, or else the first of this kind; None: there is none."""
     return kind if kind in modalities else next((m for m in modalities if kind_of(m) == kind), None)
 
 
-def _assign(further_inputs: Sequence[FurtherInput], modalities: Sequence[str], source: str) -> dict[str, Any]:
+def _assign_further_inputs(
+    further_inputs: Sequence[FurtherInput], modalities: Sequence[str], source: str
+) -> dict[str, Any]:
     """The further inputs by the modalities that take them, one each; those that the run has no modality for are left
     out."""
     assigned: dict[str, Any] = {}
     for kind, value in further_inputs:
-        modality = _of_kind([m for m in modalities if m != source and m not in assigned], kind)
+        modality = _modality_of_kind([m for m in modalities if m != source and m not in assigned], kind)
         if modality is not None:
             assigned[modality] = value
     return assigned

@@ -152,6 +152,8 @@ def short_help(config: Any, description: str, program: str) -> str:
         for option in basic:
             if option.group == group:
                 lines += _option_lines(option)
+    if len(options) == len(basic):  # all of them are shown already
+        return "\n".join(lines)
     note = (
         f"{ALL_FLAG} lists {len(options) - len(basic)} more options. Options below a choice are those of what is "
         f"chosen: put the choice before {ALL_FLAG} to see them."

@@ -72,6 +72,8 @@ def main(config: Config) -> None:
             if takes_classes
             else f"--classes: {config.run} has its own, leave them out"
         )
+    if config.prompts and not takes_classes:
+        raise ValueError(f"--prompts: {config.run} has classes of its own, leave them out")
     options = {"classes": config.classes} if takes_classes else {}
     options |= {"prompts": config.prompts} if config.prompts else {}
 

@@ -43,6 +43,12 @@ def test_a_query_is_a_text_unless_it_is_a_file(tmp_path):
         parse_queries([" "], modalities)
     with pytest.raises(ValueError, match="--query-modality text_de: the run has"):
         parse_queries(["a"], modalities, "text_de")
+    with pytest.raises(ValueError, match="--query-modality image: no query is image"):
+        parse_queries(["a"], modalities, "image")
+    (tmp_path / "a.xyz").write_bytes(b"")
+    with pytest.raises(ValueError, match="a.xyz: this file is no picture, sound or video by its suffix"):
+        parse_queries([str(tmp_path / "a.xyz")], modalities)
+    assert parse_queries(["a. " * 5000 + ".png"], modalities)[0].modality == "text"  # too long for a path
 
 
 def test_queries_of_several_modalities_keep_their_order(model, tmp_path):

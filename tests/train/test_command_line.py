@@ -472,6 +472,15 @@ def test_a_remote_address_for_a_path_is_refused(capsys):
     assert capsys.readouterr().err.startswith("--run-dir is gs://bucket/run, a remote address")
 
 
+def test_a_hugging_face_folder_stands_in_place_of_a_run():
+    @dataclasses.dataclass(frozen=True)
+    class Use:
+        run: Annotated[pathlib.Path, tyro.conf.Positional]
+        """A run."""
+
+    assert str(parse(Use, None, ["hf:/folder/of/clip"]).run) == "hf:/folder/of/clip"
+
+
 def raised(error):
     """``main`` of a script that raises the error after it has opened its run."""
 

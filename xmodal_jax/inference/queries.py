@@ -37,7 +37,8 @@ def parse_queries(texts: Sequence[str], modalities: Sequence[str], prefer: str |
 
     Raises:
       FileNotFoundError: a query is the name of a file that does not exist.
-      ValueError: a query is empty, or the run lacks ``prefer`` or a modality of the query's kind.
+      ValueError: a query is empty, or a file that is no picture, sound or video by its suffix; the run lacks ``prefer``
+        or a modality of the query's kind; or no query is of ``prefer``.
     """
     if prefer is not None and prefer not in modalities:
         raise ValueError(f"--query-modality {prefer}: the run has {', '.join(modalities)}")
@@ -46,17 +47,29 @@ def parse_queries(texts: Sequence[str], modalities: Sequence[str], prefer: str |
         if not text.strip():
             raise ValueError("--query: a query is empty")
         kind = modality_of_file(text)
-        if kind is not None and not Path(text).is_file():
+        if kind is not None and not _is_file(text):
             if not text.split()[1:]:
                 raise FileNotFoundError(f"--query {text}: there is no such file")
             kind = None  # a sentence that ends like the name of a file
+        if kind is None and Path(text).suffix and _is_file(text):
+            raise ValueError(f"--query {text}: this file is no picture, sound or video by its suffix")
         content = text if kind is None else Path(text)
         kind = kind or "text"
         of_kind = [m for m in modalities if kind_of(m) == kind]
         if not of_kind:
             raise ValueError(f"--query {text}: this is {kind}, and the run has {', '.join(modalities)}")
         queries.append(Query(text, prefer if prefer in of_kind else of_kind[0], content))
+    if prefer is not None and all(query.modality != prefer for query in queries):
+        raise ValueError(f"--query-modality {prefer}: no query is {kind_of(prefer)}")
     return queries
+
+
+def _is_file(text: str) -> bool:
+    """Whether a text is the path of a file; one that is too long or holds a zero is none."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def embed_queries(model: ContrastiveModel, queries: Sequence[Query]) -> np.ndarray:

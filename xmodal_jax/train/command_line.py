@@ -327,7 +327,9 @@ def _check_values(config: Any) -> None:
     for option in options_of(config):
         name = option.flag.rpartition(".")[2].removeprefix("--").replace("-", "_")
         for value in option.default if isinstance(option.default, tuple) else (option.default,):
-            if isinstance(value, Path):
+            if isinstance(value, Path) and not str(value).startswith(
+                "hf:"
+            ):  # in place of a run, see `inference.load`
                 try:
                     refuse_remote(value, option.flag)
                 except ValueError as error:

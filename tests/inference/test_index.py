@@ -123,7 +123,16 @@ def test_an_index_of_another_model_is_refused(model):
         model.search(index, texts=["red"], modality="image")
 
 
+def test_a_shard_holds_an_example_at_least(tmp_path):
+    for size in (0, -1):
+        with pytest.raises(ValueError, match="shard_size must be at least 1"):
+            small_index().save(tmp_path / "index", shard_size=size)
+    assert not (tmp_path / "index").exists()
+
+
 def test_mistakes_are_explained(model):
+    with pytest.raises(ValueError, match=r"2 names need as many entries of present\['image'\], got \(3,\)"):
+        Index({"image": np.eye(2, dtype=np.float32)}, ["a", "b"], "", {"image": np.ones(3, bool)})
     index = small_index()
     with pytest.raises(ValueError, match="3 names need as many embeddings of image"):
         Index(index.embeddings, ["a", "b", "c"], "digest")

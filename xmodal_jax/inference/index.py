@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.inference.index_files import (
+    FORMATS,
     VERSION,
     DamagedIndex,
     Format,
@@ -19,6 +20,7 @@ from xmodal_jax.inference.index_files import (
     write_settings,
     write_shard,
 )
+from xmodal_jax.inference.inputs import check_count
 from xmodal_jax.inference.neighbours import Nearest, nearest
 
 SHARD_SIZE = 16_384
@@ -57,8 +59,13 @@ class Index:
     there is none."""
 
     def __post_init__(self):
-        if not self.embeddings or not self.names:
+        if not self.embeddings or not len(self.names):
             raise ValueError("an index needs one example at least")
+        for modality, mask in self.present.items():
+            if np.shape(mask) != (len(self.names),):
+                raise ValueError(
+                    f"{len(self.names)} names need as many entries of present[{modality!r}], got {np.shape(mask)}"
+                )
         for modality, vectors in self.embeddings.items():
             if vectors.ndim != 2 or len(vectors) != len(self.names):
                 raise ValueError(
@@ -136,8 +143,12 @@ class Index:
 
         Raises:
           FileExistsError: there is something in the folder.
+          ValueError: a shard would hold nothing, or the format is unknown.
         """
         folder = Path(folder)
+        check_count("shard_size", shard_size, least=1)
+        if format not in FORMATS:
+            raise ValueError(f"the format is one of {', '.join(FORMATS)}, got {format!r}")
         if folder.exists() and any(folder.iterdir()):
             raise FileExistsError(f"{folder} is not empty: choose a new folder for the index")
         folder.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def nearest(
     Raises:
       ValueError: the shapes do not fit, k is not in 1..N, or a value is not finite.
     """
-    queries = np.asarray(queries)
+    queries, gallery = np.asarray(queries), gallery if hasattr(gallery, "shape") else np.asarray(gallery)
     if queries.ndim != 2 or np.ndim(gallery) != 2 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(
             f"queries [Q, D] and gallery [N, D] need the same D, got {queries.shape} and {np.shape(gallery)}"

@@ -6,7 +6,8 @@
 FOLDER/parameters holds all parameters as plain safetensors; inference.load takes FOLDER like a run. Pretrained encoders
 are written as their own architectures (FOLDER/image, FOLDER/text, …), both towers of CLIP with their own projections as
 FOLDER/clip, a captioner of a pretrained image encoder as FOLDER/captioner; transformers loads each of them.
-FOLDER/stablehlo holds programs that JAX alone runs, on CPU, GPU and TPU: docs/export.md.
+FOLDER/stablehlo holds programs that JAX alone runs, on CPU, GPU and TPU; FOLDER/onnx those for ONNX Runtime and others.
+docs/export.md says more.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Config:
     """Folder to write to, which must be new or empty."""
     format: tuple[Literal[tuple(FORMATS)], ...] = ("hf",)
     """Formats to write: all parameters (safetensors); these and the networks that transformers loads (hf); programs
-    that JAX alone runs (stablehlo)."""
+    that JAX alone runs (stablehlo), or ONNX Runtime (onnx)."""
     dtype: Literal[tuple(DTYPES)] = "float32"
     """Weights as they were trained (float32), rounded (bfloat16), or matrices and convolutions as integers with a scale
     for each output channel (int8); all of them are computed in float32."""

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from xmodal_jax.deploy.onnx_files import write_onnx
 from xmodal_jax.deploy.stablehlo import write_stablehlo
 from xmodal_jax.inference.loading import make_model, restore
 from xmodal_jax.inference.model import RestoredRun, TrainedModel
@@ -49,6 +50,7 @@ def _programs(name: str, write: Callable[[TrainedModel, pathlib.Path, str], dict
 
 
 FORMATS: dict[str, Format] = {
+    "onnx": Format(_programs("onnx", write_onnx), tuple(DTYPES)),
     "stablehlo": Format(_programs("stablehlo", write_stablehlo), tuple(DTYPES)),
     "hf": Format(_write_networks, ("float32",)),
     "safetensors": Format(_write_parameters, tuple(DTYPES)),
@@ -76,7 +78,8 @@ def export_formats(
       run, best, seed: as for `inference.load`. The formats ``hf`` and ``safetensors`` take runs of any kind.
       folder: new or empty.
       formats: of `FORMATS`. ``safetensors``: all parameters and the metadata, which `inference.load` takes like a run;
-        ``hf``: these, and the networks that transformers loads; ``stablehlo``: programs that JAX alone runs.
+        ``hf``: these, and the networks that transformers loads; ``stablehlo``: programs that JAX alone runs;
+        ``onnx``: programs for ONNX Runtime and others.
       dtype: of the weights, of `transfer.weights.DTYPES`; everything is computed in float32.
 
     Raises:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from xmodal_jax.deploy.onnx_graph import NotConvertible, make_model, size_at
+from xmodal_jax.deploy.onnx_convert import make_model
+from xmodal_jax.deploy.onnx_graph import NotConvertible, size_at
 from xmodal_jax.deploy.programs import Field
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -66,7 +67,10 @@ CASES = {
     "one with much padding": (lambda x: transposed(x, ((1, 4), (2, 5))), normal(2, 5, 6, 4)),
     "a Fourier transform": (lambda x: jnp.abs(jnp.fft.rfft(x).real) + jnp.fft.rfft(x).imag, normal(3, 40)),
     "entries": (lambda x: jnp.take(x, jnp.array([2, 0]), axis=1), normal(2, 3, 4)),
-    "entries that are not there": (lambda x: x[:, :2] + jnp.take(jnp.asarray(normal(9, 4)), jnp.array([8, 9]), axis=0)[None], normal(1, 3, 4)),
+    "entries that are not there": (
+        lambda x: x[:, :2] + jnp.take(jnp.asarray(normal(9, 4)), jnp.array([8, 9]), axis=0)[None],
+        normal(1, 3, 4),
+    ),
     "entries of each example": (
         lambda x: jnp.take_along_axis(x, jnp.argmax(x, axis=1)[:, None, :1], axis=1), normal(3, 5, 4),
     ),

@@ -13,6 +13,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "export": "export_formats FORMATS",
+        "card": "make_card write_card",
+        "measure": "measure_losses",
+        "onnx_files": "write_onnx",
         "programs": "Field Program programs_of",
         "stablehlo": "write_stablehlo",
     },

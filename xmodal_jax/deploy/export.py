@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from xmodal_jax.deploy.card import CARD, UNKNOWN, write_card
+from xmodal_jax.deploy.measure import measure_losses
 from xmodal_jax.deploy.onnx_files import write_onnx
 from xmodal_jax.deploy.stablehlo import write_stablehlo
 from xmodal_jax.inference.loading import make_model, restore
@@ -67,6 +69,8 @@ def export_formats(
     dtype: str = "float32",
     best: bool = False,
     seed: int | None = None,
+    license: str = UNKNOWN,
+    data: str | None = None,
 ) -> dict[str, str]:
     """Writes a trained run for other programs; returns a description of what was written, by path in ``folder``.
 
@@ -81,6 +85,8 @@ def export_formats(
         ``hf``: these, and the networks that transformers loads; ``stablehlo``: programs that JAX alone runs;
         ``onnx``: programs for ONNX Runtime and others.
       dtype: of the weights, of `transfer.weights.DTYPES`; everything is computed in float32.
+      license: its identifier on the Hub, for the model card.
+      data: a data set, in a form of ``--data``, on whose test split the loss of the dtype is measured for the card.
 
     Raises:
       FileExistsError: ``folder`` is not empty.
@@ -102,4 +108,6 @@ def export_formats(
     for name, format in FORMATS.items():
         if name in formats:
             written |= format.write(restored, folder, dtype)
-    return written
+    losses = None if data is None else measure_losses(make_model(restored), data, dtype)
+    write_card(restored, folder, formats=formats, dtype=dtype, license=license, losses=losses)
+    return written | {CARD: "the model card"}

@@ -9,7 +9,8 @@ import jax
 
 from xmodal_jax.core import trees
 from xmodal_jax.deploy.extras import require
-from xmodal_jax.deploy.onnx_graph import BATCH, OPSET, NotConvertible, make_model
+from xmodal_jax.deploy.onnx_convert import OPSET, make_model
+from xmodal_jax.deploy.onnx_graph import BATCH, NotConvertible
 from xmodal_jax.deploy.programs import Program, programs_of
 from xmodal_jax.deploy.signature import signature, write_description
 from xmodal_jax.deploy.stablehlo import with_stored
@@ -71,6 +72,5 @@ def convert(model: TrainedModel, program: Program, dtype: str) -> Any:
     structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in stored.values()]
     closed = jax.make_jaxpr(flat)(*structs, *(field.struct(batch) for field in program.inputs.values()))
     outputs = program.output_fields(model.params)
-    given = [name for name in program.outputs if name in outputs]
-    # An output has no name of an input: decoders of a modality give what encoders take.
-    return make_model(closed, stored, program.inputs, given)
+    names = [name for name in program.outputs if name in outputs]
+    return make_model(closed, stored, program.inputs, names)

@@ -212,8 +212,8 @@ def _arg(operator: str) -> Operator:
         (axis,) = equation.params["axes"]
         if equation.invars[0].aval.dtype == np.bool_:
             x = graph.cast(x, np.int32)
-        found = graph.op(operator, x, axis=int(axis), keepdims=0)
-        return graph.cast(found, equation.params["index_dtype"])
+        index = graph.op(operator, x, axis=int(axis), keepdims=0)
+        return graph.cast(index, equation.params["index_dtype"])
 
     return convert
 
@@ -323,8 +323,8 @@ def _gather(graph: Graph, equation: Any, x: str, indices: str) -> str:
         raise NotConvertible("a gather of slices, or along several axes, cannot be converted to ONNX")
     (axis,) = numbers.start_index_map
     indices = graph.op("Squeeze", indices, graph.integers(len(index_shape) - 1))
-    kept = [k for k in range(len(operand)) if k != axis and k not in numbers.operand_batching_dims]
-    if any(equation.params["slice_sizes"][k] != operand[k] for k in kept):
+    others = [k for k in range(len(operand)) if k != axis and k not in numbers.operand_batching_dims]
+    if any(equation.params["slice_sizes"][k] != operand[k] for k in others):
         raise NotConvertible("a gather of parts of an axis cannot be converted to ONNX")
     last = graph.constant(operand[axis] - 1, equation.invars[1].aval.dtype)
     zero = graph.constant(0, equation.invars[1].aval.dtype)
@@ -334,15 +334,15 @@ def _gather(graph: Graph, equation: Any, x: str, indices: str) -> str:
     if numbers.operand_batching_dims:
         if numbers.operand_batching_dims != (0,) or numbers.start_indices_batching_dims != (0,):
             raise NotConvertible("a gather with several axes of batches cannot be converted to ONNX")
-        moved = graph.transpose(x, [0, axis, *kept])
+        moved = graph.transpose(x, [0, axis, *others])
         inside = graph.op("Unsqueeze", graph.cast(inside, np.int64), graph.integers(-1))
         entries = graph.op("GatherND", moved, inside, batch_dims=1)
-        # Now [batch, indices, kept]; the result has the axes of the indices at ``order``.
+        # Now [batch, indices, others]; the result has the axes of the indices at ``order``.
         places = [*order, *numbers.offset_dims]
     else:
         entries = graph.op("Gather", x, inside, axis=int(axis))
-        before = [k for k in range(len(numbers.offset_dims)) if kept[k] < axis]
-        behind = [k for k in range(len(numbers.offset_dims)) if kept[k] > axis]
+        before = [k for k in range(len(numbers.offset_dims)) if others[k] < axis]
+        behind = [k for k in range(len(numbers.offset_dims)) if others[k] > axis]
         places = [
             *(numbers.offset_dims[k] for k in before),
             *order,

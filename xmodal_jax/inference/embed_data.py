@@ -37,6 +37,7 @@ from xmodal_jax.inference.index_files import (
     write_settings,
     write_shard,
 )
+from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.train.owner import LOCK_FILE, DirectoryInUse, acquire, release
 from xmodal_jax.train.run import to_json
 from xmodal_jax.types import kind_of
@@ -57,7 +58,7 @@ SHOWN_SIDE = 160
 """Side in pixels of the pictures on a page that are read from files."""
 
 
-def run_options(model: ContrastiveModel, options: DataOptions) -> DataOptions:
+def run_options(model: TrainedModel, options: DataOptions) -> DataOptions:
     """``options`` with the values of `RUN_OPTIONS` that the run was trained with.
 
     Raises:
@@ -83,7 +84,7 @@ def run_options(model: ContrastiveModel, options: DataOptions) -> DataOptions:
 
 
 def open_for_model(
-    model: ContrastiveModel, spec: str, split: str, options: DataOptions, bad_examples: BadExamples
+    model: TrainedModel, spec: str, split: str, options: DataOptions, bad_examples: BadExamples
 ) -> Source:
     """Opens a data set in the format of a run. Files are decoded when they are needed, and not kept in memory.
 

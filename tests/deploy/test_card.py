@@ -1,0 +1,85 @@
+"""Model cards: the Hub's parser reads them, their code runs, and they say what was measured."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tests.deploy.runs import RATE, RUNS, TEXTS, export_all, pictures, sounds
+from xmodal_jax.deploy import export_formats, measure_losses
+from xmodal_jax.inference import load
+
+RESULT = {
+    "metrics": {"image_to_text/recall@1": 0.5, "text_to_image/recall@1": 0.25, "missing": None},
+    "spread": {"image_to_text/recall@1": 0.0123},
+    "per_seed": {"image_to_text/recall@1": [0.49, 0.51]},
+    "seeds": [0, 1],
+    "parameters": 12345,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = RUNS["contrastive"](tmp_path_factory.mktemp("contrastive"))
+    (folder / "result.json").write_text(json.dumps(RESULT))
+    return folder
+
+
+def test_the_hub_reads_the_metadata(run, tmp_path):
+    export_formats(run, tmp_path / "a", formats=("safetensors",), license="apache-2.0")
+    card = ModelCard.load(tmp_path / "a" / "README.md")
+    assert card.data.library_name == "xmodal_jax" and card.data.license == "apache-2.0"
+    assert card.data.pipeline_tag == "feature-extraction"
+    assert {"xmodal_jax", "contrastive", "safetensors"} <= set(card.data.tags)
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert results == {"image_to_text/recall@1": 0.5, "text_to_image/recall@1": 0.25}
+    assert "| image_to_text/recall@1 | 0.5 ± 0.012 |" in card.text
+    assert "over 2 seeds" in card.text and "12,345 parameters" in card.text
+
+
+def test_a_licence_that_nobody_named_is_said_to_be_unknown(run, tmp_path):
+    export_formats(run, tmp_path / "a", formats=("safetensors",))
+    card = ModelCard.load(tmp_path / "a" / "README.md")
+    assert card.data.license == "unknown" and "Nobody has said which one" in card.text
+
+
+def test_the_code_of_the_card_runs(run, tmp_path):
+    pytest.importorskip("flatbuffers")
+    pytest.importorskip("onnxruntime")
+    export_all({str(run): str(tmp_path / "exported")}, "safetensors", "stablehlo", "onnx")
+    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "exported" / "README.md").read_text(), re.S)
+    assert len(blocks) == 3 and all(len(block.splitlines()) <= 10 for block in blocks)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "embed" in done.stdout and done.stdout.count("encode_text") == 2
+
+
+def test_losses_of_smaller_weights_are_in_the_card(run, tmp_path, monkeypatch):
+    """On data of which the differences are known: weights that are int8 already lose nothing."""
+    losses = {"data": "folder:x", "examples": 7, "scores": {"recall@1": (0.5, 0.4)},
+              "differences": {"encode_text/embedding": {"largest": 0.01, "mean": 0.002}}}  # fmt: skip
+    monkeypatch.setattr("xmodal_jax.deploy.export.measure_losses", lambda *args: losses)
+    export_formats(run, tmp_path / "a", formats=("safetensors",), dtype="int8", data="folder:x")
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert "on 7 examples of `folder:x`" in text
+    assert "| encode_text/embedding | 0.01 | 0.002 |" in text and "| recall@1 | 0.5 | 0.4 |" in text
+
+
+def test_weights_that_stay_as_they_are_lose_nothing(run, monkeypatch):
+    inputs = {"text": TEXTS, "image": pictures(8), "audio": sounds(RATE)}
+    monkeypatch.setattr("xmodal_jax.deploy.measure.open_for_model", lambda model, *args: model.read(inputs))
+    losses = measure_losses(load(run), "folder:x", "float32")
+    assert losses["examples"] == len(TEXTS) and all(x["largest"] == 0 for x in losses["differences"].values())
+    assert all(before == after for before, after in losses["scores"].values())
+    rounded = measure_losses(load(run), "folder:x", "bfloat16")
+    assert 0 < max(x["largest"] for x in rounded["differences"].values()) < 0.1

@@ -57,10 +57,11 @@ class Config:
 
 def evaluate(config: Config, model: ContrastiveModel, spec: str, bad_examples: BadExamples):
     """The scores of one run on one data set."""
-    splits = open_splits(spec, run_options(model, config.input), bad_examples)
-    return evaluate_space(
-        model.embedding_functions, splits.train, splits.validation, splits.tests["test"], config.protocol
-    )
+    with bad_examples.recount():
+        splits = open_splits(spec, run_options(model, config.input), bad_examples)
+        return evaluate_space(
+            model.embedding_functions, splits.train, splits.validation, splits.tests["test"], config.protocol
+        )
 
 
 def main(config: Config) -> None:

@@ -64,3 +64,12 @@ def test_every_note_is_a_sentence_with_its_number(place, text):
 
 def test_the_notes_of_the_package_are_found():
     assert len(list(sentences())) >= 7
+
+
+def test_recounted_notes_keep_the_larger_count():
+    bad_examples = BadExamples()
+    for count in (44, 44, 12):
+        with bad_examples.recount():
+            bad_examples.note("Recordings are cut, which shortens {recordings}.", count - 4)
+            bad_examples.note("Recordings are cut, which shortens {recordings}.", 4)
+    assert bad_examples.summary() == "Recordings are cut, which shortens 44 recordings."

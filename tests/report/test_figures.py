@@ -160,3 +160,14 @@ def test_palette_colours_and_wrong_lengths():
 def test_no_pyplot():
     code = "import sys; import xmodal_jax.report.figures; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_legend_of_many_long_names_stays_within_its_panel():
+    names = [
+        f"validation/{a}_to_{b}/recall@1" for a in ("text", "text_es", "image", "audio") for b in "wxyz"[:3]
+    ]
+    records = [{"step": step, **dict.fromkeys(names, 0.1 * step)} for step in (1, 2)]
+    fig = figures.curves(records, [names])
+    ax = fig.axes[0]
+    fig.canvas.draw()
+    assert ax.get_legend().get_window_extent().width <= ax.get_window_extent().width

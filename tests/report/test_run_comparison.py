@@ -47,6 +47,11 @@ class OtherConfig(Config):
     beams: int = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class OnData(Config):
+    data: str = "shapes"
+
+
 def leave_run(folder, metrics=None, *, losses=(2.0, 1.0), config_class=Config, page=True, **options):
     """A run in ``folder``: a finished one if there are ``metrics``."""
     config = config_class(run_dir=folder, **options)
@@ -237,3 +242,12 @@ def test_the_script_leaves_a_page_and_its_numbers(tmp_path, capsys):
     assert "This report is incomplete" not in page and "validation/accuracy" not in capsys.readouterr().err
     with pytest.raises(ValueError, match="at least two runs"):
         script.Config(runs=(tmp_path / "one",))
+
+
+@pytest.mark.parametrize("other", ["folder:B", "folder:A"])
+def test_scores_on_different_data_are_said_not_to_be_comparable(tmp_path, other):
+    runs = [
+        leave_run(tmp_path / name, {"test/accuracy": value}, config_class=OnData, data=data, batch_size=size)
+        for name, value, data, size in [("a", 0.5, "folder:A", 10), ("b", 0.6, other, 20)]
+    ]
+    assert ("different data" in page_of(panels.group_runs(runs))) == (other != "folder:A")

@@ -652,3 +652,24 @@ def test_sigterm_ends_a_script_with_its_temporary_files_removed(tmp_path):
     assert exit.value.code == 128 + signal.SIGTERM
     assert not any(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    run: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Directory of a run."""
+    files: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
+    """Files."""
+    k: int = 3
+    """Results."""
+
+
+def test_help_names_values_that_their_place_gives(capsys, monkeypatch):
+    """They have no flag; and where the short help lists every option, it promises no more."""
+    monkeypatch.setattr(sys, "argv", ["test.py", "--help"])
+    with pytest.raises(SystemExit):
+        run_script(lambda config: None, Placed, "A test.")
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: test.py RUN FILES ... [--FLAG VALUE ...]\n")
+    assert "\n  RUN      " in shown and "\n  FILES ...   " in shown and "--run" not in shown
+    assert shown.endswith("(default: 3)\n") and "more options" not in shown

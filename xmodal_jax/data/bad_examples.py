@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -81,6 +82,15 @@ class BadExamples:
         if count:
             sentence = printable(sentence)
             self.notes[sentence] = count if once else self.notes[sentence] + count
+
+    @contextlib.contextmanager
+    def recount(self) -> Iterator[None]:
+        """Within the block the same data are opened once more: of each note the larger count remains, not the sum."""
+        before, self.notes = self.notes, Counter()
+        try:
+            yield
+        finally:
+            self.notes = before | self.notes
 
     def remark(self, sentence: str) -> None:
         """Say once how all data are read, as in ``remark("images are resized to 64 x 64 pixels")``."""

@@ -271,7 +271,8 @@ class LatentModel(TrainedModel):
         if latents.shape != (self.dim,) or latents.dtype.kind not in "iuf":
             raise ValueError(
                 f"a point is latents of the shape ({self.dim},) or an example by modality, such as "
-                f"{{'{self.format.modalities[0]}': …}}, got {type(value).__name__}"
+                f"{{'{self.format.modalities[0]}': …}}, got "
+                + (type(value).__name__ if latents.dtype == object else f"the shape {latents.shape}")
             )
         return latents.astype(np.float32)
 

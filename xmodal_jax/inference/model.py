@@ -133,14 +133,7 @@ class TrainedModel:
 
 
 def _arguments(method: Callable) -> str:
-    """The names of a method's arguments, such as ``(index, query, k=10)``."""
-    shown = []
-    for name, parameter in inspect.signature(method).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            shown.append(f"{name}=…")
-        else:
-            default = (
-                "" if parameter.default in (inspect.Parameter.empty, None) else f"={parameter.default!r}"
-            )
-            shown.append(name + default)
-    return f"({', '.join(shown)})"
+    """A method's arguments as Python writes them, without types: ``(index, *, k=10, **inputs)``."""
+    signature = inspect.signature(method)
+    untyped = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(untyped))

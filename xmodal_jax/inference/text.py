@@ -44,6 +44,10 @@ class TextModel(TrainedModel):
         if not len(inputs):
             return []
         chosen = self._default if generation is None else generation
+        if not isinstance(chosen, GenerationConfig | None):
+            raise TypeError(
+                f"generation is one of xmodal_jax.models.seq2seq, such as BeamSearchConfig(beams=8), got {chosen!r}"
+            )
         if chosen not in self._generators:
             self._generators[chosen] = TextGenerator(
                 self.config,
@@ -69,7 +73,8 @@ class Captioner(TextModel):
     actions = ("caption",)
 
     def caption(self, inputs: Any, generation: GenerationConfig | None = None) -> list[str]:
-        """Captions each picture or video. ``generation``: see `TextModel.generate`."""
+        """Captions each picture or video. ``generation``: how texts are decoded, such as ``BeamSearchConfig(beams=8)``;
+        None: as configured in the run."""
         return self.generate(inputs, generation)
 
 
@@ -85,5 +90,6 @@ class SpeechRecognizer(TextModel):
     actions = ("transcribe",)
 
     def transcribe(self, audio: Any, generation: GenerationConfig | None = None) -> list[str]:
-        """Transcribes each recording. ``generation``: see `TextModel.generate`."""
+        """Transcribes each recording. ``generation``: how texts are decoded, such as ``BeamSearchConfig(beams=8)``;
+        None: as configured in the run."""
         return self.generate(audio, generation)

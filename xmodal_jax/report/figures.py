@@ -136,7 +136,7 @@ def curves(
         if logy is True or (not isinstance(logy, bool) and any(name in logy for name in panel)):
             ax.set_yscale("log")
         if len(panel) > 1:
-            _legend_above(ax, len(panel))
+            _legend_above(ax, [labels[name] for name in panel])
     for ax in axes[max(0, len(panels) - columns) : len(panels)]:  # the lowest panel of each column
         ax.set_xlabel("step", color=MUTED, fontsize=9)
     return fig
@@ -564,11 +564,12 @@ def _style(ax: Axes, *, title: str = "", frame: bool = True) -> None:
     ax.set_axisbelow(True)
 
 
-def _legend_above(ax: Axes, entries: int) -> None:
+def _legend_above(ax: Axes, labels: Sequence[str]) -> None:
     """The legend of the curves of a panel. One of more than four entries would hide some: it gets room above them."""
+    entries = len(labels)
     if entries <= 4:
         return _legend(ax)
-    columns = 2 if entries <= 8 else 3
+    columns = 2 if entries <= 8 or max(map(len, labels)) > 13 else 3  # longer labels do not fit three times
     share = min(0.08 * -(-entries // columns) + 0.03, 0.6)  # of the height of the panel
     to_axis, to_value = ax.yaxis.get_transform(), ax.yaxis.get_transform().inverted()
     low, high = to_axis.transform(np.array(ax.get_ylim()))

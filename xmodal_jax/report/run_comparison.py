@@ -272,6 +272,11 @@ def add_scores(report: Report, groups: Sequence[RunGroup]) -> None:
         note = (
             "Of several seeds mean ± standard deviation. ↑ higher and ↓ lower is better; ★ is the best mean."
         )
+        if "data" in differing_options(groups):
+            note += (
+                " The runs were tested on different data, so that their scores are not comparable: "
+                "experiments/evaluate.py measures them on the same."
+            )
         report.add_table("Scores", ["metric", *headings], rows, note=note)
     else:
         report.add_text("Scores", "No metric is that of two finished runs.")

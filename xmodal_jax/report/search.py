@@ -10,10 +10,13 @@ from xmodal_jax.data.source import Source
 from xmodal_jax.data.standardise import StandardiseTransform
 from xmodal_jax.data.statistics import content_of
 from xmodal_jax.report.alignment import content
+from xmodal_jax.report.figures import shorten
 from xmodal_jax.report.page import Item
 from xmodal_jax.types import kind_of
 
 READ_TOGETHER = 64
+CAPTION_LENGTH = 60
+"""Letters of a caption below a picture; a longer one is cut, so that it does not stretch the row."""
 
 
 def read_items(
@@ -42,7 +45,9 @@ def read_items(
     for chunk in np.array_split(wanted, max(1, -(-len(wanted) // READ_TOGETHER))):
         batch = source.batch(chunk)
         contents += [content(batch, modality, k, sample_rate, standardise) for k in range(len(chunk))]
-        captions += [[str(content_of(batch, m, k)) for m in texts] for k in range(len(chunk))]
+        captions += [
+            [shorten(str(content_of(batch, m, k)), CAPTION_LENGTH) for m in texts] for k in range(len(chunk))
+        ]
     items = [
         Item(contents[place], "\n".join(filter(None, [*captions[place], str(name)])))
         for place, name in zip(places.ravel(), names.ravel(), strict=True)

@@ -41,6 +41,8 @@ class Option(NamedTuple):
     """Whether the short help lists it."""
     description: str
     """The docstring of its field."""
+    is_positional: bool = False
+    """Whether its value is given by its place alone, without the flag."""
 
     @property
     def table(self) -> dict[str, type]:
@@ -105,7 +107,9 @@ def options_of(config: Any, path: str = "", group: str | None = None) -> Iterato
             is_near_top = not path or (is_choice and field.path.count(".") < 2)
             is_basic = parts.HelpLevel.BASIC in field.marks or (is_near_top and not is_advanced)
             description = descriptions.get(field.name, "")
-            yield Option(flag_of(field.path), field.annotation, value, heading, is_basic, description)
+            is_positional = tyro.conf.Positional in field.marks
+            flag = flag_of(field.path)
+            yield Option(flag, field.annotation, value, heading, is_basic, description, is_positional)
         if is_nested:
             for option in options_of(value, field.path, heading):
                 yield option._replace(is_basic=option.is_basic and not is_advanced)
@@ -146,7 +150,8 @@ def short_help(config: Any, description: str, program: str) -> str:
     basic = [option for option in options if option.is_basic]
     # In the order of the fields, but `LAST_GROUPS` at the end: False sorts before True.
     groups = sorted(dict.fromkeys(option.group for option in basic), key=LAST_GROUPS.__contains__)
-    lines = [f"usage: {program} [--FLAG VALUE ...]", "", wrap_description(description)]
+    places = [_invocation(option) for option in options if option.is_positional]
+    lines = [" ".join(["usage:", program, *places, "[--FLAG VALUE ...]"]), "", wrap_description(description)]
     for group in groups:
         lines += ["", f"{group}:"]
         for option in basic:
@@ -204,7 +209,11 @@ def _first_sentence(text: str) -> str:
 
 
 def _invocation(option: Option) -> str:
-    """How to write an option: ``--steps INT``, or ``--[no-]resident`` for a switch that is on by default."""
+    """How to write an option: ``--steps INT``, ``--[no-]resident`` for a switch that is on by default, or the name of a
+    value that its place gives, ``RUN`` or ``FILES ...``."""
+    if option.is_positional:
+        several = " ..." if metavar(option).endswith(" ...") else ""
+        return option.flag.removeprefix("--").replace("-", "_").upper() + several
     if option.default is True:
         path, _, name = option.flag.removeprefix("--").rpartition(".")
         return f"--{path}{'.' if path else ''}[no-]{name}"

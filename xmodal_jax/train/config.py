@@ -50,8 +50,8 @@ class DataConfig:
     """Tokens that a text has at most, begin and end included; longer texts are cut but keep their end token. None: 2
     more than the longest training text, or as many as a pretrained text model takes if that is fewer."""
     text_cleanup: Advanced[Literal["none", "lower", "stop"]] = "none"
-    """Preprocessing of texts: ``none``; ``lower`` turns them to lower case; ``stop`` also removes English stop
-    words."""
+    """Preprocessing of texts, later also of queries: ``none``; ``lower`` turns them to lower case; ``stop`` also
+    removes English stop words."""
 
     @property
     def _unset_tokenizer(self) -> tuple[str, int | None]:

@@ -17,7 +17,7 @@ import tyro
 from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.demo import DemoOptions, index_photos, serve
-from xmodal_jax.demo.page import import_gradio
+from xmodal_jax.demo.page import require_gradio
 from xmodal_jax.inference.contrastive import ContrastiveModel
 from xmodal_jax.inference.loading import load
 from xmodal_jax.train.command_line import run_script
@@ -56,7 +56,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    import_gradio()  # a missing one is reported before the runs are read
+    require_gradio()  # a missing one is reported before the runs are read
     runtime.configure()
     models = [load(run, best=config.best, seed=config.seed) for run in config.runs]
     photos, bad_examples = {}, BadExamples("skip", announce=print)

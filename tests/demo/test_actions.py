@@ -2,6 +2,10 @@
 
 import asyncio
 import dataclasses
+import importlib.util
+import json
+import pathlib
+import sys
 import threading
 import zlib
 
@@ -17,6 +21,7 @@ from xmodal_jax.demo import (
     ProtectedApp,
     TabContext,
     actions,
+    build_page,
     index_photos,
     limits,
     tabs_of,
@@ -26,6 +31,8 @@ from xmodal_jax.demo.server import is_local
 from xmodal_jax.demo.widgets import enlarge, read_value, widget_of
 from xmodal_jax.inference.autoencoders import Autoencoder
 from xmodal_jax.inference.loading import MODEL_CLASSES
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def pixels(picture):
@@ -200,6 +207,24 @@ def test_every_kind_of_run_has_a_tab(models, photos):
     assert any(issubclass(Autoencoder, cls) for cls in TABS)
 
 
+def test_a_run_that_has_nothing_on_a_page_is_one_line(models, monkeypatch):
+    monkeypatch.setattr("xmodal_jax.demo.page.import_gradio", lambda: None)
+    monkeypatch.setattr("xmodal_jax.demo.tabs.TABS", {})
+    with pytest.raises(ValueError, match="vae is a run of vae with image: the page has nothing for it"):
+        build_page([models["vae"]], DemoOptions())
+
+
+def test_without_gradio_one_line_says_how_to_install_it(runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    file = ROOT / "experiments" / "demo.py"
+    spec = importlib.util.spec_from_file_location("demo_without_gradio", file)
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, script)
+    spec.loader.exec_module(script)
+    with pytest.raises(ValueError, match=r"pip install -r requirements-demo.txt$"):
+        script.main(script.Config((runs["vae"],)))
+
+
 def test_kinds_without_an_entry_are_numbers():
     widget = widget_of("series_heart")
     assert widget is widget_of("vector") and widget.show(np.array([[1.0, 2], [3, 4.25]])) == "1 2\n3 4.25"
@@ -242,9 +267,11 @@ async def _echo(scope, receive, send):
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-def request(body, *, host=b"127.0.0.1:80", length=True, parts=4, app=_echo):
+def request(body, *, host=b"127.0.0.1:80", length=True, kind=b"multipart/form-data", parts=4, app=_echo):
     """The status, the headers, and the body of the answer."""
-    headers = [(b"host", host)] + [(b"content-length", str(len(body)).encode())] * length
+    headers = [(b"host", host), (b"content-type", kind)] + [
+        (b"content-length", str(len(body)).encode())
+    ] * length
     size = -(-len(body) // parts)
     incoming = [body[k * size : (k + 1) * size] for k in range(parts)]
     messages = [
@@ -258,16 +285,26 @@ def request(body, *, host=b"127.0.0.1:80", length=True, parts=4, app=_echo):
     async def send(message):
         sent.append(message)
 
-    protected = ProtectedApp(app, 1000, ("127.0.0.1", "[::1]"))
-    asyncio.run(protected({"type": "http", "headers": headers}, receive, send))
+    protected = ProtectedApp(app, 1000, ("127.0.0.1", "[::1]"), "/uploads")
+    asyncio.run(protected({"type": "http", "method": "POST", "headers": headers}, receive, send))
     return sent[0]["status"], dict(sent[0]["headers"]), sent[-1]["body"]
 
 
+@pytest.mark.parametrize("kind", [b"multipart/form-data; boundary=x", b"application/json"])
 @pytest.mark.parametrize("length", [True, False])
-def test_large_bodies_are_refused(length):
-    assert request(b"x" * 1000, length=length)[::2] == (200, b"1000")
-    status, _, body = request(b"x" * 1001, length=length)
+def test_large_bodies_are_refused(length, kind):
+    assert request(b"x" * 1000, length=length, kind=kind)[::2] == (200, b"1000")
+    status, _, body = request(b"x" * 1001, length=length, kind=kind)
     assert (status, body) == (413, b"the request is too large")
+
+
+def test_only_uploaded_files_may_be_named():
+    name = lambda path: json.dumps({"data": [1, [{"path": path, "meta": {}}]]}).encode()
+    for path in ("/uploads/a/x.png", "/uploads/../uploads/x.png"):
+        assert request(name(path), kind=b"application/json")[0] == 200
+    for path in ("/etc/passwd", "/uploads/../etc/passwd", "http://example.org/x.png", "", "x.png"):
+        for kind in (b"application/json", b"text/plain"):
+            assert request(name(path), kind=kind)[::2] == (400, b"this file was not uploaded")
 
 
 def test_other_hosts_are_refused():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 POLICY = "; ".join(
@@ -28,6 +30,8 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
+MAX_JSON_BYTES = 2**20
+"""Bytes of a request that is no upload."""
 
 
 class ProtectedApp:
@@ -35,12 +39,13 @@ class ProtectedApp:
 
     A request whose body is larger than ``max_bytes`` is answered with status 413, one for another host than those that
     are allowed with 400 (a page of another site that lets its name point here could otherwise use the server). All
-    answers have `HEADERS`.
+    answers have `HEADERS`. Files that a request names must lie in the folder of uploads: otherwise a request could have
+    any file of the server read, or any address fetched.
     """
 
-    def __init__(self, app: Any, max_bytes: int, hosts: Sequence[str] | None):
-        """``app``: the application. ``hosts``: names that it is reached by; None: any."""
-        self._app, self._max_bytes = app, max_bytes
+    def __init__(self, app: Any, max_bytes: int, hosts: Sequence[str] | None, folder: str):
+        """``app``: the application. ``hosts``: names that it is reached by; None: any. ``folder``: of uploads."""
+        self._app, self._max_bytes, self._folder = app, max_bytes, Path(folder).resolve()
         self._hosts = None if hosts is None else frozenset(hosts)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -56,6 +61,11 @@ class ProtectedApp:
         if not length.isdigit() or int(length) > self._max_bytes:
             await _refuse(send, 413, "the request is too large")
             return
+        is_upload = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
+        if scope.get("method") == "POST" and not is_upload:
+            receive = await self._checked(receive, send)
+            if receive is None:
+                return
         received, has_begun = 0, False
 
         async def receive_some() -> dict[str, Any]:
@@ -82,6 +92,45 @@ class ProtectedApp:
         except _TooLarge:
             if not has_begun:
                 await _refuse(send, 413, "the request is too large")
+
+    async def _checked(self, receive: Any, send: Any) -> Any:
+        """What gives the body of a request once more after it has been read and checked; None: it was refused."""
+        body, is_complete = bytearray(), False
+        while not is_complete:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None  # the user has gone
+            body += message.get("body", b"")
+            if len(body) > min(self._max_bytes, MAX_JSON_BYTES):
+                await _refuse(send, 413, "the request is too large")
+                return None
+            is_complete = not message.get("more_body")
+        if any(not Path(path).resolve().is_relative_to(self._folder) for path in _paths_in(bytes(body))):
+            await _refuse(send, 400, "this file was not uploaded")
+            return None
+        messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def receive_again() -> dict[str, Any]:
+            """The body, and then what comes after it."""
+            return messages.pop() if messages else await receive()
+
+        return receive_again
+
+
+def _paths_in(body: bytes) -> Iterator[str]:
+    """The values of all fields ``path`` in a body of JSON; none where it is something else."""
+    try:
+        waiting = [json.loads(body)] if body else []
+    except (ValueError, RecursionError):
+        return
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if isinstance(path := value.get("path"), str):
+                yield path.replace("\0", "")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 class _TooLarge(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from xmodal_jax.inference.model import TrainedModel
 
 KEPT_SECONDS = 900
 """Seconds after which uploaded and generated files are removed."""
+MAX_SESSIONS = 50
+"""Open pages whose latents the server remembers; the oldest is forgotten."""
 NO_TELEMETRY = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -22,17 +25,27 @@ NO_TELEMETRY = {
     "GRADIO_RUN_HISTORY": "False",
     "GRADIO_SSR_MODE": "False",
     "GRADIO_MCP_SERVER": "False",
+    "GRADIO_ANALYTICS_MAX_EVENTS": "100",  # requests that the server remembers
 }
 """The environment in which Gradio is imported: it sends nothing, and its further services are off."""
 
 
-def import_gradio() -> Any:
-    """The module Gradio; raises ValueError, with the command that installs it, where it is missing."""
-    os.environ.update(NO_TELEMETRY)
+def require_gradio() -> None:
+    """Raises ValueError, with the command that installs it, where Gradio is missing; imports nothing."""
     try:
-        import gradio
-    except ImportError as error:
-        raise ValueError(f"the demo needs Gradio ({error}): pip install -r requirements-demo.txt") from error
+        is_missing = importlib.util.find_spec("gradio") is None
+    except ValueError:  # something that is no package has its name
+        is_missing = True
+    if is_missing:
+        raise ValueError("the demo needs Gradio: pip install -r requirements-demo.txt")
+
+
+def import_gradio() -> Any:
+    """The module Gradio; raises ValueError where it is missing."""
+    require_gradio()
+    os.environ.update(NO_TELEMETRY)
+    import gradio
+
     return gradio
 
 
@@ -72,4 +85,5 @@ def build_page(
                     tab.build(model, context)
         gr.Markdown(f"Runs: {', '.join(model.path.name for model in models)}", elem_classes="runs")
     page.worker = worker  # ends with the page
+    page.state_session_capacity = MAX_SESSIONS
     return page.queue(max_size=QUEUE_SIZE, api_open=False, default_concurrency_limit=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import socket
 import tempfile
@@ -30,7 +31,7 @@ footer { display: none !important; }
 }
 """
 """Of the page, which has the whole width of a telephone."""
-END_SECONDS = 3
+END_SECONDS = 1
 """Seconds that open connections have to end when the server does."""
 
 
@@ -53,8 +54,9 @@ def make_app(page: Any, options: DemoOptions) -> ProtectedApp:
         max_file_size=options.max_upload_bytes, enable_monitoring=False, mcp_server=False, css=CSS,
         theme=gr.themes.Default(font=font, font_mono=("ui-monospace", "monospace")), allowed_paths=[],
     )  # fmt: skip
+    page.has_launched = True  # Gradio checks only then that the files of requests were uploaded
     hosts = ("localhost", "127.0.0.1", "[::1]", options.host) if is_local(options.host) else None
-    return ProtectedApp(app, options.max_upload_bytes + 2**20, hosts)
+    return ProtectedApp(app, options.max_upload_bytes + 2**20, hosts, os.environ["GRADIO_TEMP_DIR"])
 
 
 def serve(
@@ -86,8 +88,11 @@ def serve(
                 "--photos; there is no password",
                 flush=True,
             )
+        server = uvicorn.Server(config)
+        # Pages that are open have connections that wait, which the end cuts off: no error.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
         except KeyboardInterrupt:
             print("ended")
         finally:

@@ -17,6 +17,9 @@ from xmodal_jax.types import kind_of
 SHOWN_PIXELS = 256
 """Pixels that the shorter side of a generated picture is enlarged to, so that each of its own can be seen."""
 
+NOT_UPLOADED = "?"
+"""Stands for the path of a file that is none of the uploaded ones."""
+
 
 class Widget(NamedTuple):
     """How one kind of data is taken and shown. ``gr`` is the module Gradio."""
@@ -79,12 +82,24 @@ def check_text(text: str) -> str:
 
 def _upload(component: Any) -> Any:
     """A component whose value is the path of the uploaded file, which Gradio does not decode itself."""
-    component.preprocess = lambda payload: None if payload is None else payload.path
+    component.preprocess = lambda payload: (
+        None if payload is None else _uploaded_path(payload.path, component.GRADIO_CACHE)
+    )
     return component
+
+
+def _uploaded_path(path: str | None, folder: str) -> str:
+    """The path of a file within the folder of uploads; of another one the empty path. A request could name any file of
+    the server."""
+    if not path or not Path(path).resolve().is_relative_to(Path(folder).resolve()):
+        return NOT_UPLOADED
+    return path
 
 
 def _read_file(path: str) -> bytes:
     """The bytes of an uploaded file."""
+    if path == NOT_UPLOADED:
+        raise ValueError("the file was not uploaded, or has been removed: upload it again")
     content = Path(path).read_bytes()
     if not content:
         raise ValueError("the file is empty")

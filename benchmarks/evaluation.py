@@ -19,11 +19,11 @@ import tyro
 
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.splits import Splits, open_splits
+from xmodal_jax.data.splits import Splits
 from xmodal_jax.evaluation.embeddings import class_prompts
 from xmodal_jax.evaluation.protocol import INVERSE_L2, Protocol, evaluate_space
 from xmodal_jax.inference.contrastive import ContrastiveModel
-from xmodal_jax.inference.embed_data import run_options
+from xmodal_jax.inference.embed_data import open_splits_for_model
 from xmodal_jax.inference.loading import load
 
 TOLERANCE = 1e-6
@@ -173,7 +173,7 @@ def main(config: Config) -> int:
     model = load(config.run, seed=config.seed)
     worst = 0.0
     for spec in config.data:
-        splits = open_splits(spec, run_options(model, DataOptions()), BadExamples("skip"))
+        splits = open_splits_for_model(model, spec, DataOptions(), BadExamples("skip"))
         test = splits.tests["test"]
         ours = evaluate_space(
             model.embedding_functions, splits.train, splits.validation, test, config.protocol

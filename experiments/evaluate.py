@@ -21,11 +21,10 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.mixture_splits import part_names
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.splits import open_splits
 from xmodal_jax.evaluation.protocol import Protocol, evaluate_space
 from xmodal_jax.experiment import write_report
 from xmodal_jax.inference.contrastive import ContrastiveModel
-from xmodal_jax.inference.embed_data import run_options
+from xmodal_jax.inference.embed_data import open_splits_for_model
 from xmodal_jax.inference.loading import load
 from xmodal_jax.report import protocol as panels
 from xmodal_jax.report.run_comparison import distinct_names
@@ -58,7 +57,7 @@ class Config:
 def evaluate(config: Config, model: ContrastiveModel, spec: str, bad_examples: BadExamples):
     """The scores of one run on one data set."""
     with bad_examples.recount():
-        splits = open_splits(spec, run_options(model, config.input), bad_examples)
+        splits = open_splits_for_model(model, spec, config.input, bad_examples)
         return evaluate_space(
             model.embedding_functions, splits.train, splits.validation, splits.tests["test"], config.protocol
         )

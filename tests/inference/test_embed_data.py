@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.inference.runs import COLOURS, train_contrastive
+from tests.inference.runs import COLOURS, coloured_pictures, train_contrastive
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.inference import Index, embed_data, load
+from xmodal_jax.inference import ContrastiveModel, Index, embed_data, load
 from xmodal_jax.inference.embed_data import (
     ALL_SPLITS,
     describe_data,
     open_for_model,
     open_for_report,
+    open_splits_for_model,
     spread_over_devices,
 )
+from xmodal_jax.inference.inputs import InputFormat
 
 COUNT = 23
 
@@ -293,3 +295,22 @@ def test_a_killed_program_loses_no_shard(run, model, pictures, tmp_path):
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
     embed(model, pictures, tmp_path / "whole")
     assert_equal(Index.load(tmp_path / "index"), Index.load(tmp_path / "whole"), atol=1e-6)
+
+
+def test_all_modalities_of_the_run_are_evaluated(tmp_path):
+    """Those that the data set has only if it is asked for them, such as a second language, too."""
+    source = coloured_pictures(6)
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        rows = []
+        for k, image in enumerate(source.arrays["image"]):
+            Image.fromarray(image).save(tmp_path / name / f"{k}.png")
+            rows.append({"file_name": f"{k}.png", "text": "red", "text_es": "rojo"})
+        (tmp_path / name / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    metadata = {"config": {"input": {}}, "shapes": {"image": (8, 8, 3)}}
+    model = object.__new__(ContrastiveModel)  # of which only the format is needed
+    model.metadata, model.format = metadata, InputFormat.from_metadata(metadata, ("text", "text_es", "image"))
+    splits = open_splits_for_model(
+        model, f"folder:{tmp_path}", DataOptions(progress=False), BadExamples("skip")
+    )
+    assert set(splits.tests["test"].modalities) == {"text", "text_es", "image"}

@@ -24,6 +24,7 @@ from xmodal_jax.data.mixture import MixtureSource
 from xmodal_jax.data.mixture_splits import split_options
 from xmodal_jax.data.open import FORMS, DataOptions, open_source
 from xmodal_jax.data.source import RawBatch, Source, first_of_group
+from xmodal_jax.data.splits import Splits, open_splits
 from xmodal_jax.data.views import Subset, TransformedSource
 from xmodal_jax.inference.contrastive import ContrastiveModel
 from xmodal_jax.inference.index import SHARD_SIZE, Index, index_settings
@@ -107,6 +108,24 @@ def open_for_model(
         if modality not in known:
             raise ValueError(f"the run has {', '.join(known)}, not {modality}")
     return _open_splits(spec, split, run_options(model, options), known, bad_examples)
+
+
+def open_splits_for_model(
+    model: TrainedModel, spec: str, options: DataOptions, bad_examples: BadExamples
+) -> Splits:
+    """The training, validation and test splits of a data set in the format of a run, see `data.open_splits`.
+
+    ``options``: of the data set; modalities None: those that the data set and the run share.
+
+    Raises:
+      ValueError: run and data share no modality.
+    """
+    spec, options = split_options(spec, options)
+    options = run_options(model, options)
+    if options.modalities is None:
+        shared = _shared_modalities(spec, "train", options, model.format.modalities)
+        options = dataclasses.replace(options, modalities=shared)
+    return open_splits(spec, options, bad_examples)
 
 
 def _open_splits(

@@ -137,15 +137,12 @@ def _index(name: str, kind: str, data: str, scores: Mapping[str, float]) -> dict
 
 
 def _score_table(scores: Mapping[str, float], result: Mapping[str, Any], seeds: Sequence[Any]) -> str:
-    """The test scores, with their standard deviation over seeds or their interval over examples."""
+    """The test scores, with their standard deviation over seeds."""
     if not scores:
         return "## Scores\n\nThe run has no scores: it was exported before it was tested.\n"
-    spread, intervals = result.get("spread", {}), result.get("intervals", {})
-    rows = []
+    spread, rows = result.get("spread", {}), []
     for name, value in list(scores.items())[:MOST_METRICS]:
         around = f" ± {spread[name]:.2g}" if spread.get(name) is not None else ""
-        if isinstance(intervals.get(name), list | tuple) and len(intervals[name]) >= 2:
-            around = f" ({intervals[name][0]:.4g} to {intervals[name][1]:.4g})"
         rows.append(f"| {name} | {value:.4g}{around} |")
     count = len(seeds)
     meaning = (

@@ -33,7 +33,8 @@ def measure_losses(model: TrainedModel, data: str, dtype: str) -> dict[str, Any]
 
     Returns:
       ``data``, the number of ``examples``, ``differences`` (by PROGRAM/OUTPUT the ``largest`` and the ``mean`` absolute
-      one) and ``scores`` (by name a pair: with trained weights, with stored ones), of kinds that have any.
+      one; of token ids and masks whether they differ) and ``scores`` (by name a pair: with trained weights, with stored
+      ones; empty for kinds of runs without any).
     """
     batch, count = _read_batch(model, data)
     stored = DTYPES[dtype].compress(trees.flat(model.params))
@@ -44,7 +45,7 @@ def measure_losses(model: TrainedModel, data: str, dtype: str) -> dict[str, Any]
         trained = jax.jit(program.function)(model.params, inputs)
         small = jax.jit(with_stored(model, program, dtype))(stored, inputs)
         for name in trained:
-            difference = np.abs(np.asarray(trained[name], np.float64) - np.asarray(small[name], np.float64))
+            difference = absolute_difference(trained[name], small[name])
             differences[f"{program.name}/{name}"] = {
                 "largest": float(difference.max()),
                 "mean": float(difference.mean()),
@@ -55,6 +56,14 @@ def measure_losses(model: TrainedModel, data: str, dtype: str) -> dict[str, Any]
     before, after = score(results[False]), score(results[True])
     scores = {name: (before[name], after[name]) for name in before}
     return {"data": data, "examples": count, "differences": differences, "scores": scores}
+
+
+def absolute_difference(a: Any, b: Any) -> np.ndarray:
+    """``|a - b|``; of token ids, classes and masks whether they differ, 0 or 1."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.dtype == bool or a.dtype == np.int32:
+        return (a != b).astype(np.float64)
+    return np.abs(a.astype(np.float64) - b.astype(np.float64))
 
 
 def _read_batch(model: TrainedModel, data: str) -> tuple[dict[str, np.ndarray], int]:

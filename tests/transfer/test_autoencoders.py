@@ -159,7 +159,7 @@ def test_what_an_autoencoder_trained_goes_back_as_folders(folders, tmp_path):
     checkpoints.save(3, {"step": jnp.int32(3), "params": params}, meta | {"length": LENGTH})
     checkpoints.close()
     written = export_run(tmp_path / "run", tmp_path / "out")
-    assert set(written) == {"parameters", "image", "image_other", "text"}
+    assert set(written) == {"parameters", "run.json", "image", "image_other", "text"}
     for kind, name, group, k in (
         ("image", "image", "image_16_24_3", 0),
         ("image", "image_other", "image_16_24_3", 1),

@@ -150,11 +150,12 @@ def linear_probe(
       test_labels: int ``[N]``.
       inverse_l2, max_iter: see `classify_by_probe`.
     """
+    test_embeddings, test_labels = np.asarray(test_embeddings), np.asarray(test_labels)
+    names = dict(test_embeddings=(test_embeddings, "test dim"), test_labels=(test_labels, "test"))
+    check_dimensions("linear_probe", **names)
     predictions = classify_by_probe(
         train_embeddings, train_labels, test_embeddings, inverse_l2=inverse_l2, max_iter=max_iter
     )
-    test_labels = np.asarray(test_labels)
-    check_dimensions("linear_probe", predictions=(predictions, "test"), test_labels=(test_labels, "test"))
     return float(np.mean(predictions == test_labels))
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.inference.runs import COLOURS, plain_picture, png_bytes, save_run, save_text_run
 from tests.models.gan.test_method import CONFIG as GAN
+from tests.models.gan.test_method import WORDS_ALONE
 from tests.support import random_params
 from xmodal_jax.data.text import train_tokenizer
 from xmodal_jax.inference import load
@@ -112,6 +113,24 @@ def draw_from(folder, condition, **sizes):
         "shapes": {},
     }
     return load(save_run(folder, {"model": config}, params, variables=variables, **metadata, **sizes))
+
+
+def save_text_gan(folder):
+    """A generator of pictures from texts with random parameters."""
+    tokenizer = train_tokenizer(COLOURS, "word")
+    config = dataclasses.replace(
+        GAN,
+        condition=WORDS_ALONE,
+        discriminator=MLPEncoderConfig(width=8),
+        generator=MLPGeneratorConfig(noise=5, width=8),
+    )
+    sizes = {"vocab_size": tokenizer.vocab_size, "length": 5, "classes": 0}
+    gan = make_gan(config, shape=(8, 8, 3), **sizes)
+    params, variables = random_params(gan.init, jax.random.key(0), {})
+    return save_run(
+        folder, {"model": config}, params, variables=variables, kind="text_to_image_gan", source="text",
+        target="image", shape=(8, 8, 3), shapes={}, tokenizer=tokenizer.files(), **sizes,
+    )  # fmt: skip
 
 
 def test_pictures_of_classes_and_of_noise_alone(tmp_path):

@@ -5,7 +5,9 @@ The size of a batch is a symbol: sizes that depend on it are computed in the gra
 
 from __future__ import annotations
 
+import ast
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +15,15 @@ import numpy as np
 
 BATCH = "batch"
 """The name of the symbol of the batch size."""
-_SIZE_FUNCTIONS = {"floordiv": lambda a, b: a // b, "mod": lambda a, b: a % b, "max": max, "min": min}
+_SIZE_FUNCTIONS = {"floordiv": operator.floordiv, "mod": operator.mod, "max": max, "min": min}
 """The functions in the text of a symbolic size, as `jax.export.symbolic_shape` reads them."""
+_SIZE_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Pow: operator.pow,
+}
+"""The operators in this text, in which a power is written ``^``."""
 
 
 class NotConvertible(ValueError):
@@ -37,12 +46,12 @@ class Graph:
         self._count += 1
         return f"t{self._count}"
 
-    def op(self, operator: str, *inputs: str, outputs: int = 0, **attributes: Any) -> Any:
+    def op(self, name: str, *inputs: str, outputs: int = 0, **attributes: Any) -> Any:
         """The output of a new node; with ``outputs`` a list of as many."""
         from onnx import helper
 
         names = [self.name() for _ in range(outputs or 1)]
-        self.nodes.append(helper.make_node(operator, list(inputs), names, **attributes))
+        self.nodes.append(helper.make_node(name, list(inputs), names, **attributes))
         return names if outputs else names[0]
 
     def constant(self, value: Any, dtype: Any = None) -> str:
@@ -98,9 +107,27 @@ class Graph:
 
 
 def size_at(size: Any, batch: int) -> int:
-    """A size where the batch has ``batch`` examples."""
-    names = {BATCH: batch, "__builtins__": {}} | _SIZE_FUNCTIONS
-    return int(eval(str(size).replace("^", "**"), names))  # the text of an expression that JAX made
+    """A size where the batch has ``batch`` examples.
+
+    Raises:
+      NotConvertible: the size has parts that are neither numbers, the size of the batch, nor operations of these.
+    """
+
+    def value(node: ast.expr) -> int:
+        match node:
+            case ast.Constant(value=int(number)):
+                return number
+            case ast.Name(id=name) if name == BATCH:
+                return batch
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -value(operand)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _SIZE_OPERATORS:
+                return _SIZE_OPERATORS[type(op)](value(left), value(right))
+            case ast.Call(func=ast.Name(id=name), args=args) if name in _SIZE_FUNCTIONS:
+                return _SIZE_FUNCTIONS[name](*map(value, args))
+        raise NotConvertible(f"the size {size} is no formula of the size of the batch: {ast.unparse(node)}")
+
+    return value(ast.parse(str(size).replace("^", "**"), mode="eval").body)
 
 
 Operator = Callable[..., Any]

@@ -72,6 +72,12 @@ class Visitor:
     def expect(self, selector):
         self.tab.locator(selector).locator("visible=true").first.wait_for()
 
+    def expect_text(self):
+        """Waits until a text is written."""
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('[role=tabpanel] textarea')].some(x => x.offsetParent && x.value)"
+        )
+
     def expect_message(self, text):
         self.page.locator(".toast-body", has_text=text).first.wait_for()
 
@@ -99,16 +105,12 @@ def test_every_tab_is_used(browser, address, photos, sound, width):
     visitor.drop(photos / "red.png")
     visitor.uploaded()
     visitor.press("Caption")
-    visitor.page.wait_for_function(
-        "[...document.querySelectorAll('[role=tabpanel] textarea')].some(x => x.offsetParent && x.value)"
-    )
+    visitor.expect_text()
     visitor.open("Recognise speech")
     visitor.drop(sound)
     visitor.uploaded()
     visitor.press("Transcribe")
-    visitor.page.wait_for_function(
-        "[...document.querySelectorAll('[role=tabpanel] textarea')].some(x => x.offsetParent && x.value)"
-    )
+    visitor.expect_text()
     visitor.open("Speak")
     visitor.write("Text", "red")
     visitor.press("Speak")

@@ -6,24 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from tests.inference.runs import COLOURS, coloured_pictures, plain_picture, png_bytes, train_contrastive
+from tests.inference.runs import COLOURS, coloured_pictures, plain_picture, png_bytes
 from xmodal_jax.inference import load
 from xmodal_jax.pretrained.export import save_model
 from xmodal_jax.train.checkpoint import DamagedCheckpoint, RestoredCheckpoint
 from xmodal_jax.transfer.export import export_run
 from xmodal_jax.transfer.exported import restore_exported, write_exported
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("contrastive")
-    train_contrastive(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(run):
-    return load(run)
 
 
 def test_it_knows_the_colours(model):

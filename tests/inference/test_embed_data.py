@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.inference.runs import COLOURS, coloured_pictures, train_contrastive
+from tests.inference.runs import COLOURS, coloured_pictures
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.inference import ContrastiveModel, Index, embed_data, load
@@ -26,18 +26,6 @@ from xmodal_jax.inference.embed_data import (
 from xmodal_jax.inference.inputs import InputFormat
 
 COUNT = 23
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("contrastive")
-    train_contrastive(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(run):
-    return load(run)
 
 
 @pytest.fixture

@@ -5,16 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.inference.runs import COLOURS, plain_picture, train_contrastive
-from xmodal_jax.inference import DamagedIndex, Index, load
+from tests.inference.runs import COLOURS, plain_picture
+from xmodal_jax.inference import DamagedIndex, Index
 from xmodal_jax.inference.index_files import shard_summary
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("contrastive")
-    train_contrastive(folder)
-    return load(folder)
 
 
 def small_index(count=11, dim=5):

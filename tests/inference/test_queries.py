@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.inference.runs import plain_picture, train_contrastive
+from tests.inference.runs import plain_picture
 from xmodal_jax.data.bad_examples import BadExampleError, BadExamples
-from xmodal_jax.inference import load
 from xmodal_jax.inference.queries import (
     embed_queries,
     find_files,
@@ -14,13 +13,6 @@ from xmodal_jax.inference.queries import (
     parse_queries,
     query_content,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("contrastive")
-    train_contrastive(folder)
-    return load(folder)
 
 
 def test_a_query_is_a_text_unless_it_is_a_file(tmp_path):

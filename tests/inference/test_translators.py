@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from tests.inference.runs import COLOURS, plain_picture, save_text_run, train_contrastive
+from tests.inference.runs import COLOURS, plain_picture, save_text_run
 from tests.inference.test_autoencoders import RATE, SMALL, save
 from tests.inference.test_fusion import ANSWERS, TASKS, save_fusion
 from xmodal_jax.data.bad_examples import BadExamples
@@ -127,44 +127,37 @@ def test_a_conditional_autoencoder_is_used_from_python(tmp_path):
         load_translators(run)
 
 
-@pytest.fixture(scope="module")
-def colours(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("contrastive")
-    train_contrastive(folder)
-    return folder
-
-
-def test_a_shared_space_finds_the_nearest_candidate(colours, tmp_path):
+def test_a_shared_space_finds_the_nearest_candidate(run, tmp_path):
     (tmp_path / "words.txt").write_text("\n".join(COLOURS) + "\n")
     candidates = find_candidates(tmp_path / "words.txt")
     assert candidates == ("text", list(COLOURS))
     pictures = [np.asarray(plain_picture(c)) for c in ("#00d000", "#e00000")]
-    translators = load_translators(colours, TranslationOptions(candidates=candidates))
+    translators = load_translators(run, TranslationOptions(candidates=candidates))
     assert way(translators, "image", "text").apply(pictures) == ["green", "red"]
     for name, colour in (("a", "#00d000"), ("b", "#0000f0")):
         (tmp_path / "photos").mkdir(exist_ok=True)
         plain_picture(colour, (30, 20)).save(tmp_path / "photos" / f"{name}.png")
     candidates = find_candidates(tmp_path / "photos")
-    step = way(load_translators(colours, TranslationOptions(candidates=candidates)), "text", "image")
+    step = way(load_translators(run, TranslationOptions(candidates=candidates)), "text", "image")
     found = step.apply(["blue", "green"])
     assert [path.name for path in found] == ["b.png", "a.png"]
     (copy, _) = write_outputs(tmp_path / "out", ["one", "two"], found, sample_rate=0, modality="image")
     assert copy.name == "one.png" and copy.read_bytes() == (tmp_path / "photos" / "b.png").read_bytes()
     assert to_cell(found[0], "image", 0).shape == (20, 30, 3)
     with pytest.raises(ValueError, match="name them by --candidates"):
-        load_translators(colours)
+        load_translators(run)
     with pytest.raises(ValueError, match="of the kind audio, which .* lacks: it has text, image"):
-        load_translators(colours, TranslationOptions(candidates=("audio", ["a.wav"])))
+        load_translators(run, TranslationOptions(candidates=("audio", ["a.wav"])))
 
 
-def test_what_a_shared_space_finds_is_captioned(colours, tmp_path):
+def test_what_a_shared_space_finds_is_captioned(run, tmp_path):
     """A chain whose second run reads the file that the first one found."""
     plain_picture("#0000f0", (30, 20)).save(tmp_path / "photo.png")
     captioner = save_text_run(
         tmp_path / "captioner", "image", "captioning", {"image": np.zeros((1, 8, 8, 3), np.uint8)}
     )
     translators = [
-        way(load_translators(colours, TranslationOptions(candidates=find_candidates(tmp_path / "photo.png"))),
+        way(load_translators(run, TranslationOptions(candidates=find_candidates(tmp_path / "photo.png"))),
             "text", "image"),
         load_translator(captioner),
     ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import xmodal_jax
 from xmodal_jax.inference.loading import kind_of_run
 from xmodal_jax.inference.model import RestoredRun
+from xmodal_jax.report.comparison import read_result
 from xmodal_jax.train.run import write_atomic
 from xmodal_jax.transfer.weights import DTYPES
 
@@ -89,7 +89,7 @@ def make_card(
     import yaml
 
     metadata, config = run.checkpoint.metadata, run.checkpoint.metadata["config"]
-    kind, result = kind_of_run(metadata) or "model", _read_result(run.path)
+    kind, result = kind_of_run(metadata) or "model", read_result(run.path)
     header = {"library_name": "xmodal_jax", "license": license, "tags": ["xmodal_jax", "jax", kind, *formats]}
     if kind in PIPELINES:
         header["pipeline_tag"] = PIPELINES[kind]
@@ -115,11 +115,6 @@ def make_card(
         _limits(run, result),
     ]
     return "\n".join(part for part in parts if part)
-
-
-def _read_result(run: pathlib.Path) -> dict[str, Any]:
-    file = run / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _scores(result: Mapping[str, Any]) -> dict[str, float]:

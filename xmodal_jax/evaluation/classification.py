@@ -167,8 +167,9 @@ def gains_of_modalities(
 
 def _log_softmax(logits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Log-probabilities ``[N, classes]`` by target, in float64."""
-    shifted = {t: np.float64(x) - np.float64(x).max(axis=1, keepdims=True) for t, x in logits.items()}
-    return {t: x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for t, x in shifted.items()}
+    from scipy.special import log_softmax  # here: it takes a while to import
+
+    return {t: log_softmax(np.float64(x), axis=1) for t, x in logits.items()}
 
 
 def accuracies(predicted: Classes, labels: Classes, prefix: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ classification by prompts and its calibration, a linear probe, and few-shot clas
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -106,10 +106,11 @@ def evaluate_space(
     labelled = labelled_examples(one_per_picture(test))
     if labelled is None:
         return scores
+    tested = {name: (embeddings, labels) for name, embeddings, labels in _by_modality(space, labelled)}
     return (
         scores
-        | _zero_shot(space, train, labelled, protocol)
-        | _probes(space, train, validation, labelled, protocol)
+        | _zero_shot(space, train, tested, protocol)
+        | _probes(space, train, validation, tested, protocol)
     )
 
 
@@ -144,6 +145,8 @@ def _interval(values: np.ndarray, protocol: Protocol, units: np.ndarray | None =
 
 Labelled = tuple[Source, np.ndarray]
 """Examples that have a label, and their labels int ``[N]``."""
+Tested = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""By modality the embeddings ``[N, dim]`` and labels ``[N]`` of the test examples that have it."""
 
 
 def _by_modality(
@@ -159,7 +162,7 @@ def _by_modality(
 
 
 def _zero_shot(
-    space: EmbeddingFunctions, train: Source, test: Labelled, protocol: Protocol
+    space: EmbeddingFunctions, train: Source, tested: Tested, protocol: Protocol
 ) -> dict[str, Interval]:
     """Accuracy and calibration error of zero-shot classification by prompts, for each modality but texts."""
     has_texts = space.embed_texts is not None and ("text" in train.modalities or protocol.prompts)
@@ -167,7 +170,7 @@ def _zero_shot(
     if prompts is None:
         return {}
     classes, scores = embed_prompts(space.embed_texts, prompts), {}
-    for modality, embeddings, labels in _by_modality(space, test):
+    for modality, (embeddings, labels) in tested.items():
         similarity = np.asarray(embeddings, np.float32) @ np.asarray(classes, np.float32).T
         correct = similarity.argmax(axis=1) == labels
         scores[f"{modality}_zero_shot/accuracy"] = _interval(correct, protocol)
@@ -179,13 +182,12 @@ def _zero_shot(
 
 
 def _probes(
-    space: EmbeddingFunctions, train: Source, validation: Source, test: Labelled, protocol: Protocol
+    space: EmbeddingFunctions, train: Source, validation: Source, tested: Tested, protocol: Protocol
 ) -> dict[str, Interval]:
     """Accuracy of a linear probe and of few-shot nearest neighbours, for each modality but texts."""
     labelled_train = labelled_examples(one_per_picture(train))
     if labelled_train is None:
         return {}
-    tested = {name: (x, labels) for name, x, labels in _by_modality(space, test)}
     scores = {}
     fitted = _take_spread(labelled_train, protocol.probe_examples)
     labelled_validation = labelled_examples(one_per_picture(validation))

@@ -13,7 +13,13 @@ import numpy as np
 
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.inference.inputs import InputSource, broadcast_inputs, check_count, collect_inputs
+from xmodal_jax.inference.inputs import (
+    InputSource,
+    broadcast_inputs,
+    check_count,
+    collect_inputs,
+    positions_of,
+)
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.inference.outputs import OutputFormat
 from xmodal_jax.models.speech import log_mel_transform
@@ -254,11 +260,10 @@ class LatentModel(TrainedModel):
         if classes is None:
             raise ValueError(f"{self.path} is conditional: give the classes, of {known}")
         names = [classes] * count if isinstance(classes, str) else list(classes)
-        if unknown := [name for name in names if name not in self.class_names]:
-            raise ValueError(f"there is no class {unknown[0]!r}; the classes are {known}")
+        labels = positions_of(names, self.class_names, "class", "classes")
         if len(names) != count:
             raise ValueError(f"there are {count} examples and {len(names)} classes")
-        return {"label": np.array([self.class_names.index(name) for name in names], np.int32)}
+        return {"label": labels}
 
     def _point(self, value: Any, classes: Any) -> np.ndarray:
         """Latents ``[D]``: ``value`` itself, or those of the example that it holds by modality."""

@@ -113,7 +113,7 @@ class ContrastiveModel(TrainedModel):
     @property
     def embedding_functions(self) -> EmbeddingFunctions:
         """The functions that `evaluation.protocol.evaluate_space` evaluates."""
-        text = next((m for m in self.format.modalities if kind_of(m) == "text"), None)
+        text = self._text_modality
         embed_texts = None if text is None else lambda texts: self.embed(**{text: list(texts)})
         return EmbeddingFunctions(self.embed_source, embed_texts, self.scale)
 
@@ -152,9 +152,12 @@ class ContrastiveModel(TrainedModel):
           ValueError: there are no classes, one is named twice, a prompt has no ``{}``, or the run has no texts.
         """
         classes, prompts = _check_classes(classes), _check_prompts(prompts)
-        text = self._text_modality()
+        if self._text_modality is None:
+            raise ValueError(
+                f"classes are described by texts, and the run has none, only {self.format.modalities}"
+            )
         texts = [text for name in classes for text in fill_prompts(prompts, name)]
-        text_embeddings = self.embed(**{text: texts}).reshape(len(classes), len(prompts), -1)
+        text_embeddings = self.embed(**{self._text_modality: texts}).reshape(len(classes), len(prompts), -1)
         scores = self.similarity(self.embed(**inputs), np.asarray(class_embeddings(text_embeddings)))
         if self.scale is not None:
             scores = np.asarray(jax.nn.softmax(self.scale * scores, axis=1))
@@ -215,14 +218,10 @@ class ContrastiveModel(TrainedModel):
                 "embeddings cannot be compared. Use that one, or embed the data again"
             )
 
-    def _text_modality(self) -> str:
-        """The first modality of texts."""
-        for modality in self.format.modalities:
-            if kind_of(modality) == "text":
-                return modality
-        raise ValueError(
-            f"classes are described by texts, and the run has none, only {self.format.modalities}"
-        )
+    @property
+    def _text_modality(self) -> str | None:
+        """The first modality of texts; None: there is none."""
+        return next((m for m in self.format.modalities if kind_of(m) == "text"), None)
 
 
 def _check_classes(classes: Iterable[str]) -> list[str]:
@@ -257,6 +256,5 @@ def _check_prompts(prompts: Iterable[str]) -> list[str]:
 
 @jax.jit
 def _products(a, b):
-    """Inner products ``[N, M]`` in full float32 precision."""
     """Inner products ``[N, M]`` in full float32 precision."""
     return jnp.matmul(a, b.T, precision="highest")

@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image
 
 from xmodal_jax.data.pipeline import numeric_fields
-from xmodal_jax.data.views import Subset, modality_fields
+from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.views import modality_fields
 from xmodal_jax.evaluation.attention import AttendedInput, AttentionInputs
 from xmodal_jax.inference.inputs import broadcast_inputs, collect_inputs
 from xmodal_jax.inference.model import BATCH_SIZE, Classification, RestoredRun, TrainedModel
+from xmodal_jax.inference.outputs import to_picture
 from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
 from xmodal_jax.models.towers import encoder_of, max_audio_seconds
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig
@@ -111,9 +113,9 @@ class FusionModel(TrainedModel):
             raise ValueError(f"{self.path}: the fusion {self.config.fusion.name!r} has no attention")
         source, examples = self._read(inputs), []
         for start in range(0, 0 if source is None else len(source), BATCH_SIZE):
-            part = Subset(source, np.arange(start, min(start + BATCH_SIZE, len(source))))
+            raw = source.batch(np.arange(start, min(start + BATCH_SIZE, len(source))))
+            part = ArraySource(raw)
             weights = self.predict(self._attend, part)
-            raw = part.batch(np.arange(len(part)))
             attended = AttentionInputs(
                 numeric_fields(self.prepare(raw)),
                 self._clean(raw),
@@ -154,8 +156,7 @@ def overlay(picture: Image.Image | np.ndarray, weights: np.ndarray) -> Image.Ima
       ValueError: the weights have another number of axes.
     """
     if not isinstance(picture, Image.Image):
-        pixels = np.asarray(picture)
-        picture = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+        picture = to_picture(np.asarray(picture))
     weights = np.asarray(weights, np.float32)
     if weights.ndim != 2:
         raise ValueError(f"the attention to a picture has the shape [h, w], got {weights.shape}")

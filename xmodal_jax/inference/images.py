@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ from PIL import Image
 
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.images import ImageGenerator
-from xmodal_jax.inference.inputs import as_list, check_count
+from xmodal_jax.inference.inputs import as_list, check_count, positions_of
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
+from xmodal_jax.inference.outputs import to_picture
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.train.run import from_json
@@ -92,7 +92,7 @@ class ImageSynthesizer(TrainedModel):
             raise ValueError(f"noise has the shape {noise.shape}, needed is {(number, self._generate.noise)}")
         source = ArraySource({**fields, "index": np.arange(number)})
         pixels = self._generate(self.params, self._generate.conditions(source), noise)
-        return [Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in pixels]
+        return [to_picture(x) for x in pixels]
 
     def _fields(self, conditions: Any, count: int | None) -> tuple[dict[str, np.ndarray], int]:
         """The conditions as fields of a batch, and the number of images."""
@@ -112,12 +112,4 @@ class ImageSynthesizer(TrainedModel):
             fields = self.read({"text": texts}).batch(np.arange(len(texts))) if len(texts) else {}
             return fields, len(texts)
         names = as_list("text", conditions)
-        return {"label": self._labels(names)}, len(names)
-
-    def _labels(self, names: Sequence[str]) -> np.ndarray:
-        """The index of each class, int32 ``[N]``."""
-        if unknown := [name for name in names if name not in self.class_names]:
-            raise ValueError(
-                f"there is no class {unknown[0]!r}; the classes are {', '.join(self.class_names)}"
-            )
-        return np.array([self.class_names.index(name) for name in names], np.int32)
+        return {"label": positions_of(names, self.class_names, "class", "classes")}, len(names)

@@ -245,6 +245,17 @@ def as_list(modality: str, value: Any) -> Sequence[Any]:
     return list(np.asarray(value)) if hasattr(value, "shape") else list(value)
 
 
+def positions_of(names: Sequence[str], known: Sequence[str], singular: str, plural: str) -> np.ndarray:
+    """The position of each name in ``known``, int32 ``[N]``.
+
+    Raises:
+      ValueError: there is no such name; ``singular`` and ``plural`` say of what, such as "class" and "classes".
+    """
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"there is no {singular} {unknown[0]!r}; the {plural} are {', '.join(known)}")
+    return np.array([known.index(name) for name in names], np.int32)
+
+
 def check_count(name: str, count: int | None, *, least: int) -> None:
     """Raises ValueError where the argument ``name`` is neither None nor a whole number from ``least`` on."""
     is_whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)

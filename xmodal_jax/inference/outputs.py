@@ -41,7 +41,7 @@ class OutputFormat(NamedTuple):
 
 def to_picture(pixels: np.ndarray) -> Image.Image:
     """A Pillow image of pixels uint8 ``[H, W, C]``; with one channel it is grey."""
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
 
 
 def _to_pictures(format: OutputFormat, modality: str, values: np.ndarray, mask: Any) -> list[Image.Image]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.speech import Synthesizer
-from xmodal_jax.inference.inputs import as_list
+from xmodal_jax.inference.inputs import as_list, positions_of
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.models.speech import SpeechConfig
 from xmodal_jax.train.run import from_json
@@ -63,15 +63,13 @@ class SpeechSynthesizer(TrainedModel):
         )
         if len(names) != len(texts):
             raise ValueError(f"there are {len(texts)} texts and {len(names)} voices")
-        if unknown := [name for name in names if name not in self.voices]:
-            raise ValueError(f"there is no voice {unknown[0]!r}; the voices are {', '.join(self.voices)}")
+        speakers = positions_of(names, self.voices, "voice", "voices")
         if not 0 < speed < np.inf:
             raise ValueError(f"speed must be positive and finite, got {speed}")
         if not texts:
             return []
         captions = self.read({"text": texts}).batch(np.arange(len(texts)))["caption"]
         self._check_lengths(captions.tolist())
-        speakers = np.array([self.voices.index(name) for name in names], np.int32)
         source = ArraySource({"caption": captions, "speaker": speakers})
         speech = self._synthesizer(float(speed))(self.params, source)
         return [(wave, self.sample_rate) for wave in speech.waves]

@@ -107,9 +107,9 @@ def save(
     kind="multimodal_vae",
     image=(11, 11, 3),
 ):
-    """A run with random parameters; ``image``: the shape of its images."""
+    """A run with random parameters; ``image``: the shape of its images, of all image modalities."""
     batch, _ = arrays(1)
-    batch["image"] = np.zeros((1, *image), np.uint8)
+    batch |= {m: np.zeros((1, *image), np.uint8) for m in modalities if m.startswith("image")}
     sizes = sizes_of(batch, modalities, config, vocab_size=TOKENIZER.vocab_size, classes=classes)
     as_json = {m: [*s.shape, s.values] for m, s in sizes.items()}
     if kind == "vae":

@@ -10,12 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from tests.inference.runs import COLOURS, plain_picture, save_text_run, train_contrastive
-from tests.inference.test_autoencoders import SMALL, save
-from tests.inference.test_fusion import ANSWERS, save_fusion
-from tests.inference.test_generation import save_speaker, save_text_gan
-from xmodal_jax.models.vae.multimodal_models import MVTCAEConfig
-from xmodal_jax.models.vae.single_models import VAEConfig
+from tests.inference.all_kinds import save_all_kinds
+from tests.inference.runs import COLOURS, plain_picture
+from tests.inference.test_fusion import ANSWERS
 from xmodal_jax.train.command_line import run_script
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -26,15 +23,7 @@ BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", (ROOT / "docs" / "inference.md"
 def runs(tmp_path_factory):
     """A run of each script that the guide uses, of which only the first was trained."""
     folder = tmp_path_factory.mktemp("runs")
-    train_contrastive(folder / "contrastive")
-    save_fusion(folder / "fusion", ("text", "image"), ANSWERS)
-    save(folder / "multimodal_vae", MVTCAEConfig(**SMALL), ("image", "text"))
-    save(folder / "vae", VAEConfig(**SMALL), ("image",), kind="vae")
-    save_text_run(folder / "captioning", "image", "captioning", {"image": np.zeros((1, 8, 8, 3), np.uint8)})
-    sound = {"audio": np.zeros((1, 1600), np.int16), "audio_mask": np.ones((1, 1600), bool)}
-    save_text_run(folder / "speech_recognition", "audio", "speech_recognition", sound)
-    save_speaker(folder / "speech_synthesis")
-    save_text_gan(folder / "text_to_image_gan")
+    save_all_kinds(folder)
     return folder
 
 

@@ -1,11 +1,16 @@
-"""Exact nearest neighbours among many embeddings, beside NumPy's matrix product and argpartition.
+"""Nearest neighbours among many embeddings: exact, beside NumPy's matrix product and argpartition, and approximate.
 
     python -m benchmarks.neighbours
     python -m benchmarks.neighbours --count 200000 --queries 1 100
+    python -m benchmarks.neighbours --approximate --gallery embeddings.npy --held-out 1000
 
 Random unit vectors, the 10 nearest of each query. Both return the same indices, nearest first. Medians of rounds in
 which both take turns, after warming up. Memory is the most that the process takes beyond the gallery while each runs,
 in a process of its own.
+
+--approximate compares the search in a graph (`NeighbourGraph`) with the exact one: seconds, and recall, the share of
+the k nearest that it finds. The gallery is the file of --gallery, of which --held-out rows are the queries; without a
+file it is unit vectors around centres, because random directions have no neighbourhoods that a graph could follow.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import numpy as np
 import tyro
 
 from benchmarks.turns import in_turn
+from xmodal_jax.inference.approximate import NeighbourGraph
 from xmodal_jax.inference.neighbours import nearest
 
 GIB = 2**30
@@ -45,6 +51,12 @@ class Arguments:
     """For the process that measures memory: "ours", "numpy" or "none", with the gallery in the file of --gallery."""
     gallery: pathlib.Path | None = None
     """A .npy file; None: random unit vectors."""
+    approximate: bool = False
+    """Whether to compare the approximate search with the exact one."""
+    held_out: int = 1000
+    """With --approximate: rows of the gallery that are the queries and are not searched."""
+    centres: int = 1000
+    """With --approximate and no file: number of centres that the vectors lie around."""
 
 
 def with_numpy(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +82,61 @@ def unit_vectors(count: int, dim: int, seed: int) -> np.ndarray:
     for part in np.array_split(vectors, max(1, count // 10_000)):
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return vectors
+
+
+def clustered_vectors(count: int, dim: int, centres: int) -> np.ndarray:
+    """Unit vectors around random centres, float32 ``[count, dim]``: the cosine of two of one centre is about 0.5."""
+    centre = unit_vectors(centres, dim, seed=2)
+    vectors = unit_vectors(count, dim, seed=3)
+    chosen = np.random.default_rng(4).integers(0, centres, count)
+    for rows in np.array_split(np.arange(count), max(1, count // 10_000)):
+        part = vectors[rows] + centre[chosen[rows]]
+        vectors[rows] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    return vectors
+
+
+def compare_with_graph(arguments: Arguments) -> None:
+    """Prints the times of exact and approximate search, the share of neighbours that the latter finds, and what the
+    graph costs."""
+    vectors = (
+        clustered_vectors(arguments.count + arguments.held_out, arguments.dim, arguments.centres)
+        if arguments.gallery is None
+        else np.load(arguments.gallery)
+    )
+    order = np.random.default_rng(5).permutation(len(vectors))
+    held_out, gallery = vectors[order[: arguments.held_out]], vectors[order[arguments.held_out :]]
+    start = time.perf_counter()
+    graph = NeighbourGraph.build(gallery)
+    built = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        graph.save(pathlib.Path(folder) / "graph.faiss")
+        size = (pathlib.Path(folder) / "graph.faiss").stat().st_size
+    print(
+        f"{gallery.shape[0]:,} x {gallery.shape[1]} float32 ({gallery.nbytes / GIB:.2f} GiB), k {arguments.k}; "
+        f"the graph: {built:.0f} s, {size / GIB:.2f} GiB\n"
+    )
+    exact = ours(held_out, gallery, arguments.k)[1]
+    print("| queries | exact, s | approximate, s | ratio | recall of all held-out queries |")
+    print("|---|---|---|---|---|")
+    found = graph.nearest(held_out, arguments.k).indices
+    recall = np.mean([np.isin(a, b).mean() for a, b in zip(exact, found, strict=True)])
+    for count in arguments.queries:
+        queries = held_out[:count]
+
+        def search_exactly(queries=queries) -> float:
+            start = time.perf_counter()
+            ours(queries, gallery, arguments.k)
+            return time.perf_counter() - start
+
+        def search_graph(queries=queries) -> float:
+            start = time.perf_counter()
+            graph.nearest(queries, arguments.k)
+            return time.perf_counter() - start
+
+        search_exactly(), search_graph()  # warms up
+        seconds = in_turn({"exact": search_exactly, "graph": search_graph}, arguments.rounds)
+        ratio = seconds["graph"] / seconds["exact"]
+        print(f"| {count} | {seconds['exact']:.4f} | {seconds['graph']:.4f} | {ratio:.3f} | {recall:.2%} |")
 
 
 def peak_memory(arguments: Arguments, path: pathlib.Path, name: str, queries: int) -> int:
@@ -132,4 +199,7 @@ def main(arguments: Arguments) -> None:
 
 if __name__ == "__main__":
     chosen = tyro.cli(Arguments, description=__doc__)
-    measure_memory(chosen) if chosen.memory_of else main(chosen)
+    if chosen.approximate:
+        compare_with_graph(chosen)
+    else:
+        measure_memory(chosen) if chosen.memory_of else main(chosen)

@@ -45,6 +45,9 @@ class Config:
     """Modality that is searched; None: the first that the index has of image, text, audio, video, others."""
     k: int = 10
     """Number of results of each query."""
+    approximate: bool = False
+    """Whether to search in a graph, faster among millions, which may miss some results. It is built once, and kept in
+    the index's folder; needs requirements-search.txt."""
     run: pathlib.Path | None = None
     """Directory of the run that made the index; None: where it was when the index was made."""
     seed: int | None = None
@@ -67,9 +70,13 @@ def main(config: Config) -> None:
         model = load_for_index(config.run or pathlib.Path(index.run), index.model, config.seed)
     modality = index.choose_modality(config.modality or ordered(index.modalities)[0])
     queries = parse_queries(config.query, model.format.modalities, config.query_modality)
+    if config.approximate:
+        with timer("graph"):
+            index.build_graph(modality, announce=print)
 
     with timer("search"):
-        scores, indices = index.nearest(embed_queries(model, queries), config.k, modality=modality)
+        options = dict(modality=modality, approximate=config.approximate)
+        scores, indices = index.nearest(embed_queries(model, queries), config.k, **options)
     names = np.array(index.names, object)[indices]
     run = Run.create(config.run_dir, config, tensorboard=False)
     results = []

@@ -91,6 +91,9 @@ def test_mistakes_are_explained():
     for k in (0, 8):
         with pytest.raises(ValueError, match=rf"k must lie in 1..7, the number of candidates, got {k}"):
             nearest(gallery, gallery, k)
+    for shape in ((0, 4), (7, 0), (0, 0)):
+        with pytest.raises(ValueError, match=r"the gallery \[N, D\] is empty: its shape is"):
+            nearest(np.zeros((2, shape[1])), np.zeros(shape), 1)
     gallery[5, 1] = np.nan
     with pytest.raises(ValueError, match="row 5 of the gallery holds NaN"):
         nearest(normal((2, 4)), gallery, 1)

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "neighbours": "Nearest nearest",
         "contrastive": "ContrastiveModel SearchResult",
         "index": "Index",
+        "approximate": "NeighbourGraph",
         "index_files": "DamagedIndex",
         "text": "Captioner SpeechRecognizer",
         "speech": "SpeechSynthesizer",

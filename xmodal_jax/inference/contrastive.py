@@ -188,7 +188,15 @@ class ContrastiveModel(TrainedModel):
             vectors[~present[modality]] = 0
         return Index(embeddings, list(names), self.digest, present, run=str(self.path))
 
-    def search(self, index: Index, k: int = 10, modality: str | None = None, **inputs: Any) -> SearchResult:
+    def search(
+        self,
+        index: Index,
+        k: int = 10,
+        modality: str | None = None,
+        *,
+        approximate: bool = False,
+        **inputs: Any,
+    ) -> SearchResult:
         """Finds the k examples of an index that are the most similar to each input.
 
         ::
@@ -200,13 +208,14 @@ class ContrastiveModel(TrainedModel):
           index: made by this model.
           k: number of results for each input; if the index has fewer examples, all of them.
           modality: the modality of the index to search in; None: its only one.
+          approximate: whether to search in a graph, see `Index.nearest`.
           inputs: inputs of one modality, as in `embed`.
 
         Raises:
           ValueError: the index was made by another model, or lacks the modality, or an input cannot be used.
         """
         self.check_index(index)
-        scores, indices = index.nearest(self.embed(**inputs), k, modality=modality)
+        scores, indices = index.nearest(self.embed(**inputs), k, modality=modality, approximate=approximate)
         return SearchResult([[index.names[i] for i in row] for row in indices.tolist()], scores, indices)
 
     def check_index(self, index: Index) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xmodal_jax.inference.approximate import NeighbourGraph, load_or_build_graph
 from xmodal_jax.inference.index_files import (
     FORMATS,
     VERSION,
@@ -57,6 +58,9 @@ class Index:
     data: Mapping[str, Any] | None = None
     """The data set: ``spec`` (as in ``--data``), ``split`` and ``options``, from `embed_data.describe_data`; None:
     there is none."""
+    folder: Path | None = None
+    """The folder that the index was loaded from, where its graphs for approximate search are kept; None: it was not."""
+    _graphs: dict[str, NeighbourGraph] = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self):
         if not self.embeddings or not len(self.names):
@@ -112,13 +116,17 @@ class Index:
             raise ValueError(f"the index has {', '.join(self.modalities)}: {chosen}")
         return modality
 
-    def nearest(self, embeddings: np.ndarray, k: int = 10, *, modality: str | None = None) -> Nearest:
+    def nearest(
+        self, embeddings: np.ndarray, k: int = 10, *, modality: str | None = None, approximate: bool = False
+    ) -> Nearest:
         """Finds the examples with the most similar embeddings.
 
         Args:
           embeddings: unit vectors ``[Q, D]``, the queries.
           k: number of results for each query; if the index has fewer examples, all of them.
           modality: the modality to search in; None: the only one of the index.
+          approximate: whether to search in the graph of `build_graph`, which is faster in a large index and may miss
+            some of the nearest examples.
 
         Returns:
           Cosine similarities and positions in `names`, ``[Q, k]``.
@@ -127,14 +135,44 @@ class Index:
           ValueError: see `choose_modality`, or no example has the modality.
         """
         modality = self.choose_modality(modality)
-        vectors, mask = self.embeddings[modality], self.has(modality)
-        rows = None if mask.all() else np.flatnonzero(mask)
-        if rows is not None:
-            vectors = vectors[rows]
-        if not len(vectors):
-            raise ValueError(f"no example of the index has {modality}")
-        scores, indices = nearest(embeddings, vectors, min(k, len(vectors)), max_norm=LARGEST_NORM)
+        vectors, rows = self._vectors_of(modality)
+        if approximate:
+            scores, indices = self.build_graph(modality).nearest(embeddings, min(k, len(vectors)))
+        else:
+            scores, indices = nearest(embeddings, vectors, min(k, len(vectors)), max_norm=LARGEST_NORM)
         return Nearest(scores, indices if rows is None else rows[indices])
+
+    def build_graph(
+        self, modality: str | None = None, *, announce: Callable[[str], None] | None = None
+    ) -> NeighbourGraph:
+        """Builds the graph for approximate search in a modality, or reads it from `folder`, where it is kept.
+
+        Args:
+          modality: the modality to search in; None: the only one of the index.
+          announce: called with messages for the user, such as ``print``; None: there are none.
+
+        Raises:
+          ValueError: see `nearest`, or the package faiss-cpu is not installed.
+        """
+        modality = self.choose_modality(modality)
+        if modality not in self._graphs:
+            vectors, _ = self._vectors_of(modality)
+            self._graphs[modality] = load_or_build_graph(vectors, self.folder, modality, announce)
+        return self._graphs[modality]
+
+    def _vectors_of(self, modality: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """The embeddings of the examples that have a modality, and the positions of these examples; None: all.
+
+        Raises:
+          ValueError: none has it.
+        """
+        vectors, mask = self.embeddings[modality], self.has(modality)
+        if mask.all():
+            return vectors, None
+        rows = np.flatnonzero(mask)
+        if not len(rows):
+            raise ValueError(f"no example of the index has {modality}")
+        return vectors[rows], rows
 
     def save(
         self, folder: str | Path, *, format: Format = "safetensors", shard_size: int = SHARD_SIZE
@@ -199,6 +237,7 @@ class Index:
             np.concatenate([shard.examples for shard in shards]),
             settings["run"],
             settings["data"],
+            folder,
         )
 
 

@@ -63,7 +63,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} is no index: there is no {INDEX_FILE}; experiments/embed.py or Index.save makes one"
         )
-    settings = _read_sealed(path)
+    settings = read_sealed(path)
     if settings.get("version") != VERSION:
         raise ValueError(
             f"{path} has the version {settings.get('version')}, this program reads {VERSION}: embed the data again"
@@ -71,7 +71,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path) -> dict[str, Any]:
     """The content of a JSON file that `seal` wrote, whose digest is verified."""
     try:
         return unseal(json.loads(path.read_text(encoding="utf-8")))
@@ -107,7 +107,7 @@ def shard_summary(folder: Path, number: int) -> dict[str, Any]:
     path = _stem(folder, number).with_suffix(".json")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: the shard is not finished")
-    summary = _read_sealed(path)
+    summary = read_sealed(path)
     for name, digest in summary["sha256"].items():
         file = folder / name
         if not file.is_file() or file_digest(file) != digest:

@@ -65,27 +65,50 @@ def nearest(
         process.
 
     Raises:
-      ValueError: the shapes do not fit, k is not in 1..N, or a value is not finite.
+      ValueError: the shapes do not fit or are empty, k is not in 1..N, or a value is not finite.
     """
-    queries, gallery = np.asarray(queries), gallery if hasattr(gallery, "shape") else np.asarray(gallery)
-    if queries.ndim != 2 or np.ndim(gallery) != 2 or queries.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"queries [Q, D] and gallery [N, D] need the same D, got {queries.shape} and {np.shape(gallery)}"
-        )
-    if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(gallery):
-        raise ValueError(f"k must lie in 1..{len(gallery)}, the number of candidates, got {k}")
-    if not np.isfinite(queries).all():
-        raise ValueError("the queries hold NaN or infinity")
+    queries, gallery = check_search(queries, gallery, k)
     if devices is None and jax.default_backend() != "cpu":
         devices = jax.local_devices()
     if devices is None:
         candidates = _search_with_numpy(queries, gallery, k, max_norm)
     else:
         candidates = _search_on_devices(queries, gallery, k, max_norm, devices)
-    candidates = candidates.rescore(queries, gallery)
-    candidates = candidates.take(candidates.rank() < k)
-    shape = (len(queries), k)
-    return Nearest(candidates.scores.astype(np.float32).reshape(shape), candidates.indices.reshape(shape))
+    return candidates.best(queries, gallery, k)
+
+
+def check_search(queries: Any, gallery: Any, k: int) -> tuple[np.ndarray, Any]:
+    """Checks the first arguments of `nearest`, and returns the queries as an array and the gallery as one or as it is.
+
+    Raises:
+      ValueError: the shapes do not fit or are empty, k is not in 1..N, or a query is not finite.
+    """
+    queries, gallery = np.asarray(queries), gallery if hasattr(gallery, "shape") else np.asarray(gallery)
+    if queries.ndim != 2 or np.ndim(gallery) != 2 or queries.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"queries [Q, D] and gallery [N, D] need the same D, got {queries.shape} and {np.shape(gallery)}"
+        )
+    if not gallery.shape[0] or not gallery.shape[1]:
+        raise ValueError(f"the gallery [N, D] is empty: its shape is {np.shape(gallery)}")
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(gallery):
+        raise ValueError(f"k must lie in 1..{len(gallery)}, the number of candidates, got {k}")
+    if not np.isfinite(queries).all():
+        raise ValueError("the queries hold NaN or infinity")
+    return queries, gallery
+
+
+def rank_candidates(queries: np.ndarray, gallery: Any, candidates: np.ndarray, k: int) -> Nearest:
+    """Of the candidates of each query the k nearest, with the scores and in the order of `nearest`.
+
+    Args:
+      queries: ``[Q, D]``.
+      gallery: ``[N, D]``.
+      candidates: int ``[Q, M]``: different rows of the gallery; below 0: there is none. Each query has k at least.
+      k: number of results.
+    """
+    rows, columns = np.nonzero(candidates >= 0)
+    chosen = _Candidates(rows, candidates[rows, columns].astype(np.int64), np.zeros(len(rows)))
+    return chosen.best(queries, gallery, k)
 
 
 class _Candidates(NamedTuple):
@@ -119,6 +142,14 @@ class _Candidates(NamedTuple):
         kth = self.rank() == k - 1
         scores[self.rows[kth]] = self.scores[kth]
         return scores
+
+    def best(self, queries: np.ndarray, gallery: Any, k: int) -> Nearest:
+        """The k candidates of each query with the largest scores, which are computed in float64. Each query has k at
+        least."""
+        ranked = self.rescore(queries, gallery)
+        ranked = ranked.take(ranked.rank() < k)
+        shape = (len(queries), k)
+        return Nearest(ranked.scores.astype(np.float32).reshape(shape), ranked.indices.reshape(shape))
 
     def rescore(self, queries: np.ndarray, gallery: Any) -> _Candidates:
         """Computes the scores again in float64, in a way that does not depend on the other rows of a tile."""

@@ -44,11 +44,14 @@ class Config:
     further_inputs: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
     """Further inputs for a run of several modalities, each a file or a text, such as the question about a picture."""
     candidates: pathlib.Path | None = None
-    """Among what a run of contrastive.py finds the nearest: a text file with a text per line, or a folder of files."""
+    """Among what a run of contrastive.py finds the nearest: a text file with a text per line, a folder of files, or an
+    index that embed.py has made by that run."""
     copies: int = 1
     """Number of translations of each input, which differ if they are generated from noise or from sampled latents."""
     seed: int = 0
     """Random seed of the noise that pictures are generated from, and of sampled latents."""
+    class_name: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """Name of the class of all inputs, for a conditional autoencoder (vae.py --model cvae)."""
     speaker: str | None = None
     """Name of the voice, one of the voices of the run that synthesises speech; None: the first voice."""
     speed: float = 1.0
@@ -77,12 +80,12 @@ def main(config: Config) -> None:
         source_inputs = translate.find_inputs(config.source)
         further = tuple(map(translate.find_further_input, config.further_inputs))
         candidates = None if config.candidates is None else translate.find_candidates(config.candidates)
-        options = TranslationOptions(
-            config.generation, config.speed, config.seed, config.copies > 1, further, candidates
-        )
+        general = (config.generation, config.speed, config.seed, config.copies > 1)
+        options = TranslationOptions(*general, further, candidates, config.class_name)
         loaded = [load_translators(path, options, bad_examples=bad_examples) for path in config.runs]
         translators = [translator for of_run in loaded for translator in of_run]
-        steps = translate.find_chain(translators, source_inputs.modality, target, further_inputs=further)
+        constraints = dict(further_inputs=further, class_name=config.class_name)
+        steps = translate.find_chain(translators, source_inputs.modality, target, **constraints)
     run = Run.create(config.run_dir, config)
 
     with timer("data"):

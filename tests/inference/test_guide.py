@@ -74,7 +74,7 @@ def test_the_examples_in_python(workplace, capsys):
 
 def test_the_examples_on_the_command_line(workplace, call, capsys):
     commands = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         call(shlex.split(command))
     printed = capsys.readouterr().out.splitlines()
@@ -90,7 +90,10 @@ def test_the_examples_on_the_command_line(workplace, call, capsys):
     assert page.count("<img") == 11 and "green<br>b.png" in page  # ten results and a query
 
     outputs = [sorted(folder.iterdir()) for folder in workplace.glob("runs/translate-*/out")]
-    (answer,), copies, colours = sorted(outputs, key=len)
+    (answer,), (found,), copies, colours = sorted(
+        outputs, key=lambda files: (len(files), files[0].suffix != ".txt")
+    )
+    assert found.read_bytes() in [pathlib.Path(f"photos/{name}.png").read_bytes() for name in "ad"]
     assert answer.read_text().strip() in ANSWERS["answer"]
     assert [path.name for path in copies] == ["words-1.png", "words-2.png", "words-3.png"]
     assert [path.read_text().strip() for path in colours] == [*COLOURS, *COLOURS]

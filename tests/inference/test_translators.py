@@ -1,16 +1,22 @@
 """Runs of every kind as functions from one modality to another, and chains of them."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
-from tests.inference.runs import COLOURS, plain_picture, save_text_run
+from tests.inference.runs import COLOURS, coloured_pictures, plain_picture, save_text_run
 from tests.inference.test_autoencoders import RATE, SMALL, save
 from tests.inference.test_fusion import ANSWERS, TASKS, save_fusion
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.inference import load
+from xmodal_jax.data.media import DEFAULT_RESIZE
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.inference import ContrastiveModel, DamagedIndex, Index, InputFormat, load
 from xmodal_jax.inference import translators as translators_module
+from xmodal_jax.inference.embed_data import describe_data, embed_data, open_for_model
 from xmodal_jax.inference.translate import (
     apply_chain,
     find_candidates,
@@ -121,10 +127,26 @@ def test_an_autoencoder_of_one_modality_reconstructs(tmp_path):
     )
 
 
-def test_a_conditional_autoencoder_is_used_from_python(tmp_path):
-    run = save(tmp_path, CVAEConfig(**SMALL), ("vector",), classes=2, kind="vae")
-    with pytest.raises(ValueError, match="conditional on the class, which files do not tell"):
-        load_translators(run)
+def test_a_conditional_autoencoder_reconstructs_a_class(tmp_path):
+    names = ("cat", "dog")
+    run = save(tmp_path, CVAEConfig(**SMALL), ("image",), classes=2, kind="vae", class_names=names)
+    picture = np.random.default_rng(0).integers(0, 256, (11, 11, 3)).astype(np.uint8)
+    outputs = []
+    for name in names:
+        translators = load_translators(run, TranslationOptions(class_name=name))
+        (step,) = find_chain(translators, "image", "image", class_name=name)
+        expected = load(run).reconstruct(image=[picture] * 2, classes=name)["image"]
+        outputs.append(step.apply([picture] * 2))
+        np.testing.assert_array_equal(outputs[-1], np.stack(expected))
+    assert (outputs[0][0] != outputs[1][0]).any()
+    for name, problem in ((None, "it needs one"), ("cow", "it has no class 'cow'")):
+        with pytest.raises(ValueError, match=f"--class: .* and {problem}: choose one of cat, dog"):
+            load_translators(run, TranslationOptions(class_name=name))
+
+
+def test_a_class_is_of_some_run():
+    with pytest.raises(ValueError, match="--class cat: none of the runs from image to text is conditional"):
+        find_chain([Translator("image", "text", list, 0)], "image", "text", class_name="cat")
 
 
 def test_a_shared_space_finds_the_nearest_candidate(run, tmp_path):
@@ -148,6 +170,79 @@ def test_a_shared_space_finds_the_nearest_candidate(run, tmp_path):
         load_translators(run)
     with pytest.raises(ValueError, match="of the kind audio, which .* lacks: it has text, image"):
         load_translators(run, TranslationOptions(candidates=("audio", ["a.wav"])))
+
+
+def test_candidates_are_those_of_any_text_modality_of_the_run():
+    """Such as a second language: each is embedded as the modality that is asked for."""
+    vectors = {"text": np.eye(2), "text_es": np.eye(2)[::-1], "image": np.eye(2)}
+
+    def embed(**inputs):
+        ((modality, values),) = inputs.items()
+        return vectors[modality][: len(values)].astype(np.float32)
+
+    model = object.__new__(ContrastiveModel)  # of which only these are needed
+    model.format = InputFormat(("text", "text_es", "image"), {}, 16_000, None, DEFAULT_RESIZE, None)
+    model.embed = embed
+    options = TranslationOptions(candidates=("text", ["rojo", "azul"]))
+    translators = translators_module._embedding_translators(model, options)
+    assert [t.target for t in translators] == ["text"] * 3 + ["text_es"] * 3
+    assert find_chain(translators, "image", "text")[0].apply(["a"]) == ["rojo"]
+    assert find_chain(translators, "image", "text_es")[0].apply(["a"]) == ["azul"]
+
+
+@pytest.mark.parametrize("form", ["folder", "npz"])
+def test_an_index_holds_candidates(run, model, tmp_path, form):
+    """Files are given as they are, and what is in no file as it is read from the data set."""
+    if form == "folder":
+        (tmp_path / "photos").mkdir()
+        lines = []
+        for name, colour, caption in zip("abc", ("#e00000", "#00d000", "#0000f0"), COLOURS, strict=True):
+            plain_picture(colour, (12, 9)).save(tmp_path / "photos" / f"{name}.png")
+            lines.append(json.dumps({"file_name": f"{name}.png", "text": caption}))
+        (tmp_path / "photos" / "metadata.jsonl").write_text("\n".join(lines))
+        spec = f"folder:{tmp_path / 'photos'}"
+    else:
+        arrays = coloured_pictures(9).arrays
+        np.savez(tmp_path / "photos.npz", image=arrays["image"], caption=arrays["caption"].astype("U"))
+        spec = f"npz:{tmp_path / 'photos.npz'}"
+    options = DataOptions(progress=False)
+    source = open_for_model(model, spec, "train", options, BadExamples())
+    embed_data(
+        model, source, tmp_path / "index", data=describe_data(spec, "train", options),
+        bad_examples=BadExamples(), progress=False,
+    )  # fmt: skip
+    index = find_candidates(tmp_path / "index")
+    assert isinstance(index, Index)
+    translators = load_translators(run, TranslationOptions(candidates=index))
+    pictures = [np.asarray(plain_picture(c)) for c in ("#00d000", "#e00000")]
+    assert way(translators, "image", "text").apply(pictures) == ["green", "red"]
+    found = way(translators, "text", "image").apply(["red"])[0]
+    if form == "folder":
+        assert found == tmp_path / "photos" / "a.png"
+    else:
+        assert found.shape == (8, 8, 3) and found[0, 0].argmax() == 0
+    for path in tmp_path.glob("photos*"):
+        path.rename(tmp_path / "gone")
+    with pytest.raises(
+        ValueError, match=f"is read from the data set {form}:.*photos.*, which cannot be opened"
+    ):
+        way(load_translators(run, TranslationOptions(candidates=index)), "image", "text").apply(pictures)
+    other = dataclasses.replace(index, model="another")
+    with pytest.raises(ValueError, match="made by another checkpoint"):
+        load_translators(run, TranslationOptions(candidates=other))
+
+
+def test_an_index_from_python_names_its_candidates(run, model, tmp_path):
+    for name, colour in (("a", "#00d000"), ("b", "#0000f0")):
+        plain_picture(colour, (30, 20)).save(tmp_path / f"{name}.png")
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    options = TranslationOptions(candidates=model.index(images=files))
+    assert way(load_translators(run, options), "text", "image").apply(["blue"]) == [files[1]]
+    options = TranslationOptions(candidates=model.index(texts=list(COLOURS)))
+    assert way(load_translators(run, options), "image", "text").apply([files[0]]) == ["green"]
+    options = TranslationOptions(candidates=model.index(images=[plain_picture("#00d000")]))
+    with pytest.raises(ValueError, match="the index has no data set to read image from"):
+        way(load_translators(run, options), "text", "image").apply(["blue"])
 
 
 def test_what_a_shared_space_finds_is_captioned(run, tmp_path):
@@ -207,7 +302,7 @@ def test_further_inputs_and_candidates_are_files_or_texts(tmp_path):
         find_candidates(tmp_path / "none")
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "index.json").write_text("{}")
-    with pytest.raises(ValueError, match="is an index, which experiments/search.py searches"):
+    with pytest.raises(DamagedIndex, match="index.json holds other content than was written"):
         find_candidates(tmp_path / "index")
     with pytest.raises(ValueError, match="holds no text"):
         find_candidates(tmp_path / "empty.txt")

@@ -20,11 +20,13 @@ from tqdm import tqdm
 
 from xmodal_jax.core.text_files import printable
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.media import modality_of_file
 from xmodal_jax.data.mixture import MixtureSource
 from xmodal_jax.data.mixture_splits import split_options
 from xmodal_jax.data.open import FORMS, DataOptions, open_source
 from xmodal_jax.data.source import RawBatch, Source, first_of_group
 from xmodal_jax.data.splits import Splits, open_splits
+from xmodal_jax.data.statistics import content_of
 from xmodal_jax.data.views import Subset, TransformedSource
 from xmodal_jax.inference.contrastive import ContrastiveModel
 from xmodal_jax.inference.index import SHARD_SIZE, Index, index_settings
@@ -52,6 +54,8 @@ TRAINING_OPTIONS = (
     "validation", "test_split", "test_data", "data_weights", "missing", "incomplete", "check_files", "memory_limit_gib",
 )  # fmt: skip
 """Data options that only training uses, and that are refused here."""
+UNUSED_OPTIONS = RUN_OPTIONS + TRAINING_OPTIONS
+"""Data options that embedding does not use, and that its help leaves out."""
 ALL_SPLITS = "all"
 _IN_FLIGHT = 4  # batches that are computed while the next ones are read
 _NO_MEMORY = 1e-9  # GiB; so little that decoded files are never kept
@@ -128,6 +132,20 @@ def open_splits_for_model(
     return open_splits(spec, options, bad_examples)
 
 
+def check_data_set(model: TrainedModel, spec: str, options: DataOptions) -> None:
+    """Opens the training split of a data set in the format of a run, without reading its files.
+
+    The arguments are those of `open_splits_for_model`.
+
+    Raises:
+      ValueError, OSError, ImportError: there is no such data set, or it has none of the run's modalities.
+    """
+    spec, options = split_options(spec, options)
+    _shared_modalities(
+        spec, "train", run_options(model, options), options.modalities or model.format.modalities
+    )
+
+
 def _open_splits(
     spec: str, split: str, options: DataOptions, known: Sequence[str], bad_examples: BadExamples
 ) -> Source:
@@ -158,7 +176,9 @@ def _shared_modalities(spec: str, split: str, options: DataOptions, known: Seque
     def has(*modalities: str) -> bool:
         """Whether the data set can be opened with ``modalities``; no file is decoded, and bad examples are ignored."""
         try:
-            wanted = dataclasses.replace(options, modalities=modalities, progress=False)
+            wanted = dataclasses.replace(
+                options, modalities=modalities, progress=False, check_files=False, memory_limit_gib=_NO_MEMORY
+            )
             open_source(spec, split, wanted, bad_examples=BadExamples("skip"))
         except ValueError as error:
             errors.append(error)
@@ -419,20 +439,91 @@ def open_for_report(model: ContrastiveModel, index: Index, bad_examples: BadExam
     """
     if index.data is None:
         return None
-    spec, split, stored = (index.data[name] for name in ("spec", "split", "options"))
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-    shows = f"the page shows names alone, because the data set {spec} "
+    shows = f"the page shows names alone, because the data set {index.data['spec']} "
     try:
-        plain, options = split_options(spec, DataOptions(**options))
-        options = run_options(model, options)
-        if "largest_side" in FORMS[plain.partition(":")[0]].options:
-            options = dataclasses.replace(options, image_size=SHOWN_SIDE, image_fit="pad", image_centre=None)
-        source = _open_splits(plain, split, options, model.format.modalities, BadExamples("skip"))
-        numbers = np.arange(len(index)) if index.examples is None else index.examples
-        if numbers.max() >= len(source) or source.example_names(numbers) != list(index.names):
-            bad_examples.remark(f"{shows}has changed since it was embedded")
-            return None
+        return _open_again(model, index, for_report=True)
+    except _DataSetChanged as error:
+        bad_examples.remark(f"{shows}{error}")
     except (ValueError, OSError, ImportError) as error:
         bad_examples.remark(f"{shows}cannot be opened: {error}")
-        return None
+    return None
+
+
+class _DataSetChanged(ValueError):
+    """A data set has other examples than when it was embedded."""
+
+
+def _open_again(model: ContrastiveModel, index: Index, *, for_report: bool) -> Source:
+    """Opens the data set of an index in the format of the run, or with larger pictures ``for_report``.
+
+    Raises:
+      ValueError, OSError, ImportError: it cannot be opened; _DataSetChanged: it has changed.
+    """
+    spec, split, stored = (index.data[name] for name in ("spec", "split", "options"))
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    plain, options = split_options(spec, DataOptions(**options))
+    options = run_options(model, options)
+    if for_report and "largest_side" in FORMS[plain.partition(":")[0]].options:
+        options = dataclasses.replace(options, image_size=SHOWN_SIDE, image_fit="pad", image_centre=None)
+    source = _open_splits(plain, split, options, model.format.modalities, BadExamples("skip"))
+    numbers = np.arange(len(index)) if index.examples is None else index.examples
+    if numbers.max() >= len(source) or source.example_names(numbers) != list(index.names):
+        raise _DataSetChanged("has changed since it was embedded")
     return source
+
+
+class ExampleReader:
+    """Reads what the examples of an index hold: their files, texts and numbers.
+
+    ::
+
+        reader = ExampleReader(model, Index.load("embeddings"))
+        reader.read("image", [3, 0])  # [Path("photos/3.png"), Path("photos/0.png")]
+    """
+
+    def __init__(self, model: ContrastiveModel, index: Index):
+        """``model``: the one that made the ``index``."""
+        self._model, self._index = model, index
+
+    def read(self, modality: str, positions: Sequence[int]) -> list[Any]:
+        """What the examples at ``positions`` of the index hold in a modality: a file where the example is one,
+        otherwise a text, or an array in the format of the run, which is read from the data set.
+
+        Raises:
+          ValueError: the data set has changed, cannot be opened, or there is none.
+        """
+        files = [self._file(modality, self._index.names[k]) for k in positions]
+        if None not in files:
+            return files
+        if self._index.data is None:
+            if kind_of(modality) == "text" and self._index.modalities == (modality,):
+                return [self._index.names[k] for k in positions]
+            raise ValueError(
+                f"the index has no data set to read {modality} from, and its names are no such files: make it with "
+                "experiments/embed.py, or name the files or texts themselves"
+            )
+        batch = self._source.batch(np.array(self._index.example_numbers(np.asarray(positions))))
+        return [content_of(batch, modality, k) for k in range(len(positions))]
+
+    @functools.cached_property
+    def _source(self) -> Source:
+        """The data set."""
+        try:
+            return _open_again(self._model, self._index, for_report=False)
+        except (ValueError, OSError, ImportError) as error:
+            reason = str(error) if isinstance(error, _DataSetChanged) else f"cannot be opened: {error}"
+            raise ValueError(
+                f"what the index holds is read from the data set {self._index.data['spec']}, which {reason}"
+            ) from error
+
+    def _file(self, modality: str, name: str) -> Path | None:
+        """The file that an example of this name is in a modality; None: it is none, or may be that of another
+        modality of the kind."""
+        if modality != kind_of(modality) or modality_of_file(name) != modality:
+            return None
+        data = self._index.data
+        form, _, folder = (
+            ("", "", "") if data is None else split_options(data["spec"], DataOptions())[0].partition(":")
+        )
+        path = Path(folder) / name if form == "folder" else Path(name)
+        return path if (data is None or form == "folder") and path.is_file() else None

@@ -22,6 +22,7 @@ from xmodal_jax.data.media import (
     resample_and_cut,
     to_pcm,
 )
+from xmodal_jax.inference.index import Index
 from xmodal_jax.inference.translators import Translator
 from xmodal_jax.report.page import Audio, png
 from xmodal_jax.train.run import write_atomic
@@ -89,17 +90,18 @@ def find_further_input(source: str) -> tuple[str, Any]:
     )
 
 
-def find_candidates(source: Path) -> tuple[str, list[Any]]:
-    """The candidates that a path names: the lines of a text file, or the files of a folder, with their modality.
+def find_candidates(source: Path) -> tuple[str, list[Any]] | Index:
+    """The candidates that a path names: the lines of a text file, or the files of a folder, with their modality; or the
+    index in a folder.
 
     Raises:
       FileNotFoundError: there is no such file or folder.
-      ValueError: there are none, or files of several modalities.
+      ValueError: there are none, or files of several modalities; or the index is not finished or damaged.
     """
     if not source.exists():
         raise FileNotFoundError(f"--candidates: there is no file or folder {source}")
     if (source / "index.json").is_file():
-        raise ValueError(f"--candidates: {source} is an index, which experiments/search.py searches")
+        return Index.load(source)
     inputs = find_inputs(str(source))
     if inputs.modality == "text":
         lines = [line for file in inputs.files for line in _read_lines(file)]
@@ -110,13 +112,19 @@ def find_candidates(source: Path) -> tuple[str, list[Any]]:
 
 
 def find_chain(
-    translators: Sequence[Translator], source: str, target: str, *, further_inputs: Sequence[Any] = ()
+    translators: Sequence[Translator],
+    source: str,
+    target: str,
+    *,
+    further_inputs: Sequence[Any] = (),
+    class_name: str | None = None,
 ) -> list[Translator]:
     """The shortest chain of translators from one modality to another, by breadth-first search; each is used at most
     once.
 
     ``source`` may be the kind of a modality with another name, such as image of image_sketch, if no translator takes
-    the kind itself. ``further_inputs``: all of which some translator of the chain must take.
+    the kind itself. ``further_inputs``: all of which some translator of the chain must take. ``class_name``: of
+    the examples, on which some translator of the chain must be conditional.
 
     Raises:
       ValueError: there is none.
@@ -133,6 +141,10 @@ def find_chain(
         modality, chain = chains.popleft()
         if modality == target and chain:
             if any(len(t.further_modalities) == len(further_inputs) for t in chain):
+                if class_name is not None and not any(t.classes for t in chain):
+                    raise ValueError(
+                        f"--class {class_name}: none of the runs from {source} to {target} is conditional on a class"
+                    )
                 return chain
             refused = chain
         if modality not in expanded:

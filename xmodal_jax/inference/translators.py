@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +11,12 @@ import numpy as np
 
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import DEFAULT_RESIZE, Resize
+from xmodal_jax.inference.embed_data import ExampleReader
+from xmodal_jax.inference.index import Index
 from xmodal_jax.inference.loading import load
 from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.inference.neighbours import nearest
+from xmodal_jax.inference.queries import load_for_index
 from xmodal_jax.models.seq2seq import GenerationConfig
 from xmodal_jax.types import kind_of
 
@@ -47,6 +51,8 @@ class Translator(NamedTuple):
     """How images and frames became squares for training."""
     further_modalities: tuple[str, ...] = ()
     """The modalities of the further inputs that every example has."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes that the model is conditional on; empty: it is not conditional."""
 
 
 class TranslationOptions(NamedTuple):
@@ -63,9 +69,11 @@ class TranslationOptions(NamedTuple):
     mean."""
     further_inputs: tuple[FurtherInput, ...] = ()
     """Further inputs of classifiers and autoencoders of several modalities, such as the question about a picture."""
-    candidates: tuple[str, Sequence[Any]] | None = None
-    """For shared embedding spaces: the kind of the candidates, and the candidates, the nearest of which is the
-    output."""
+    candidates: tuple[str, Sequence[Any]] | Index | None = None
+    """For shared embedding spaces: the kind of the candidates, and the candidates, the nearest of which is the output;
+    or an index of them, which the same run has made."""
+    class_name: str | None = None
+    """For conditional autoencoders: the name of the class of all examples."""
 
 
 def load_translators(
@@ -92,7 +100,10 @@ def load_translators(
       ValueError: the run is of another kind, or has several seeds and ``seed`` is none of them; or there are no
         candidates.
     """
+    index = None if options is None else options.candidates
     model = load(run, seed=seed)
+    if isinstance(index, Index) and model.kind == "contrastive" and model.digest != index.model:
+        model = load_for_index(run, index.model, seed)  # the best checkpoint, or an error
     if model.format.transform.tokenize is not None:
         model.format.transform.tokenize.bad_examples = bad_examples
     make = _TRANSLATORS.get(model.kind)
@@ -173,11 +184,17 @@ def _image_translators(model: Any, options: TranslationOptions) -> list[Translat
 
 def _latent_translators(model: Any, options: TranslationOptions) -> list[Translator]:
     """The translators of an autoencoder: between all modalities, or the reconstruction of the only one."""
+    condition = {}
     if model.class_names:
-        raise ValueError(
-            f"{model.path} is conditional on the class, which files do not tell: use it from Python, "
-            "`inference.load(run).reconstruct(image=…, classes=…)`"
-        )
+        if options.class_name not in model.class_names:
+            problem = (
+                "it needs one" if options.class_name is None else f"it has no class {options.class_name!r}"
+            )
+            raise ValueError(
+                f"--class: {model.path} is conditional on the class of the examples, and {problem}: choose one of "
+                f"{', '.join(model.class_names)}"
+            )
+        condition = {"classes": options.class_name}
 
     def make(source: str, target: str) -> Translator:
         further = _assign_further_inputs(options.further_inputs, model.format.modalities, source)
@@ -186,7 +203,7 @@ def _latent_translators(model: Any, options: TranslationOptions) -> list[Transla
             """The modality ``target`` of each example."""
             inputs = {source: _as_inputs(model, source, examples)} | _repeat(further, len(examples))
             if source == target:
-                outputs = model.reconstruct(**inputs)[target]
+                outputs = model.reconstruct(**condition, **inputs)[target]
             elif options.samples:
                 outputs = model.translate(target, count=1, seed=options.noise_seed, **inputs)
                 outputs = [output for (output,) in outputs]
@@ -194,7 +211,7 @@ def _latent_translators(model: Any, options: TranslationOptions) -> list[Transla
                 outputs = model.translate(target, **inputs)
             return [_to_example(target, output) for output in outputs]
 
-        translator = _translator(model, source, target, apply, further)
+        translator = _translator(model, source, target, apply, further)._replace(classes=model.class_names)
         return (
             translator._replace(sample_rate=model.sample_rate) if kind_of(target) == "audio" else translator
         )
@@ -229,22 +246,51 @@ def _embedding_translators(model: Any, options: TranslationOptions) -> list[Tran
             f"{model.path} finds the nearest of given texts or files: name them by --candidates, a text file with a "
             "text per line or a folder of files"
         )
+    if isinstance(options.candidates, Index):
+        return _index_translators(model, options.candidates)
     kind, candidates = options.candidates
-    target = _modality_of_kind(model.format.modalities, kind)
-    if target is None:
+    targets = [m for m in model.format.modalities if kind_of(m) == kind]
+    if not targets:
         known = ", ".join(model.format.modalities)
         raise ValueError(f"the candidates are of the kind {kind}, which {model.path} lacks: it has {known}")
-    embeddings = model.embed(**{target: list(candidates)})
 
-    def make(source: str) -> Translator:
+    @functools.cache
+    def embed_candidates(target: str) -> np.ndarray:
+        """The embeddings of the candidates as the modality ``target``, such as text_es."""
+        return model.embed(**{target: list(candidates)})
+
+    def make(source: str, target: str) -> Translator:
         def apply(examples: Sequence[Any]) -> list[Any]:
             """The nearest candidate of each example."""
             queries = model.embed(**{source: _as_inputs(model, source, examples)})
-            return [candidates[k] for k in nearest(queries, embeddings, 1).indices[:, 0].tolist()]
+            return [
+                candidates[k] for k in nearest(queries, embed_candidates(target), 1).indices[:, 0].tolist()
+            ]
 
         return _translator(model, source, target, apply)
 
-    return [make(source) for source in model.format.modalities]
+    return [
+        make(source, target)
+        for target in _own_name_first(targets, kind)
+        for source in model.format.modalities
+    ]
+
+
+def _index_translators(model: Any, index: Index) -> list[Translator]:
+    """The translators of a shared embedding space to the nearest examples of an index that it has made."""
+    model.check_index(index)
+    reader = ExampleReader(model, index)
+
+    def make(source: str, target: str) -> Translator:
+        def apply(examples: Sequence[Any]) -> list[Any]:
+            """What the nearest example of the index holds, for each of ``examples``."""
+            queries = model.embed(**{source: _as_inputs(model, source, examples)})
+            positions = index.nearest(queries, 1, modality=target).indices[:, 0].tolist()
+            return reader.read(target, positions)
+
+        return _translator(model, source, target, apply)
+
+    return [make(source, target) for target in index.modalities for source in model.format.modalities]
 
 
 _TRANSLATORS: dict[str, Callable[[Any, TranslationOptions], list[Translator]]] = {
@@ -286,6 +332,11 @@ def _to_example(modality: str, output: Any) -> Any:
         pixels = np.asarray(output)
         return pixels[..., None] if pixels.ndim == 2 else pixels
     return output[0] if kind == "audio" else output
+
+
+def _own_name_first(modalities: Sequence[str], kind: str) -> list[str]:
+    """Modalities of a kind, the one that is named as its kind first."""
+    return sorted(modalities, key=lambda modality: modality != kind)
 
 
 def _modality_of_kind(modalities: Sequence[str], kind: str) -> str | None:

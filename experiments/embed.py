@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import tyro
@@ -23,6 +23,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.inference.contrastive import ContrastiveModel
 from xmodal_jax.inference.embed_data import (
     ALL_SPLITS,
+    UNUSED_OPTIONS,
     describe_data,
     embed_data,
     open_for_model,
@@ -39,6 +40,7 @@ from xmodal_jax.train.config import DataFlags
 class Config:
     """Embeddings of a data set."""
 
+    unused_options: ClassVar[tuple[str, ...]] = UNUSED_OPTIONS
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Directory of a run of contrastive.py, the folder that it was exported to, or hf:FOLDER (CLIP or SigLIP)."""
     data: Annotated[str, tyro.conf.Positional]

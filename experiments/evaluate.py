@@ -12,8 +12,10 @@ an export of it, or hf:FOLDER, CLIP or SigLIP in Hugging Face layout. Each data 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import pathlib
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -24,7 +26,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.evaluation.protocol import Protocol, evaluate_space
 from xmodal_jax.experiment import write_report
 from xmodal_jax.inference.contrastive import ContrastiveModel
-from xmodal_jax.inference.embed_data import open_splits_for_model
+from xmodal_jax.inference.embed_data import RUN_OPTIONS, check_data_set, open_splits_for_model
 from xmodal_jax.inference.loading import load
 from xmodal_jax.report import protocol as panels
 from xmodal_jax.report.run_comparison import distinct_names
@@ -37,6 +39,7 @@ from xmodal_jax.train.run import Run
 class Config:
     """Scores of trained spaces on data sets."""
 
+    unused_options: ClassVar[tuple[str, ...]] = RUN_OPTIONS
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Runs of contrastive.py, exports of them, or hf:FOLDER."""
     data: tuple[str, ...]
@@ -52,6 +55,17 @@ class Config:
     """Options of the data sets. Images and sounds are brought into the format of each run."""
     run_dir: pathlib.Path | None = None
     """Directory to write to; None: ``runs/evaluate-<time>``."""
+
+
+@functools.lru_cache(maxsize=1)
+def load_space(path: str, best: bool, seed: int | None) -> ContrastiveModel:
+    """The trained space of a run."""
+    model = load(path, best=best, seed=seed)
+    if not isinstance(model, ContrastiveModel):
+        raise ValueError(
+            f"{path} is a run of {model.kind}: only those of contrastive.py have a space to evaluate"
+        )
+    return model
 
 
 def evaluate(config: Config, model: ContrastiveModel, spec: str, bad_examples: BadExamples):
@@ -70,14 +84,15 @@ def main(config: Config) -> None:
     bad_examples = BadExamples(config.input.on_bad_example, announce=run.print)
     names, data_names = distinct_names([pathlib.Path(path) for path in config.runs]), part_names(config.data)
 
+    # Before anything is scored, because one of several runs or data sets may be missing.
+    with timer("restore"):
+        for path, spec in itertools.product(config.runs, config.data):
+            check_data_set(load_space(path, config.best, config.seed), spec, config.input)
+
     scores = {data: {} for data in data_names}
     for name, path in zip(names, config.runs, strict=True):
         with timer("restore"):
-            model = load(path, best=config.best, seed=config.seed)
-        if not isinstance(model, ContrastiveModel):
-            raise ValueError(
-                f"{path} is a run of {model.kind}: only those of contrastive.py have a space to evaluate"
-            )
+            model = load_space(path, config.best, config.seed)
         for data, spec in zip(data_names, config.data, strict=True):
             with timer("evaluation"):
                 scores[data][name] = evaluate(config, model, spec, bad_examples)

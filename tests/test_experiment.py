@@ -9,13 +9,14 @@ import pytest
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.experiment import last_losses, start, write_report
+from xmodal_jax.experiment import evaluate_seeds, last_losses, start, write_report
 from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.report import figures
 from xmodal_jax.report.classification_figures import accuracy_bars
 from xmodal_jax.report.comparison import read_result as read_result_file
 from xmodal_jax.report.page import Item
 from xmodal_jax.train.config import RunConfig, StartConfig
+from xmodal_jax.train.loop import TrainingResult
 from xmodal_jax.train.run import Run, from_json
 
 NAMES = (
@@ -45,6 +46,20 @@ def ending():
 
 def read_result(run):
     return json.loads((run.path / "result.json").read_text())
+
+
+def test_a_line_says_that_the_evaluation_begins(ending, capsys):
+    """It shows no progress, and the bar of the training is at its end."""
+
+    class TwoSeeds(TrainingResult):
+        params = [1.0, 2.0]
+
+    def test(params):
+        assert capsys.readouterr().out == ("evaluating on the test examples ...\n" if params == 1 else "")
+        return {"score": params}, None
+
+    metrics, _ = evaluate_seeds(test, TwoSeeds(*[None] * 7), ending["timer"])
+    assert metrics == {"score": [1, 2]}
 
 
 def test_the_result_comes_first_and_an_error_in_the_report_does_not_cost_it(run, ending, capsys):

@@ -138,6 +138,7 @@ def evaluate_seeds(
     Returns:
       The metrics, which are lists of one value per seed where there are several seeds; and the first seed's output.
     """
+    runtime.announce_evaluation()
     with timer("evaluation"):
         metrics_by_seed, outputs = zip(*(test(params) for params in result.params), strict=True)
     return stack_scores(metrics_by_seed), outputs[0]

@@ -181,9 +181,18 @@ def test_what_is_not_read_is_said(tmp_path):
     records, bad_examples = read(tmp_path, as_csv([row | {"category": "x"} for row in GOOD]), "csv")
     assert len(records) == 40 and [r.label for r in records] == [row["label"] for row in GOOD]
     [remark] = bad_examples.remarks
-    assert remark == (
-        f"{tmp_path}/metadata.csv: columns that are not read: 'category' (--columns NAME=COLUMN reads one)"
-    )
+    assert remark == "metadata.csv: columns that are not read: 'category' (--columns NAME=COLUMN reads one)"
+
+
+def test_what_no_split_reads_is_said_once(tmp_path):
+    """The tables of the splits have one name, and what is the same in each is one line."""
+    bad_examples = BadExamples()
+    for split in ("train", "validation", "test"):
+        (tmp_path / split).mkdir()
+        path = tmp_path / split / "metadata.csv"
+        path.write_text(as_csv([row | {"category": "x"} for row in GOOD]))
+        read_metadata(path, bad_examples, None)
+    assert len(bad_examples.remarks) == 1
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])

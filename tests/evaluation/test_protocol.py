@@ -1,5 +1,7 @@
 """The scores of a space against scikit-learn and NumPy, on embeddings that are looked up by the picture's number."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,24 @@ def test_examples_without_a_class_or_a_picture_do_not_count():
     counted = slice(190, 230)
     expected = np.mean((IMAGES[counted] @ TEXTS.T).argmax(1) == LABELS[counted])
     assert scores["image_zero_shot/accuracy"].value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("gallery", [None, 20, 80])
+def test_a_test_example_is_embedded_once(gallery):
+    """For retrieval and for classification, whether or not retrieval searches all of them."""
+    embedded = []
+
+    def embed_and_count(source):
+        numbers = source.batch(np.arange(len(source)))["image"][:, 0, :, 0].astype(int) @ [256, 1]
+        embedded.extend(number for number in numbers.tolist() if number >= 160)
+        return embed_source(source)
+
+    protocol = dataclasses.replace(PROTOCOL, gallery=gallery)
+    counted = SPACE._replace(embed_source=embed_and_count)
+    scores = evaluate_space(counted, TRAIN, VALIDATION, TEST, protocol)
+    assert sorted(embedded) == list(range(160, COUNT))
+    expected = np.mean((IMAGES[160:] @ TEXTS.T).argmax(1) == LABELS[160:])
+    assert scores["image_zero_shot/accuracy"].value == expected
 
 
 def test_what_a_data_set_or_a_space_lacks_is_left_out():

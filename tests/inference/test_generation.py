@@ -145,8 +145,9 @@ def test_pictures_of_classes_and_of_noise_alone(tmp_path):
     assert len(free.synthesize()) == 1 and len(free.synthesize(count=3)) == 3
     for mistake, message in [
         (lambda: of_classes.synthesize("cow"), "no class 'cow'; the classes are cat, dog"),
-        (lambda: of_classes.synthesize(), "names of classes"),
-        (lambda: free.synthesize("cat"), "from count alone"),
+        (lambda: of_classes.synthesize(), "from the classes cat, dog: give a list of them as conditions"),
+        (lambda: of_classes.synthesize("cat", count=2), "as conditions, and no count"),
+        (lambda: free.synthesize("cat"), "from noise alone: give their number as count, and no conditions"),
         (lambda: free.synthesize(count=-1), "count must be at least 0"),
         (lambda: free.synthesize(count=2, noise=noise), r"noise has the shape"),
     ]:

@@ -120,6 +120,21 @@ def test_a_run_with_classes_of_its_own_classifies(workplace, call, capsys):
     assert "photos/a.png: " in capsys.readouterr().out
 
 
+def test_nothing_is_scored_where_a_data_set_is_missing(workplace, call, capsys, monkeypatch):
+    """Nor where a run is: both are looked for before the first of several is scored."""
+    monkeypatch.setattr(
+        "xmodal_jax.evaluation.protocol.evaluate_space", lambda *_: pytest.fail("a space was scored")
+    )
+    for words, missing in (
+        ("runs/contrastive --data folder:photos folder:none", "none"),
+        ("runs/contrastive runs/none --data folder:photos", "runs/none"),
+        ("runs/contrastive runs/vae --data folder:photos", "runs/vae is a run of vae"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            call(["python", "experiments/evaluate.py", *words.split()])
+        assert end.value.code == 2 and missing in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words,message",
     [

@@ -14,6 +14,8 @@ from xmodal_jax.data.splits import FittedTransforms
 from xmodal_jax.data.standardise import FeatureStatistics, StandardiseTransform
 from xmodal_jax.inference import inputs
 from xmodal_jax.inference.inputs import InputFormat, InputSource, as_list, broadcast_inputs, collect_inputs
+from xmodal_jax.models.towers import max_audio_seconds
+from xmodal_jax.nets.encoders import AudioTransformerConfig
 
 MODALITIES = ("text", "image", "audio", "video", "vector", "series")
 STATISTICS = {"vector": FeatureStatistics((1.0, 2.0), (1.0, 4.0), ("age", "weight"))}
@@ -54,6 +56,15 @@ def test_a_picture_is_the_same_however_it_is_held(tmp_path):
     assert images.shape == (6, 8, 8, 3)
     for image in images:
         np.testing.assert_array_equal(image, decode_image(tmp_path / "a.png", 8))
+
+
+def test_audio_is_cut_to_the_shortest_limit():
+    """One rule for all runs: what they were trained on, and what their encoder has positions for."""
+    assert FORMAT.limit_audio(None).max_seconds == FORMAT.limit_audio(30.0).max_seconds == 2.5
+    assert FORMAT.limit_audio(30.0, 1.5).max_seconds == 1.5
+    any_length = FORMAT._replace(max_seconds=None)
+    assert any_length.limit_audio(None).max_seconds is None and any_length.limit_audio(30.0).max_seconds == 30
+    assert max_audio_seconds(AudioTransformerConfig()) is None  # Whisper's are in tests/pretrained
 
 
 def test_an_input_of_several_examples_is_read_once(monkeypatch):

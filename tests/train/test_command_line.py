@@ -654,6 +654,25 @@ def test_sigterm_ends_a_script_with_its_temporary_files_removed(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reader(Base):
+    """A command that uses some of its data set's options."""
+
+    unused_options: ClassVar[tuple[str, ...]] = ("size",)
+
+
+def test_help_leaves_out_options_that_the_command_does_not_use(capsys):
+    """They are flags all the same, so that the command can say what is wrong with them."""
+    assert command_line.parse(Reader, "", ["--size", "3"]).input.size == 3
+    for word, lists_all in (("--help", False), ("--help-all", True)):
+        for config, lists_size in ((Reader, False), (Base, True)):
+            with pytest.raises(SystemExit):
+                command_line.parse(config, "", [word])
+            text = capsys.readouterr().out
+            assert ("--size" in text) == lists_size and "--steps" in text and "progress" in text
+            assert (" --dispatch" in text) == lists_all
+
+
 @dataclasses.dataclass(frozen=True)
 class Placed:
     run: Annotated[pathlib.Path, tyro.conf.Positional]

@@ -179,6 +179,13 @@ def jit_once(function: Callable, **options) -> Callable:
     return lambda *args: jitted()(*args)
 
 
+def announce_evaluation() -> None:
+    """Prints, in one of all processes, that the evaluation of what was trained begins: it can take as long as the
+    training, and shows no progress."""
+    if jax.process_index() == 0:
+        print("evaluating on the test examples ...", flush=True)
+
+
 class CompileClock:
     """Measures the time that the whole process spends compiling, from JAX's own events."""
 

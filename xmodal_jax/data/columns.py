@@ -125,7 +125,8 @@ class ColumnRoles(NamedTuple):
             advice = "--columns NAME=COLUMN reads one"
             advice += f", --modalities ... {texts[0]} a text of its own" if texts else ""
             names = ", ".join(map(shorten, self.unread))
-            bad_examples.remark(f"{path}: columns that are not read: {names} ({advice})")
+            # By its name, as the tables of all splits have one: what is the same in each is said once.
+            bad_examples.remark(f"{Path(path).name}: columns that are not read: {names} ({advice})")
 
 
 def assign_columns(

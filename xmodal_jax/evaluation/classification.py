@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.core.runtime import Timer
+from xmodal_jax.core.runtime import Timer, announce_evaluation
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.evaluation.embeddings import predict_all
@@ -315,6 +315,7 @@ def evaluate_splits(
       are missing; ``adds_<modality>_to_<modalities>/`` what one more is worth (see `gains_of_modalities`);
       ``trained_on_<modality>/`` of "test" by the baselines.
     """
+    announce_evaluation()
     # For each seed, the logits of each split.
     logits = [{name: classify.logits(p, split.source) for name, split in splits.items()} for p in params]
     scores = [

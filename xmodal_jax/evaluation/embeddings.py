@@ -236,8 +236,10 @@ class Gallery(Source):
     that decide, and of the examples of a picture with the same caption the first one counts.)
     """
 
+    indices: np.ndarray
+    """The examples of the source that the gallery has, int ``[N]``."""
     examples: RawBatch
-    """All examples as one batch."""
+    """These examples as one batch."""
     ids: np.ndarray
     """``int [N]``, equal for examples with equal captions, or of the same picture."""
     items: dict[str, np.ndarray] | None = None
@@ -263,7 +265,7 @@ class Gallery(Source):
             chosen = list(dict.fromkeys(pictures))[:limit]
             indices = np.flatnonzero(np.isin(pictures, chosen))
             keys = pictures
-        self.examples = source.batch(indices)
+        self.indices, self.examples = np.asarray(indices), source.batch(indices)
         # Keys (captions, meanings or pictures) numbered in the order of their first occurrence.
         id_of_key = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         self.ids = np.array([id_of_key[keys[index]] for index in indices])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.core.checks import check_sizes
-from xmodal_jax.core.runtime import Timer
+from xmodal_jax.core.runtime import Timer, announce_evaluation
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
@@ -725,6 +725,7 @@ def evaluate_seeds(
 
     ``judge_params``: of the judges, which serve all seeds. ``has_likelihood``: whether the model can estimate one.
     """
+    announce_evaluation()
     return [
         evaluate_latent(
             evaluator, params, judge_params, train=data.source, test=data.test, factors=data.factors,

@@ -102,11 +102,16 @@ def evaluate_space(
       the data set has classes, ``<modality>_zero_shot/accuracy``, ``<modality>_zero_shot/calibration_error`` (without
       an interval), ``<modality>_linear_probe/accuracy`` and ``<modality>_few_shot/accuracy``.
     """
-    scores = retrieval_intervals(space, test, protocol)
-    labelled = labelled_examples(one_per_picture(test))
+    gallery = Gallery(test, protocol.gallery)
+    embeddings = space.embed_source(gallery)
+    scores = retrieval_intervals(gallery, embeddings, protocol)
+    pictures = one_per_picture(test)
+    labelled = labelled_examples(pictures)
     if labelled is None:
         return scores
-    tested = {name: (embeddings, labels) for name, embeddings, labels in _by_modality(space, labelled)}
+    rows = labelled[0].indices if pictures is test else pictures.indices[labelled[0].indices]
+    embeddings = _embed_more(space, test, gallery.indices, embeddings, rows)
+    tested = {name: (x, labels) for name, x, labels in _by_modality(embeddings, labelled)}
     return (
         scores
         | _zero_shot(space, train, tested, protocol)
@@ -114,11 +119,12 @@ def evaluate_space(
     )
 
 
-def retrieval_intervals(space: EmbeddingFunctions, test: Source, protocol: Protocol) -> dict[str, Interval]:
-    """Recall@k between all pairs of modalities, as in `evaluate_space`. The captions of one picture are resampled
-    together."""
-    gallery = Gallery(test, protocol.gallery)
-    embeddings, scores = space.embed_source(gallery), {}
+def retrieval_intervals(
+    gallery: Gallery, embeddings: Mapping[str, np.ndarray], protocol: Protocol
+) -> dict[str, Interval]:
+    """Recall@k between all pairs of modalities, as in `evaluate_space`, from the ``embeddings`` of a gallery. The
+    captions of one picture are resampled together."""
+    scores = {}
     for query, target in directions(tuple(embeddings)):
         queries, candidates = items_of_pair(
             query, target, gallery.ids, present=gallery.present, items=gallery.items
@@ -149,16 +155,39 @@ Tested = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """By modality the embeddings ``[N, dim]`` and labels ``[N]`` of the test examples that have it."""
 
 
+def _embed_more(
+    space: EmbeddingFunctions,
+    source: Source,
+    known: np.ndarray,
+    embeddings: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The embeddings of the examples ``rows`` of a source by modality, of which those of the examples ``known`` (int
+    ``[N]``, each once) are there already: ``embeddings``."""
+    missing = np.setdiff1d(rows, known)
+    if len(missing):
+        others = space.embed_source(Subset(source, missing))
+        embeddings = {m: np.concatenate([x, others[m]]) for m, x in embeddings.items()}
+    order = np.argsort(indices := np.concatenate([known, missing]))
+    places = order[np.searchsorted(indices, rows, sorter=order)]
+    return {m: x[places] for m, x in embeddings.items()}
+
+
 def _by_modality(
-    space: EmbeddingFunctions, labelled: Labelled
+    embeddings: Mapping[str, np.ndarray], labelled: Labelled
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields ``(modality, embeddings [n, dim], labels [n])`` for each modality but texts, of the examples that have
-    it."""
+    """Yields ``(modality, embeddings [n, dim], labels [n])`` for each modality but texts, of the labelled examples that
+    have it. ``embeddings``: of all of them, by modality."""
     source, labels = labelled
-    embeddings, present = space.embed_source(source), source.presence()
+    present = source.presence()
     for modality in ordered(tuple(embeddings)):
         if kind_of(modality) != "text" and present[modality].any():
             yield modality, embeddings[modality][present[modality]], labels[present[modality]]
+
+
+def _embedded(space: EmbeddingFunctions, labelled: Labelled) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Embeds labelled examples, and yields what `_by_modality` does."""
+    yield from _by_modality(space.embed_source(labelled[0]), labelled)
 
 
 def _zero_shot(
@@ -194,9 +223,9 @@ def _probes(
     held_out = (
         {}
         if labelled_validation is None
-        else {m: (x, y) for m, x, y in _by_modality(space, labelled_validation)}
+        else {m: (x, y) for m, x, y in _embedded(space, labelled_validation)}
     )
-    for modality, embeddings, labels in _by_modality(space, fitted):
+    for modality, embeddings, labels in _embedded(space, fitted):
         if modality in tested and len(set(labels.tolist())) > 1:
             inverse_l2 = choose_inverse_l2(embeddings, labels, *held_out.get(modality, (None, None)))
             predictions = classify_by_probe(embeddings, labels, tested[modality][0], inverse_l2=inverse_l2)
@@ -204,7 +233,7 @@ def _probes(
                 predictions == tested[modality][1], protocol
             )
     shots = _draw_shots(labelled_train, protocol.shots, protocol.seed)
-    for modality, embeddings, labels in _by_modality(space, shots):
+    for modality, embeddings, labels in _embedded(space, shots):
         if modality in tested:
             k = min(protocol.neighbours, len(labels))
             predictions = classify_by_neighbours(embeddings, labels, tested[modality][0], k=k)

@@ -103,12 +103,11 @@ class NeighbourGraph:
         # No way through the graph leads to embeddings that are far from all others, such as copies of one another.
         is_complete = (candidates >= 0).sum(axis=1) >= k
         scores, indices = np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
-        for rows, result in (
-            (is_complete, lambda rows: rank_candidates(queries[rows], vectors, candidates[rows], k)),
-            (~is_complete, lambda rows: nearest(queries[rows], vectors, k)),
-        ):
-            if rows.any():
-                scores[rows], indices[rows] = result(rows)
+        if is_complete.any():
+            ranked = rank_candidates(queries[is_complete], vectors, candidates[is_complete], k)
+            scores[is_complete], indices[is_complete] = ranked
+        if not is_complete.all():
+            scores[~is_complete], indices[~is_complete] = nearest(queries[~is_complete], vectors, k)
         return Nearest(scores, indices)
 
     def save(self, path: Path) -> None:

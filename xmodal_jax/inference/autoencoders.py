@@ -80,9 +80,7 @@ class LatentModel(TrainedModel):
         if sounds:  # cut to the length of those of training, as all frames belong to an example
             audio, frames = self.config.audio, max(self.sizes[m].shape[0] for m in sounds)
             self._to_frames = log_mel_transform(audio.spectrogram, audio.floor)
-            longest = frames * audio.spectrogram.hop / audio.sample_rate
-            limits = [x for x in (self.format.max_seconds, longest) if x is not None]
-            self.format = self.format._replace(max_seconds=min(limits))
+            self.format = self.format.limit_audio(frames * audio.spectrogram.hop / audio.sample_rate)
 
     @abc.abstractmethod
     def _build(self) -> _ModelFunctions:

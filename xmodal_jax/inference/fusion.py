@@ -17,7 +17,6 @@ from xmodal_jax.inference.model import BATCH_SIZE, Classification, RestoredRun, 
 from xmodal_jax.inference.outputs import to_picture
 from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
 from xmodal_jax.models.towers import encoder_of, max_audio_seconds
-from xmodal_jax.nets.encoders import PretrainedEncoderConfig
 from xmodal_jax.train.run import from_json
 from xmodal_jax.types import kind_of
 
@@ -56,10 +55,8 @@ class FusionModel(TrainedModel):
             self.config, self.format.modalities, counts, vocab_size=vocab_size
         )
         for modality in self.format.modalities:
-            encoder = encoder_of(self.config, modality)
-            if kind_of(modality) == "audio" and isinstance(encoder, PretrainedEncoderConfig):
-                limits = [x for x in (self.format.max_seconds, max_audio_seconds(encoder)) if x is not None]
-                self.format = self.format._replace(max_seconds=min(limits, default=None))
+            if kind_of(modality) == "audio":
+                self.format = self.format.limit_audio(max_audio_seconds(encoder_of(self.config, modality)))
 
     def describe(self) -> str:
         """What the run is, what it takes and what it gives, as text."""

@@ -98,12 +98,12 @@ class ImageSynthesizer(TrainedModel):
         """The conditions as fields of a batch, and the number of images."""
         takes_conditions = self.reads_text or bool(self.class_names)
         if takes_conditions != (conditions is not None) or (takes_conditions and count is not None):
-            expected = (
-                "texts" if self.reads_text else "names of classes" if self.class_names else "count alone"
-            )
-            raise ValueError(
-                f"{self.path} synthesizes images from {expected}: synthesize({expected.split()[0]})"
-            )
+            if takes_conditions:
+                kind = "texts" if self.reads_text else f"the classes {', '.join(self.class_names)}"
+                expected = f"{kind}: give a list of them as conditions, and no count"
+            else:
+                expected = "noise alone: give their number as count, and no conditions"
+            raise ValueError(f"{self.path} synthesizes images from {expected}")
         if not takes_conditions:
             check_count("count", count, least=0)
             return {}, 1 if count is None else count

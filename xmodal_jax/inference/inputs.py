@@ -67,6 +67,11 @@ class InputFormat(NamedTuple):
             transform=_read_transforms(metadata),
         )
 
+    def limit_audio(self, *limits: float | None) -> InputFormat:
+        """This format, in which audio is cut to the shortest of `max_seconds` and ``limits``; None: any length."""
+        known = [seconds for seconds in (self.max_seconds, *limits) if seconds is not None]
+        return self._replace(max_seconds=min(known, default=None))
+
     def describe(self, modality: str) -> str:
         """What an input of ``modality`` may be, in words."""
         return _input_kind(modality).accepts(self, modality)

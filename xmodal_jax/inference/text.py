@@ -9,7 +9,6 @@ from xmodal_jax.inference.inputs import as_list
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.models.seq2seq import Generation, GenerationConfig, Seq2SeqConfig
 from xmodal_jax.models.towers import encoder_of, max_audio_seconds
-from xmodal_jax.nets.encoders import PretrainedEncoderConfig
 from xmodal_jax.train.run import from_json
 
 
@@ -25,11 +24,11 @@ class TextModel(TrainedModel):
         self.config = from_json(Seq2SeqConfig, metadata["config"]["model"])
         """Configuration of the network."""
         self._default = from_json(Generation | None, metadata["config"]["generation"])
-        encoder = encoder_of(self.config, self.source)
-        if self.source == "audio" and isinstance(encoder, PretrainedEncoderConfig):
-            self.format = self.format._replace(max_seconds=max_audio_seconds(encoder))
-        elif self.source == "audio":
-            self.format = self.format._replace(max_seconds=None)  # it reads recordings of any length
+        if (
+            self.source == "audio"
+        ):  # recordings may be longer than those of training, if the encoder takes them
+            limit = max_audio_seconds(encoder_of(self.config, self.source))
+            self.format = self.format._replace(max_seconds=None).limit_audio(limit)
         self._generators: dict[GenerationConfig | None, TextGenerator] = {}
 
     def generate(self, inputs: Any, generation: GenerationConfig | None = None) -> list[str]:

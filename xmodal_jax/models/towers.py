@@ -556,8 +556,10 @@ def pretrained_audio_features(config: PretrainedEncoderConfig) -> AudioFeatures:
     return AudioFeatures(kind="waveform", window=400, hop=160)
 
 
-def max_audio_seconds(config: PretrainedEncoderConfig) -> float | None:
-    """The longest recording in seconds that a pretrained audio encoder has positions for; None: any length."""
+def max_audio_seconds(config: EncoderConfig) -> float | None:
+    """The longest recording in seconds that an audio encoder has positions for; None: any length."""
+    if not isinstance(config, PretrainedEncoderConfig):
+        return None
     architecture = parse_config(config.architecture)
     if architecture.model_type != "whisper":
         return None

@@ -115,6 +115,12 @@ def options_of(config: Any, path: str = "", group: str | None = None) -> Iterato
                 yield option._replace(is_basic=option.is_basic and not is_advanced)
 
 
+def unused_options(config_class: type) -> tuple[str, ...]:
+    """Options that a command does not use but a group of its options has, such as a data set's: its class variable
+    ``unused_options``. The help leaves them out; the command takes them, and says what is wrong with them."""
+    return getattr(config_class, "unused_options", ())
+
+
 def field_docs(config_class: type) -> dict[str, str]:
     """The docstring below each field of a dataclass, read from its source; a subclass may repeat a field and replace
     its docstring."""
@@ -146,7 +152,8 @@ def _headings(config_class: type) -> dict[str, str | None]:
 
 def short_help(config: Any, description: str, program: str) -> str:
     """The text of ``--help``: usage, description, and the basic options under headings."""
-    options = list(options_of(config))
+    unused = {flag_of(name) for name in unused_options(type(config))}
+    options = [option for option in options_of(config) if option.flag not in unused]
     basic = [option for option in options if option.is_basic]
     # In the order of the fields, but `LAST_GROUPS` at the end: False sorts before True.
     groups = sorted(dict.fromkeys(option.group for option in basic), key=LAST_GROUPS.__contains__)

@@ -27,7 +27,7 @@ import threading
 import time
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -45,6 +45,7 @@ from xmodal_jax.train.command_help import (
     flag_of,
     options_of,
     short_help,
+    unused_options,
     wrap_description,
 )
 from xmodal_jax.train.preemption import exit_on_termination
@@ -497,7 +498,7 @@ def _parse_with_tyro(config_class: Any, description: str | None, words: list[str
                 args=words,
                 return_unknown_args=True,
                 config=(tyro.conf.AvoidSubcommands,),
-                registry=_registry(),
+                registry=_registry(unused_options(config_class) if words == ["--help"] else ()),
                 **options,
             )
     except SystemExit as exit:
@@ -512,17 +513,21 @@ def _parse_with_tyro(config_class: Any, description: str | None, words: list[str
     return config
 
 
-def _registry() -> tyro.constructors.ConstructorRegistry:
-    """Rules with which tyro makes no options of the fields that the program fills in itself (see `core.parts`)."""
+def _registry(unused: Collection[str] = ()) -> tyro.constructors.ConstructorRegistry:
+    """Rules with which tyro makes no options of the fields that the program fills in itself (see `core.parts`), nor of
+    those that a command leaves ``unused``."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.struct_rule
     def without_filled_in(info: tyro.constructors.StructTypeInfo):
-        """The options of a part that has fields which the program fills in; None: tyro's own rule applies."""
-        if not parts.is_part(info.default) or isinstance(info.default, type):
+        """The options of a group that has fields which are none; None: tyro's own rule applies."""
+        if not dataclasses.is_dataclass(info.default) or isinstance(info.default, type):
             return None
-        names = parts.options_of(info.default)
-        if len(names) == len(dataclasses.fields(info.default)):  # no field is filled in
+        names = fields = [field.name for field in dataclasses.fields(info.default)]
+        if parts.is_part(info.default):
+            names = parts.options_of(info.default)
+        names = [name for name in names if name not in unused]
+        if len(names) == len(fields):  # all are options
             return None
         docs, types = field_docs(type(info.default)), typing.get_type_hints(type(info.default))
         spec = tyro.constructors.StructFieldSpec

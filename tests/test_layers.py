@@ -29,7 +29,18 @@ LAYERS = [
     "demo",
 ]
 INSIDE = {
-    "models": ["towers", "lora", "contrastive", "fusion", "seq2seq", "speech", "gan", "vae"],
+    "models": [
+        "towers",
+        "lora",
+        "contrastive",
+        "fusion",
+        "seq2seq",
+        "speech",
+        "conditions",
+        "gan",
+        "flow",
+        "vae",
+    ],
     "data": ["shapes", "sources", "tasks"],
     "models/gan": [
         "inputs",

@@ -37,7 +37,7 @@ from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.loop import TrainingResult
 from xmodal_jax.train.run import Run, experiment_file, stack_scores, summary_line
 from xmodal_jax.transfer.autoencoders import LatentConfig, use_pretrained_encoders
-from xmodal_jax.transfer.frozen import load_frozen_networks
+from xmodal_jax.transfer.frozen import FrozenNetworksConfig, load_frozen_networks
 from xmodal_jax.transfer.pretrained import pretrained_remarks, resolve_pretrained
 
 Output = TypeVar("Output")
@@ -99,7 +99,9 @@ def _resolve_pretrained(config: RunConfig) -> tuple[RunConfig, Any]:
         return resolve_pretrained(config)
     if isinstance(config, LatentConfig):
         return use_pretrained_encoders(config)
-    return load_frozen_networks(config)
+    if isinstance(config, FrozenNetworksConfig):
+        return load_frozen_networks(config)
+    return config, None  # an experiment without pretrained encoders
 
 
 def make_loader(

@@ -13,9 +13,8 @@ from tests.pretrained import checkpoints as made
 from tests.support import random_params
 from xmodal_jax.core import trees
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
+from xmodal_jax.models.conditions import CaptionEncoder, DataSizes
 from xmodal_jax.models.gan import FrozenFeatures, GANConfig, Reconstruction, make_gan
-from xmodal_jax.models.gan.conditions import CaptionEncoder
-from xmodal_jax.models.gan.inputs import DataSizes
 from xmodal_jax.models.gan.networks import GANNetworks
 from xmodal_jax.models.speech import SpeechConfig, make_speech
 from xmodal_jax.models.towers import AudioFeatures

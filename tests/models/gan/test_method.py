@@ -11,6 +11,7 @@ from xmodal_jax.core import trees
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.models.conditions import DataSizes
 from xmodal_jax.models.gan import (
     AdaptiveAugment,
     ClassCondition,
@@ -31,7 +32,7 @@ from xmodal_jax.models.gan import (
     WordsCondition,
     make_gan,
 )
-from xmodal_jax.models.gan.inputs import DataSizes, ImageInputs
+from xmodal_jax.models.gan.inputs import ImageInputs
 from xmodal_jax.models.gan.networks import GANNetworks
 from xmodal_jax.models.gan.objective import adversarial_loss
 from xmodal_jax.nets.encoders import (

@@ -1,4 +1,4 @@
-"""Inputs of a GAN's networks: sizes of the data, images with features of frozen networks, and the frozen networks."""
+"""Inputs of a GAN's networks: images with features of frozen networks, and the frozen networks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,6 @@ import jax
 from jaxtyping import Array, Float
 
 from xmodal_jax.types import Params
-
-
-class DataSizes(NamedTuple):
-    """The sizes of the data that the networks depend on."""
-
-    shape: tuple[int, int, int]
-    """Height, width and channels of the images."""
-    vocab_size: int = 0
-    """Tokens of the vocabulary; 0: there are no captions."""
-    length: int = 0
-    """Tokens of a caption."""
-    classes: int = 0
-    """Number of classes; 0: there are no labels."""
 
 
 class ImageInputs(NamedTuple):

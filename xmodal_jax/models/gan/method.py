@@ -19,10 +19,11 @@ from xmodal_jax.losses import penalties
 from xmodal_jax.losses.adversarial import clip_weights
 from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.word_region import word_region_loss
+from xmodal_jax.models.conditions import DataSizes, interpolate_conditions
 from xmodal_jax.models.contrastive import matching_ids
 from xmodal_jax.models.gan.config import GANConfig
-from xmodal_jax.models.gan.inputs import DataSizes, FrozenCaptioner, FrozenEncoder, ImageInputs
-from xmodal_jax.models.gan.networks import LOGIT_PARTS, GANNetworks, interpolate_conditions
+from xmodal_jax.models.gan.inputs import FrozenCaptioner, FrozenEncoder, ImageInputs
+from xmodal_jax.models.gan.networks import LOGIT_PARTS, GANNetworks
 from xmodal_jax.models.gan.objective import FeatureLoss, LogitLoss, Mismatched, adversarial_loss
 from xmodal_jax.models.gan.penalties import PenaltyInputs
 from xmodal_jax.models.towers import presence_masks

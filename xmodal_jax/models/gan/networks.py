@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xmodal_jax.core.random import fold_in_name
-from xmodal_jax.models.gan.conditions import ConditionEncoder
+from xmodal_jax.models.conditions import ConditionEncoder, DataSizes
 from xmodal_jax.models.gan.config import GANConfig
-from xmodal_jax.models.gan.inputs import DataSizes, ImageInputs
+from xmodal_jax.models.gan.inputs import ImageInputs
 from xmodal_jax.models.gan.objective import adversarial_loss
 from xmodal_jax.nets.encoders import build_encoder
 from xmodal_jax.nets.gan import ConditioningAugmentation, ContrastiveEmbeddings, ContrastiveHead, Critic
@@ -290,21 +290,3 @@ class GANNetworks:
 def _normalize_rms(tokens):
     """Tokens ``[..., D]``, each divided by the root mean square of its elements."""
     return tokens / jnp.sqrt(jnp.square(tokens).mean(axis=-1, keepdims=True) + 1e-6)
-
-
-def interpolate_conditions(
-    start: GeneratorCondition, end: GeneratorCondition, fraction: Float[Array, "batch"]
-) -> GeneratorCondition:
-    """``start + fraction (end - start)`` of all vectors; a word is present if it is in either condition.
-
-    ``fraction``: of each example, from 0 (``start``) to 1 (``end``).
-    """
-
-    def interpolate(x: Array, y: Array) -> Array:
-        """The interpolation of one array ``[B, ...]`` of both conditions."""
-        if x.dtype == bool:  # a mask of words
-            return x | y
-        to_x = fraction.reshape(-1, *[1] * (x.ndim - 1))  # [B, 1, ..., 1]
-        return x + to_x * (y - x)
-
-    return jax.tree.map(interpolate, start, end)

@@ -1,0 +1,100 @@
+"""Images of a caption or a class, by flow matching.
+
+    python experiments/text_to_image_flow.py --judge runs/captioning-...
+    python experiments/text_to_image_flow.py --model.objective mean_flow --model.sampler jump
+    python experiments/text_to_image_flow.py --data folder:PATH --modalities text image
+    python experiments/text_to_image_flow.py --data folder:PATH --model.condition class
+
+``--judge RUN`` scores the images by the captioner of a run of captioning.py. It takes no part in the training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+import tyro
+
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.splits import fit_tokenizer, open_splits
+from xmodal_jax.evaluation.image_judge import JudgeReport
+from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator, image_sizes
+from xmodal_jax.evaluation.text import ReferenceTexts
+from xmodal_jax.experiment import evaluate_seeds, last_losses, make_loader, start, subtitle, write_report
+from xmodal_jax.models.flow import FlowConfig, make_flow
+from xmodal_jax.report.images import SampleHistory, add_images, add_scores
+from xmodal_jax.train.command_line import run_script
+from xmodal_jax.train.config import RunConfig
+from xmodal_jax.train.loop import fit
+from xmodal_jax.train.optim import Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """Images from captions or classes."""
+
+    input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
+        train_size=20_000, modalities=("text", "image")
+    )
+    steps: int = 3000
+    batch_size: int = 64
+    eval_every: int = 1500
+    judge: pathlib.Path | None = None
+    """Directory of a run of captioning.py, whose captioner scores the generated images; None: no such scores."""
+    model: FlowConfig = FlowConfig()
+    """Network, objective and sampler of the flow."""
+    optimizer: Optimizer = Optimizer("muon", learning_rate=5e-3, ema=0.999)
+    """Update rule and learning-rate schedule; images are generated with the average of the parameters (ema)."""
+
+
+def main(config: Config) -> None:
+    config, run, timer, bad_examples, _ = start(config)
+
+    # Data: captions or labels, and their images.
+    with timer("data"):
+        splits = open_splits(config.data, config.input, bad_examples)
+        tokenize = None
+        if "text" in splits.train.modalities:
+            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
+        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples)
+        evaluated = {**splits.tests, "validation": splits.validation}
+        references = {name: ReferenceTexts(split, one_per_picture=True) for name, split in evaluated.items()}
+        judge = JudgeReport(config.judge, splits.train, references)
+
+    # The method.
+    sizes = image_sizes(splits.train, tokenize)
+    flow = make_flow(config.model, **sizes)
+    generator = ImageGenerator(flow, tokenize, noise=flow.dimensions)
+    generate = SplitImageGenerator(generator, references, seed=config.seed)
+    history = SampleHistory(run.path / "samples", generator, generate.conditions["test"], seed=config.seed)
+
+    def validate(params):
+        """Adds samples to the history, and scores the images of the validation split."""
+        history.add(params)
+        return judge.scores({"validation": generate(params, "validation")})
+
+    files = {"tokenizer": tokenize and tokenize.tokenizer.files(), "class_names": splits.train.class_names}
+    metadata = {"kind": "text_to_image_flow", "source": "text", "target": "image", **sizes, **files}
+    result = fit(
+        flow.method, loader, config, config.optimizer, run, timer, evaluate=validate, metadata=metadata
+    )
+
+    # Test: an image for every caption of every split, or for the first caption of every picture.
+    def test(params):
+        """``(metrics, images of the split "test")``."""
+        images = {name: generate(params, name) for name in splits.tests}
+        return judge.scores(images), images["test"]
+
+    metrics, images = evaluate_seeds(test, result, timer)
+    if not run.writes:
+        return
+    metrics = metrics or last_losses(run)  # without a judge there are no scores
+    title, details = "Images from captions, by a flow", subtitle(config, result, shown="images")
+    with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
+        add_scores(report, metrics)
+        add_images(report, run, generate, result.params[0], references["test"], images, judge, history)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

@@ -1,0 +1,345 @@
+"""Flows: invariance, missing data, generation, likelihood, editing and learning."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.support import LAYOUTS, assert_device_invariant, assert_resumes
+from tests.support import random_initial_params as random_params
+from xmodal_jax.models.flow import (
+    AdaptiveSampler,
+    ClassCondition,
+    EulerSampler,
+    FlowConfig,
+    FlowMatching,
+    HeunSampler,
+    JumpSampler,
+    MeanFlow,
+    MidpointSampler,
+    NoCondition,
+    OptimalTransport,
+    SentenceCondition,
+    Shortcut,
+    WordsCondition,
+    make_flow,
+)
+from xmodal_jax.nets.dit import DiTConfig, FlowMLPConfig
+from xmodal_jax.nets.encoders import TextTransformerConfig
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.train.step import make_training
+
+TEXT = TextTransformerConfig(width=16, depth=1, heads=2)
+NETWORK = DiTConfig(patch=4, width=16, depth=2, heads=2, dropout=0.1)
+CONDITIONS = {
+    "none": NoCondition(),
+    "class": ClassCondition(width=8, dropout=0.3),
+    "sentence": SentenceCondition(text=TEXT, dropout=0.3),
+    "words": WordsCondition(text=TEXT, dropout=0.3),
+}
+SIZES = dict(shape=(8, 12, 3), vocab_size=19, length=7, classes=5)
+
+
+def make_batch(n=16):
+    rng = np.random.default_rng(0)
+    ids = np.zeros((n, 7), np.int32)
+    for row in ids:
+        count = rng.integers(2, 7)
+        row[:count] = rng.integers(1, 19, count)
+    arrays = {
+        "image": rng.integers(0, 256, (n, 8, 12, 3), dtype=np.uint8),
+        "text": ids,
+        "text_mask": ids != 0,
+        "label": rng.integers(0, 5, n).astype(np.int32),
+        "index": np.arange(n, dtype=np.int32),
+    }
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+def make(condition="words", **options):
+    return make_flow(FlowConfig(condition=CONDITIONS[condition], network=NETWORK, **options), **SIZES)
+
+
+def loss_and_gradient(flow, params, batch, key=0):
+    return jax.jit(jax.value_and_grad(lambda p, batch: flow.loss(p, batch, jax.random.key(key))[0]))(
+        params, batch
+    )
+
+
+def noise(n=16, dimensions=8 * 12 * 3, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, dimensions)), jnp.float32)
+
+
+VARIANTS = {
+    "words": dict(),
+    "class_data": dict(condition="class", objective=FlowMatching(prediction="data", times="uniform")),
+    "sentence_mean": dict(condition="sentence", objective=MeanFlow(step_fraction=0.5)),
+    "none_shortcut": dict(condition="none", objective=Shortcut(step_fraction=0.5)),
+    "class_transport": dict(condition="class", coupling=OptimalTransport(condition_weight=10.0)),
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "layouts"),
+    [
+        ("words", [("sharded", 4, 2)]),
+        ("class_transport", [("pmap", 4, 1)]),
+        *(pytest.param(v, LAYOUTS, marks=pytest.mark.slow) for v in VARIANTS),
+    ],
+)
+def test_devices_and_accumulation_change_nothing(variant, layouts):
+    flow = make(**VARIANTS[variant])
+    parts = 1 if flow.config.coupling else 2
+    assert_device_invariant(flow.method, make_batch(), layouts=layouts, parts=parts, rtol=2e-5)
+
+
+def test_optimal_transport_is_refused_in_parts():
+    flow, batch = make(**VARIANTS["class_transport"]), make_batch()
+    training = make_training(flow.method, Optimizer(accumulate=2), 10)
+    state = training.init(jax.random.key(0), batch)
+    with pytest.raises(ValueError, match="whole batch"):
+        jax.jit(training.make_step(None))(state, batch)
+
+
+@pytest.mark.parametrize("variant", ["words", "sentence_mean"])
+def test_resumes_bit_by_bit(variant, tmp_path):
+    data = {k: np.asarray(v) for k, v in make_batch().items() if k != "index"}
+    assert_resumes(make(**VARIANTS[variant]).method, data, tmp_path, optimizer=Optimizer(ema=0.9))
+
+
+def test_missing_images_have_no_part():
+    """A batch with absent images has the loss and gradients of the batch without them, whatever they hold."""
+    flow, batch = make(), make_batch()
+    params = random_params(flow.method, jax.random.key(1), batch)
+    present = jnp.arange(16) % 3 != 0
+    absent = {**batch, "present": {"image": present, "text": jnp.ones(16, bool)}}
+    some = {k: v[present] for k, v in batch.items()}
+    value, gradient = loss_and_gradient(flow, params, absent)
+    want, want_gradient = loss_and_gradient(flow, params, some)
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, want_gradient)
+
+
+def test_an_absent_caption_trains_the_unconditional_model():
+    """What an absent caption says has no influence, and none of the text encoder's parameters has a gradient."""
+    flow, batch = make(), make_batch()
+    params = random_params(flow.method, jax.random.key(1), batch)
+    absent = {**batch, "present": {"image": jnp.ones(16, bool), "text": jnp.zeros(16, bool)}}
+    other = {**absent, "text": jnp.ones_like(batch["text"]), "text_mask": jnp.ones((16, 7), bool)}
+    value, gradient = loss_and_gradient(flow, params, absent)
+    changed, _ = loss_and_gradient(flow, params, other)
+    assert value == changed
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient["condition"]["text"]))
+    assert np.abs(gradient["condition"]["null"]["embedding"]).max() > 0
+    unknown = make("class")
+    params = random_params(unknown.method, jax.random.key(1), batch)
+    _, gradient = loss_and_gradient(unknown, params, {**batch, "label": jnp.full(16, -1, jnp.int32)})
+    assert (gradient["condition"]["classes"]["embedding"] == 0).all()
+
+
+def test_conditions_are_dropped_per_example():
+    """At the rate of the option, independently in each example."""
+    flow, batch = make("class"), make_batch()
+    params = flow.init(jax.random.key(0), batch)
+    big = {k: jnp.tile(v, (200,) + (1,) * (v.ndim - 1)) for k, v in batch.items() if k == "label"}
+    keys = jax.random.split(jax.random.key(3), 3200)
+    vectors = params["condition"]["classes"]["embedding"][big["label"]]
+    dropped = flow._drop(params, type(flow.encoder.example())(vectors), big, keys).vector
+    rate = np.mean((np.asarray(dropped) != np.asarray(vectors)).any(axis=1))
+    assert abs(rate - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 3200)
+
+
+def test_one_pass_of_guidance_is_two_passes():
+    flow, batch = make(), make_batch()
+    params = random_params(flow.method, jax.random.key(1), batch)
+    guided = lambda batch, guidance: sample(
+        flow, params, batch, noise(), sampler=EulerSampler(steps=1, guidance=guidance)
+    )
+    without = {**batch, "present": {"text": jnp.zeros(16, bool)}}
+    c, u = guided(batch, 1.0), guided(without, 1.0)
+    assert np.abs(c - u).max() > 0.01
+    np.testing.assert_allclose(guided(batch, 3.0), u + 3.0 * (c - u), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampler", [HeunSampler(steps=3), MidpointSampler(steps=3), EulerSampler(steps=6), AdaptiveSampler()]
+)
+def test_an_image_does_not_depend_on_its_batch(sampler):
+    flow, batch = make(), make_batch()
+    params = random_params(flow.method, jax.random.key(1), batch)
+    every = sample(flow, params, batch, noise(), sampler=sampler)
+    atol = 5e-3 if isinstance(sampler, AdaptiveSampler) else 1e-4  # its steps depend on rounding
+    first = {k: v[:3] for k, v in batch.items()}
+    np.testing.assert_allclose(
+        sample(flow, params, first, noise()[:3], sampler=sampler), every[:3], atol=atol
+    )
+    assert every.shape == (16, 8, 12, 3)
+
+
+def test_editing_goes_from_nothing_to_everything():
+    flow, batch = make(), make_batch()
+    params = random_params(flow.method, jax.random.key(1), batch)
+    image = flow.data(batch)
+    np.testing.assert_allclose(flow.edit(params, batch, noise(), start=1.0), image, atol=1e-5)
+    new = flow.edit(params, batch, noise(), start=0.0)
+    np.testing.assert_allclose(new, sample(flow, params, batch, noise()), atol=1e-5)
+
+
+def test_inpainting_keeps_what_is_known():
+    flow, batch = make(), make_batch()
+    params = random_params(flow.method, jax.random.key(1), batch)
+    known = (jnp.arange(12) < 6)[None, None, :, None]
+    filled = flow.inpaint(params, batch, noise(), known=known, sampler=HeunSampler(steps=4))
+    np.testing.assert_allclose(filled[:, :, :6], flow.data(batch)[:, :, :6], atol=1e-5)
+    assert np.abs(filled[:, :, 6:] - flow.data(batch)[:, :, 6:]).max() > 0.1
+    nothing = flow.inpaint(params, batch, noise(), known=jnp.zeros((1, 1, 1, 1), bool))
+    np.testing.assert_allclose(nothing, sample(flow, params, batch, noise()), atol=1e-5)
+
+
+def test_blending_goes_from_one_condition_to_the_other():
+    flow, batch = make("sentence"), make_batch()
+    params = random_params(flow.method, jax.random.key(1), batch)
+    other = {k: jnp.roll(batch[k], 1, axis=0) for k in ("text", "text_mask")}
+    toward = {f"toward_{k}": v for k, v in other.items()}
+    blend = lambda f: flow.predict(
+        params, {**batch, **toward, "noise": noise(), "blend": jnp.full(16, f, jnp.float32)}
+    )
+    np.testing.assert_allclose(blend(0.0), sample(flow, params, batch, noise()), atol=1e-5)
+    np.testing.assert_allclose(blend(1.0), sample(flow, params, {**batch, **other}, noise()), atol=1e-5)
+
+
+MEANS, SCALE = np.array([[2.0, 0.0], [-2.0, 1.0]]), 0.3
+
+
+def vectors(n=256, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, n)
+    x = MEANS[label] + SCALE * rng.normal(size=(n, 2))
+    arrays = {
+        "vector": x.astype(np.float32),
+        "label": label.astype(np.int32),
+        "index": np.arange(n, dtype=np.int32) + seed * n,
+    }
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+def train(flow, steps, n=256):
+    """The averaged parameters after this many steps, all in one program."""
+    training = make_training(flow.method, Optimizer("adamw", 5e-3, ema=0.98), steps)
+    state, step = training.init(jax.random.key(0), vectors(n)), training.make_step(None)
+    every = vectors(n * steps)
+    batches = jax.tree.map(lambda a: a.reshape(steps, n, *a.shape[1:]), every)
+    state, _ = jax.jit(lambda state: jax.lax.scan(lambda s, b: (step(s, b)[0], None), state, batches))(state)
+    return training.eval_params(state)
+
+
+def sample(flow, params, batch, z, **options):
+    return np.asarray(jax.jit(lambda p, b, z: flow.sample(p, b, z, **options))(params, batch, z))
+
+
+def vector_flow(**options):
+    config = FlowConfig(
+        condition=ClassCondition(width=8), network=FlowMLPConfig(width=64, depth=2), **options
+    )
+    return make_flow(config, shape=(2,), classes=2, modality="vector")
+
+
+def test_a_flow_learns_two_normal_distributions():
+    """Samples of each class have its mean and spread, and the likelihood of data is the exact one."""
+    flow = vector_flow()
+    params = train(flow, 600)
+    test = vectors(512, seed=9999)
+    samples = sample(flow, params, test, noise(512, 2))
+    for label in (0, 1):
+        chosen = np.asarray(samples)[np.asarray(test["label"]) == label]
+        np.testing.assert_allclose(chosen.mean(axis=0), MEANS[label], atol=0.1)
+        np.testing.assert_allclose(chosen.std(axis=0), SCALE, atol=0.06)
+    got = jax.jit(flow.log_likelihood)(params, test)
+    want = stats.norm(MEANS[np.asarray(test["label"])], SCALE).logpdf(np.asarray(test["vector"])).sum(axis=1)
+    assert abs(float(np.mean(got) - np.mean(want))) < 0.1
+    assert np.corrcoef(got, want)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    "objective", [MeanFlow(step_fraction=0.5, times="uniform"), Shortcut(levels=4, times="uniform")]
+)
+def test_one_step_generates_what_the_equation_does(objective):
+    """A network of mean velocities, trained on two normal distributions: one jump lands where many steps do, within a
+    tenth of the distance that the velocity at the start alone is off."""
+    flow = vector_flow(objective=objective)
+    params = train(flow, 1200)
+    test = vectors(512, seed=9999)
+    jump = sample(flow, params, test, noise(512, 2), sampler=JumpSampler())
+    solved = sample(flow, params, test, noise(512, 2), sampler=HeunSampler(steps=50))
+    euler = sample(flow, params, test, noise(512, 2), sampler=EulerSampler(steps=1))
+    exact = MEANS[np.asarray(test["label"])] + SCALE * np.asarray(noise(512, 2))
+    off = lambda a: np.sqrt(np.mean(np.square(a - exact)))
+    assert off(solved) < 0.12
+    assert off(jump) < 0.15 < off(euler)
+
+
+def test_optimal_transport_straightens_paths():
+    """Noise is paired within the class: one Euler step then lands nearer to the exact solution of many steps."""
+    straight = {}
+    for name, coupling in {"random": None, "transport": OptimalTransport(condition_weight=100.0)}.items():
+        flow = vector_flow(coupling=coupling, objective=FlowMatching(times="uniform"))
+        params = train(flow, 400, n=64)
+        test = vectors(256, seed=9999)
+        one = sample(flow, params, test, noise(256, 2), sampler=EulerSampler(steps=1))
+        many = sample(flow, params, test, noise(256, 2), sampler=HeunSampler(steps=50))
+        straight[name] = float(np.sqrt(np.mean(np.square(one - many))))
+    assert straight["transport"] < 0.6 * straight["random"]
+
+
+def test_a_network_of_your_own():
+    """`make_flow` takes any module with the arguments of the library's networks."""
+    import flax.linen as nn
+
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, z, t, r, condition, *, keys=None):
+            return nn.Dense(2)(jnp.concatenate([z, t[:, None], condition.vector], axis=1))
+
+    flow = make_flow(
+        FlowConfig(condition=ClassCondition(width=8)), shape=(2,), classes=2, modality="vector", network=Own()
+    )
+    params = flow.init(jax.random.key(0), vectors())
+    assert np.isfinite(flow.loss(params, vectors(), jax.random.key(1))[0])
+    assert flow.sample(params, vectors(8), noise(8, 2)).shape == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: FlowConfig(sampler=JumpSampler()), "mean_flow or shortcut"),
+        (lambda: FlowConfig(condition=NoCondition(), sampler=HeunSampler(guidance=2.0)), "unconditional"),
+        (lambda: make_flow(FlowConfig(), shape=(8, 8, 3)), "needs captions"),
+        (lambda: make_flow(FlowConfig(condition=ClassCondition()), shape=(8, 8, 3)), "needs labels"),
+        (lambda: make_flow(FlowConfig(condition=NoCondition()), shape=(30, 30, 3)), "do not tile"),
+        (lambda: DiTConfig(width=30, heads=4), "must divide width"),
+        (lambda: HeunSampler(steps=0), "at least 1"),
+        (lambda: AdaptiveSampler(tolerance=0.0), "positive"),
+        (lambda: MeanFlow(step_fraction=0.0), "step_fraction"),
+        (lambda: ClassCondition(dropout=1.0), "dropout"),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        change()
+
+
+def test_a_jump_needs_a_network_of_mean_velocities():
+    flow, batch = make(), make_batch()
+    params = flow.init(jax.random.key(0), batch)
+    with pytest.raises(ValueError, match="mean_flow or shortcut"):
+        flow.sample(params, batch, noise(), sampler=JumpSampler())
+
+
+def test_the_network_is_zero_at_first():
+    flow, batch = make(), make_batch()
+    params = flow.init(jax.random.key(0), batch)
+    assert (flow.velocity(params, batch, noise().reshape(16, 8, 12, 3), jnp.full(16, 0.3)) == 0).all()
+    assert dataclasses.is_dataclass(flow.config)

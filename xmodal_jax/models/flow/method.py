@@ -1,0 +1,312 @@
+"""Flows of images or vectors as a method: training, generation, likelihood and editing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from xmodal_jax.core import collectives
+from xmodal_jax.core.collectives import AxisName
+from xmodal_jax.core.random import batch_index, batch_keys, example_keys, fold_in_name
+from xmodal_jax.losses import flow as losses
+from xmodal_jax.models.conditions import ConditionEncoder, DataSizes, interpolate_conditions
+from xmodal_jax.models.flow.conditions import (
+    encode_condition,
+    has_condition,
+    init_condition,
+    null_condition,
+    select_condition,
+)
+from xmodal_jax.models.flow.config import FlowConfig
+from xmodal_jax.models.flow.samplers import Sampler
+from xmodal_jax.models.towers import presence_masks
+from xmodal_jax.preprocess.image import to_float
+from xmodal_jax.probability import ode
+from xmodal_jax.probability.transport import optimal_assignment, squared_distances
+from xmodal_jax.types import Batch, Condition, ExampleKeys, Key, Method, Params, kind_of
+
+
+def make_flow(
+    config: FlowConfig,
+    *,
+    shape: tuple[int, ...],
+    vocab_size: int = 0,
+    length: int = 0,
+    classes: int = 0,
+    modality: str = "image",
+    network: nn.Module | None = None,
+) -> FlowModel:
+    """The flow of ``config`` for data of ``shape``.
+
+    Args:
+      config: the parts of the flow.
+      shape: of an example: ``(height, width, channels)`` of images, ``(dimensions,)`` of vectors.
+      vocab_size: tokens of the captions' vocabulary, for the conditions "sentence" and "words".
+      length: tokens of a caption, for the same.
+      classes: number of classes, for the condition "class".
+      modality: the field of the batch that is generated: uint8 images, or vectors.
+      network: a Flax module of your own, called as ``network(z, t, r, condition, keys=keys)``; None: that of
+        ``config.network``.
+
+    Raises:
+      ValueError: the condition needs captions or labels and there are none, or the network does not fit the shape.
+
+    Example::
+
+        flow = make_flow(FlowConfig(condition=ClassCondition()), shape=(32, 32, 3), classes=10)
+        params = flow.init(key, batch)
+        images = flow.sample(params, {"label": labels}, noise)
+    """
+    sizes = DataSizes(tuple(shape), vocab_size, length, classes)
+    encoder = config.condition.build(sizes)
+    if network is None:
+        network = config.network.build(sizes.shape, words=config.condition.uses_words)
+    return FlowModel(config, sizes.shape, modality, encoder, network)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FlowModel:
+    r"""The functions of a flow from standard normal noise to data, with the convention of `losses.flow`.
+
+    The batch holds the field ``modality`` (images uint8, or vectors) and, as the condition needs, ``text [B, length]``
+    with its mask, or ``label`` (-1 is unknown). An example without the data has no influence. One without its condition
+    is trained without it, as are, drawn at random, ``condition.dropout`` of the others.
+
+    The loss is the mean over the global batch of the objective's terms (`models.flow.objectives`).
+
+    Parameters are a dict of ``network`` and ``condition``, the condition's encoder with the learned condition ``null``
+    of the unconditional model.
+    """
+
+    config: FlowConfig
+    shape: tuple[int, ...]
+    modality: str
+    encoder: ConditionEncoder
+    network: nn.Module
+
+    @functools.cached_property
+    def method(self) -> Method:
+        """Training, and ``predict``, as a `types.Method`."""
+        return Method(self.init, self.loss, self.predict)
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in an example's noise."""
+        return math.prod(self.shape)
+
+    # -- training --
+
+    def init(self, key: Key, batch: Batch) -> dict[str, Params]:
+        """Initial parameters. ``batch`` is not used: the configuration and the data's sizes determine all shapes."""
+        condition_params = init_condition(self.encoder, fold_in_name(key, "condition"))
+        example = self.encoder.generator_input(self.encoder.example())
+        z, t = jnp.zeros((1, *self.shape)), jnp.zeros(1)
+        r = t if self.config.objective.predicts_mean else None
+        params = self.network.init(fold_in_name(key, "network"), z, t, r, example)["params"]
+        return {"network": params, "condition": condition_params}
+
+    def loss(
+        self, params: Params, batch: Batch, key: Key, *, axis_name: AxisName = None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The mean of the objective over the global batch (this device's share of it), and no further scalars."""
+        keys = batch_keys(key, batch)
+        x = self.data(batch)
+        present = presence_masks(batch, (self.modality,))[self.modality]
+        x = jnp.where(losses.per_example(present, x), x, 0.0)
+        noise = _normal(fold_in_name(keys, "noise"), self.shape)
+        # Dropout of the condition's encoder and of the network.
+        condition = encode_condition(
+            self.encoder, params["condition"], batch, fold_in_name(keys, "condition")
+        )
+        if self.config.coupling is not None:
+            noise = self._paired_noise(noise, x, condition, batch, axis_name)
+        condition = self._drop(params, condition, batch, fold_in_name(keys, "drop"))
+        network = functools.partial(self._apply, params, condition, keys=fold_in_name(keys, "network"))
+        terms = self.config.objective.terms(network, x, noise, fold_in_name(keys, "objective"))
+        return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name), {}
+
+    def data(self, batch: Batch) -> Float[Array, "batch ..."]:
+        """The data that are generated, as real numbers: images in [-1, 1]."""
+        values = batch[self.modality]
+        return to_float(values) if kind_of(self.modality) == "image" else values.astype(jnp.float32)
+
+    def _apply(self, params, condition, z, t, r, *, keys=None) -> Array:
+        """The network's output."""
+        return self.network.apply({"params": params["network"]}, z, t, r, condition, keys=keys)
+
+    def _drop(self, params: Params, condition: Condition, batch: Batch, keys: ExampleKeys) -> Condition:
+        """The condition, replaced by ``null`` where the example lacks it, or at random."""
+        if condition.vector is None:
+            return condition
+        keep = has_condition(self.encoder, batch, condition.vector.shape[0])
+        keep &= jax.vmap(jax.random.uniform)(keys) >= self.config.condition.dropout
+        return select_condition(keep, condition, null_condition(params["condition"], condition))
+
+    def _paired_noise(self, noise, x, condition, batch, axis_name) -> Array:
+        """For each example the noise of the global batch that optimal transport pairs it with."""
+        everything = lambda a: a if axis_name is None else collectives.all_gather(a, axis_name)
+        all_noise = everything(noise)
+        cost = squared_distances(everything(x), all_noise)
+        weight = self.config.coupling.condition_weight
+        if weight and condition.vector is not None:
+            cost = cost + weight * self._condition_distances(everything, condition, batch)
+        pairing = optimal_assignment(jax.lax.stop_gradient(cost))
+        index = collectives.global_index(x.shape[0], axis_name=axis_name)
+        return all_noise[pairing[index]]
+
+    def _condition_distances(self, everything, condition: Condition, batch: Batch) -> Array:
+        """Distances of the conditions of all pairs of the global batch: 0 or 1 for classes, 1 - cosine for captions."""
+        if not self.config.condition.reads_text:
+            labels = everything(batch["label"])
+            return (labels[:, None] != labels[None]).astype(jnp.float32)
+        vectors = jax.lax.stop_gradient(everything(condition.vector))
+        vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+        return 1.0 - vectors @ vectors.T
+
+    # -- generation --
+
+    def predict(self, params: Params, batch: Batch) -> Float[Array, "batch ..."]:
+        """Data generated from the batch's conditions and its ``noise [B, D]``: images in [-1, 1], or vectors.
+
+        If the batch also holds ``toward_NAME`` for the fields of a second condition (``toward_label``, or
+        ``toward_text`` and ``toward_text_mask``), the condition is interpolated linearly: ``blend [B]`` is the weight
+        of the second one, from 0 to 1.
+        """
+        return self.sample(params, batch, batch["noise"])
+
+    def sample(
+        self,
+        params: Params,
+        batch: Batch,
+        noise: Float[Array, "batch ..."],
+        *,
+        sampler: Sampler | None = None,
+    ) -> Float[Array, "batch ..."]:
+        """Data at t = 1 from ``noise [B, D]`` or ``[B, *shape]`` and the batch's conditions.
+
+        ``sampler``: how the equation is solved; None: ``config.sampler``. An example without its condition is generated
+        by the unconditional model.
+        """
+        sampler = sampler or self.config.sampler
+        z = noise.reshape(noise.shape[0], *self.shape).astype(jnp.float32)
+        condition, null = self._conditions(params, batch, z.shape[0])
+        return sampler.sample(self._field(params, condition, null, sampler), z)
+
+    def edit(
+        self,
+        params: Params,
+        batch: Batch,
+        noise: Array,
+        *,
+        start: float | Array,
+        sampler: Sampler | None = None,
+    ) -> Float[Array, "batch ..."]:
+        """The batch's data changed toward its conditions: noise is mixed in as at the time ``start``, from which the
+        flow goes on (Meng et al. 2022, arXiv:2108.01073). 1 changes nothing, 0 generates anew."""
+        sampler = sampler or self.config.sampler
+        x = self.data(batch)
+        t = jnp.broadcast_to(jnp.asarray(start, jnp.float32), (x.shape[0],))
+        z = losses.interpolate(x, noise.reshape(x.shape), t)
+        condition, null = self._conditions(params, batch, x.shape[0])
+        return sampler.sample(self._field(params, condition, null, sampler), z, start=t)
+
+    def inpaint(
+        self,
+        params: Params,
+        batch: Batch,
+        noise: Array,
+        *,
+        known: Bool[Array, "..."],
+        sampler: Sampler | None = None,
+    ) -> Float[Array, "batch ..."]:
+        """The batch's data where ``known`` (of their shape, or one that broadcasts to it), and generated elsewhere.
+
+        After every step the known part is set to its state at that time, ``(1 - t) noise + t x``.
+        """
+        sampler = sampler or self.config.sampler
+        x = self.data(batch)
+        noise = noise.reshape(x.shape)
+        clamp = lambda z, t: jnp.where(known, losses.interpolate(x, noise, t), z)
+        condition, null = self._conditions(params, batch, x.shape[0])
+        return sampler.sample(self._field(params, condition, null, sampler), noise, correct=clamp)
+
+    def velocity(self, params: Params, batch: Batch, z: Array, t: Float[Array, "batch"]) -> Array:
+        """The velocity of the batch's conditions at the states z, without guidance."""
+        condition, _ = self._conditions(params, batch, z.shape[0])
+        network = functools.partial(self._apply, params, condition)
+        return self.config.objective.velocity(network, z, t)
+
+    def log_likelihood(
+        self,
+        params: Params,
+        batch: Batch,
+        key: Key | None = None,
+        *,
+        steps: int = 50,
+        dequantise: bool = True,
+    ) -> Float[Array, "batch"]:
+        """The log-density of the batch's data given their conditions, in nats, of images in units of [-1, 1].
+
+        With ``key`` the divergence is Hutchinson's estimate, and 8-bit pixels are dequantised with uniform noise (if
+        ``dequantise``); without, it is exact, which takes one derivative for each dimension. See
+        `probability.ode.log_density` and, for bits per dimension, `probability.ode.bits_per_dimension`.
+        """
+        x, keys = self.data(batch), None
+        if key is not None:
+            keys = example_keys(key, batch_index(batch))
+            if dequantise and kind_of(self.modality) == "image":
+                draw = lambda key: jax.random.uniform(key, self.shape, minval=-0.5, maxval=0.5)
+                x = x + jax.vmap(draw)(fold_in_name(keys, "dequantise")) / 127.5
+        condition, _ = self._conditions(params, batch, x.shape[0])
+        network = functools.partial(self._apply, params, condition)
+        velocity = functools.partial(self.config.objective.velocity, network)
+        return ode.log_density(velocity, x, ode.time_grid(steps), keys=keys)[0]
+
+    def _conditions(self, params: Params, batch: Batch, count: int) -> tuple[Condition, Condition]:
+        """``(condition, null)``: the conditions of a batch, between two of them if it holds ``toward_NAME``, and those
+        of the unconditional model."""
+        condition = encode_condition(self.encoder, params["condition"], batch, None)
+        null = null_condition(params["condition"], condition)
+        if condition.vector is None:
+            return condition, null
+        condition = select_condition(has_condition(self.encoder, batch, count), condition, null)
+        second = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
+        if second:
+            end = encode_condition(self.encoder, params["condition"], {**batch, **second}, None)
+            condition = interpolate_conditions(condition, end, fraction=batch["blend"])
+        return condition, null
+
+    def _field(self, params: Params, condition: Condition, null: Condition, sampler: Sampler) -> Any:
+        """What the sampler integrates: the guided velocity ``(z, t)``, or mean velocity ``(z, t, r)``."""
+        if sampler.uses_mean and not self.config.objective.predicts_mean:
+            raise ValueError(f"the sampler {sampler.name} needs the objective mean_flow or shortcut")
+
+        def evaluate(condition, z, *times):
+            network = functools.partial(self._apply, params, condition)
+            if sampler.uses_mean:
+                return network(z, *times)
+            return self.config.objective.velocity(network, z, *times)
+
+        if sampler.guidance == 1.0 or condition.vector is None:
+            return functools.partial(evaluate, condition)
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition, null)
+
+        def guided(z, *times):
+            """One evaluation for both conditions, as a batch of twice the size."""
+            twice = lambda a: jnp.concatenate([a, a])
+            with_condition, without = jnp.split(evaluate(both, twice(z), *map(twice, times)), 2)
+            return losses.guide(with_condition, without, sampler.guidance)
+
+        return guided
+
+
+def _normal(keys: ExampleKeys, shape: tuple[int, ...]) -> Float[Array, "batch ..."]:
+    """Standard normal noise of this shape for each key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

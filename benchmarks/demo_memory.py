@@ -1,10 +1,10 @@
 """Memory of the server of experiments/demo.py over many requests: it should not grow.
 
-    python -m benchmarks.demo_memory runs/captioning --tab Caption --file photo.png --requests 500
+    python -m benchmarks.demo_memory runs/captioning runs/vae --picture photo.png --sound speech.wav --photos photos/
 
-Each request is that of a new user, who uploads the file. The table has the resident memory of the server, the number of
-files in its temporary folder, and its threads and open files, after every tenth of the requests. It needs
-requirements-demo.txt.
+Each ability of each run has a server of its own, and each request is that of a new user, who uploads the files. The
+table has the resident memory of the server, measured after every tenth request, in the second and the last hundred of
+the requests, and files in its temporary folder, threads and open files at the end. It needs requirements-demo.txt.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,8 +62,8 @@ class DemoClient:
         (path,) = self.post("/gradio_api/upload", body, f"multipart/form-data; boundary={boundary}")
         return {"path": path, "orig_name": file.name, "meta": {"_type": "gradio.FileData"}}
 
-    def press(self, button: str, values: Sequence[Any]) -> list[Any]:
-        """Presses the first button with this text, with the values of its inputs.
+    def press(self, button: str, values: Sequence[Any], number: int = 0) -> list[Any]:
+        """Presses a button with this text, of several the one with this number, with the values of its inputs.
 
         Returns:
           What the outputs show.
@@ -74,13 +76,16 @@ class DemoClient:
             for c in self.config["components"]
             if c["type"] == "button" and c["props"].get("value") == button
         ]
-        if not buttons:
-            raise ValueError(f"the page has no button {button!r}")
-        functions = [d for d in self.config["dependencies"] if [buttons[0], "click"] in d["targets"]]
+        if len(buttons) <= number:
+            raise ValueError(f"the page has no button {button!r} with the number {number}")
+        return self.trigger(buttons[number], "click", values)
+
+    def trigger(self, component: int, event: str, values: Sequence[Any]) -> list[Any]:
+        """What `press` does, for an event such as ``input`` of any component of the page."""
         session = f"{self.session}{next(self._numbers)}"
         body = {
-            "data": list(values), "fn_index": functions[0]["id"], "session_hash": session, "trigger_id": buttons[0],
-            "event_data": None,
+            "data": list(values), "fn_index": self.function_of(component, event)["id"], "session_hash": session,
+            "trigger_id": component, "event_data": None,
         }  # fmt: skip
         self.post("/gradio_api/queue/join", json.dumps(body).encode(), "application/json")
         address = f"{self.address}/gradio_api/queue/data?session_hash={session}"
@@ -94,6 +99,15 @@ class DemoClient:
                         raise RuntimeError(message["output"].get("error"))
                     return message["output"]["data"]
         raise RuntimeError("the server closed the connection")
+
+    def function_of(self, component: int, event: str) -> dict[str, Any]:
+        """The function that an event of a component calls, as Gradio describes it."""
+        return next(d for d in self.config["dependencies"] if [component, event] in d["targets"])
+
+    def inputs_of(self, component: int, event: str) -> list[dict[str, Any]]:
+        """The components whose values this function takes."""
+        by_id = {c["id"]: c for c in self.config["components"]}
+        return [by_id[k] for k in self.function_of(component, event)["inputs"]]
 
 
 @contextlib.contextmanager
@@ -132,27 +146,91 @@ def measure(process: int, folder: Path) -> dict[str, float]:
     }
 
 
+def abilities_of(client: DemoClient) -> dict[str, tuple[int, str]]:
+    """What the page can be asked, by name: each button, and the first slider of latents, as component and event."""
+    abilities = {}
+    for component in client.config["components"]:
+        label = component["props"].get("label")
+        if component["type"] == "button" and component["props"].get("variant") == "primary":
+            first = client.inputs_of(component["id"], "click")[0]["type"]
+            abilities[f"{component['props']['value']} ({first})"] = (component["id"], "click")
+        elif component["type"] == "button" and component["props"].get("value") == "Traverse":
+            abilities["Traverse"] = (component["id"], "click")
+        elif component["type"] == "slider" and label in ("0", "First + 0"):
+            abilities["Slider of latents"] = (component["id"], "input")
+    return abilities
+
+
+def values_of(client: DemoClient, component: int, event: str, args: argparse.Namespace) -> list[Any]:
+    """Values of the inputs: the files, uploaded, and the text; what else there is keeps its value."""
+    values = []
+    for c in client.inputs_of(component, event):
+        if c["type"] in ("image", "audio"):
+            values.append(client.upload(args.picture if c["type"] == "image" else args.sound))
+        elif c["type"] == "textbox":
+            label = c["props"]["label"]
+            values.append("" if "(numbers)" in label else args.classes if "Classes" in label else args.text)
+        else:
+            values.append(c["props"].get("value"))
+    return values
+
+
+def measure_ability(run: Path, ability: str, args: argparse.Namespace) -> str:
+    """The row of the table of one ability."""
+    with tempfile.TemporaryDirectory() as folder, run_demo(
+        *flags_of(run, args), environment={"TMPDIR": folder}
+    ) as (process, address):  # fmt: skip
+        client, start, memory = DemoClient(address), time.monotonic(), {}
+        component, event = abilities_of(client)[ability]
+        for number in range(1, args.requests + 1):
+            client.trigger(component, event, values_of(client, component, event, args))
+            if number == 1 or number % 10 == 0:
+                memory[number] = measure(process.pid, Path(folder))["memory (MB)"]
+        seconds, last = time.monotonic() - start, measure(process.pid, Path(folder))
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    second = [x for n, x in memory.items() if 100 < n <= 200]
+    final = [x for n, x in memory.items() if n > args.requests - 100]
+    spread = lambda x: f"{np.mean(x):.1f} ({min(x):.0f}-{max(x):.0f})" if x else "-"
+    return (
+        f"| {run.name} | {ability} | {memory[1]:.0f} | {spread(second)} | {spread(final)} | {last['files']} | "
+        f"{last['threads']} | {last['open files']} | {1e3 * seconds / args.requests:.0f} |"
+    )
+
+
+def flags_of(run: Path, args: argparse.Namespace) -> list[str]:
+    """The flags of the server of a run."""
+    from xmodal_jax.inference.loading import restore
+
+    searches = args.photos is not None and restore(run).checkpoint.metadata.get("kind") == "contrastive"
+    return [str(run), *(["--photos", str(args.photos)] if searches else [])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--tab", default="Caption", help="text of the button that is pressed")
-    parser.add_argument("--file", type=Path, required=True, help="what is uploaded each time")
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--picture", type=Path, required=True, help="picture that is uploaded each time")
+    parser.add_argument("--sound", type=Path, required=True, help="recording that is uploaded each time")
+    parser.add_argument("--photos", type=Path, help="folder that runs of contrastive.py search")
+    parser.add_argument("--text", default="a red star")
+    parser.add_argument("--classes", default="star, ring")
+    parser.add_argument("--ability", nargs="+", help="of the page, by the table's names; without: all")
     parser.add_argument("--requests", type=int, default=500)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {"TMPDIR": folder}
-        with run_demo(str(args.run), environment=environment) as (process, address):
-            client, start = DemoClient(address), time.monotonic()
-            for number in range(1, args.requests + 1):
-                client.press(args.tab, [client.upload(args.file)])
-                if number == 1 or number % max(1, args.requests // 10) == 0:
-                    row = {"requests": number, **measure(process.pid, Path(folder))}
-                    row["s"] = time.monotonic() - start
-                    print("  ".join(f"{name} {value:.0f}" for name, value in row.items()), flush=True)
+    last = args.requests - 99
+    print(
+        f"| run | ability | MB after 1 | MB in 101-200 | MB in {last}-{args.requests} | files | threads | open files "
+        "| ms per request |\n|---|---|" + "---:|" * 7
+    )
+    for run in args.runs:
+        with run_demo(*flags_of(run, args)) as (process, address):
+            names = list(abilities_of(DemoClient(address)))
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+        for name in names:
+            if args.ability is None or name in args.ability:
+                print(measure_ability(run, name, args), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from tests.deploy.runs import save_contrastive
 from tests.inference.runs import plain_picture, save_text_run, train_contrastive
 from tests.inference.test_autoencoders import SMALL, save
 from tests.inference.test_fusion import ANSWERS, save_fusion
-from tests.inference.test_generation import draw_from, save_speaker
+from tests.inference.test_generation import draw_from, save_speaker, save_text_gan
 from xmodal_jax.inference import load
 from xmodal_jax.models.gan import ClassCondition
 from xmodal_jax.models.vae.multimodal_models import MVTCAEConfig
@@ -19,15 +20,17 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     folder = lambda name: root / name
     train_contrastive(folder("space"))
+    save_contrastive(folder("listener"))
     save_text_run(folder("captioner"), "image", "captioning", {"image": np.zeros((1, 8, 8, 3), np.uint8)})
     audio = {"audio": np.zeros((1, 1600), np.int16), "audio_mask": np.ones((1, 1600), bool)}
     save_text_run(folder("recognizer"), "audio", "speech_recognition", audio)
     save_speaker(folder("speaker"))
     save_fusion(folder("answers"), ("text", "image"), ANSWERS)
     draw_from(folder("painter"), ClassCondition(), classes=2, class_names=["cat", "dog"])
+    save_text_gan(folder("illustrator"))
     save(folder("vae"), VAEConfig(**SMALL), ("image",), kind="vae")
     save(folder("anything"), MVTCAEConfig(**SMALL))
-    names = "space captioner recognizer speaker answers painter vae anything"
+    names = "space listener captioner recognizer speaker answers painter illustrator vae anything"
     return {name: folder(name) for name in names.split()}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.inference.runs import plain_picture
+from tests.inference.test_autoencoders import SMALL, save
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.demo import (
     TABS,
@@ -29,8 +30,10 @@ from xmodal_jax.demo import (
 from xmodal_jax.demo.limits import message_of
 from xmodal_jax.demo.server import is_local
 from xmodal_jax.demo.widgets import enlarge, read_value, widget_of
+from xmodal_jax.inference import load
 from xmodal_jax.inference.autoencoders import Autoencoder
 from xmodal_jax.inference.loading import MODEL_CLASSES
+from xmodal_jax.models.vae.single_models import AEConfig, CVAEConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -109,6 +112,36 @@ def test_latents_are_moved(models, photos):
     assert [caption for _, caption in row] == [f"{value:g}" for value in actions.TRAVERSED]
     expected = vae.traverse(latents, [2], actions.TRAVERSED)["image"][0]
     assert all((pixels(a) == pixels(enlarge(b))).all() for (a, _), b in zip(row, expected, strict=True))
+
+
+def test_samples_of_the_prior(models):
+    """All pictures and texts of a seed, and the first sound; a larger number begins with the same samples."""
+    vae, anything = models["vae"], models["anything"]
+    (drawn,) = actions.sample(vae, None, 3, 5)
+    expected = vae.sample(5, seed=3)["image"]
+    assert [caption for _, caption in drawn] == ["1", "2", "3", "4", "5"]
+    assert all((pixels(a) == pixels(enlarge(b))).all() for (a, _), b in zip(drawn, expected, strict=True))
+    outputs = anything.sample(2, seed=1)
+    images, texts, (rate, wave), numbers = actions.sample(anything, None, 1, 2)
+    assert len(images) == 2 and texts.splitlines() == [
+        f"{k + 1}  {t or '(nothing)'}" for k, t in enumerate(outputs["text"])
+    ]
+    assert rate == outputs["audio"][0][1] and len(wave) == len(outputs["audio"][0][0])
+    assert len(numbers.split()) == 3
+    assert len(actions.sample(vae, None, 1e12, 1000)[0]) == limits.MAX_PICTURES
+
+
+def test_models_without_a_prior_have_no_tab_for_samples(tmp_path):
+    tabs = tabs_of(load(save(tmp_path, AEConfig(**SMALL), ("image",), kind="vae")), TabContext(None, None))
+    assert [tab.title for tab in tabs] == ["Latent space"]
+
+
+def test_the_class_of_a_conditional_model_is_sampled(tmp_path):
+    options = dict(classes=2, class_names=["cat", "dog"], kind="vae")
+    model = load(save(tmp_path, CVAEConfig(**SMALL), ("image",), **options))
+    (cats,), (dogs,) = (actions.sample(model, name, 0, 2) for name in ("cat", "dog"))
+    assert (pixels(cats[0][0]) != pixels(dogs[0][0])).any()
+    assert (pixels(cats[1][0]) == pixels(enlarge(model.sample(2, classes="cat")["image"][1]))).all()
 
 
 def test_any_modality_from_any_other(models, photos, sound):
@@ -202,8 +235,9 @@ def test_every_kind_of_run_has_a_tab(models, photos):
         "Search",
         "Classify",
     ]
-    assert titles["anything"] == ["Translate", "Latent space"] and titles["vae"] == ["Latent space"]
-    assert set(models) and len({type(model) for model in models.values()}) == len(MODEL_CLASSES)
+    assert titles["anything"] == ["Translate", "Latent space", "Sample"]
+    assert titles["vae"] == ["Latent space", "Sample"]
+    assert len({type(model) for model in models.values()}) == len(MODEL_CLASSES)
     assert any(issubclass(Autoencoder, cls) for cls in TABS)
 
 

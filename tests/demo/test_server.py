@@ -46,8 +46,9 @@ def test_the_page_names_no_other_host(server):
 
 
 TITLES = [
-    "Search", "Classify", "Caption", "Recognise speech", "Speak", "Answer", "Draw", "Latent space: vae", "Translate",
-    "Latent space: anything",
+    "Search: space", "Classify: space", "Search: listener", "Classify: listener", "Caption", "Recognise speech",
+    "Speak", "Answer", "Draw: painter", "Draw: illustrator", "Latent space: vae", "Sample: vae", "Translate",
+    "Latent space: anything", "Sample: anything",
 ]  # fmt: skip
 
 
@@ -60,6 +61,8 @@ def test_each_ability_has_a_tab_whose_button_fills_its_outputs(server, photos, s
     picture, recording = client.upload(photos / "green.png"), client.upload(sound)
     (found,) = client.press("Search", ["green", 2])
     assert [hit["caption"].split()[0] for hit in found][0] == "green.png" and len(found) == 2
+    (found,) = client.press("Search", ["green", 1])  # one pair is no list of two pictures
+    assert [hit["caption"].split()[0] for hit in found] == ["green.png"]
     (scores,) = client.press("Classify", [picture, "red, green"])
     assert scores["label"] == "green"
     (text,) = client.press("Transcribe", [recording])
@@ -74,6 +77,10 @@ def test_each_ability_has_a_tab_whose_button_fills_its_outputs(server, photos, s
     assert len(client.press("Traverse", [None, 1, None])[0]) == 7
     image, text, audio, numbers = client.press("Generate", [None, "a red star", None, ""])
     assert image["url"] and audio["url"] and isinstance(text, str) and len(numbers.split()) == 3
+    (drawn,) = client.press("Sample", [None, 3, 5])
+    assert len(drawn) == 5
+    images, texts, audio, numbers = client.press("Sample", [None, 3, 2], number=1)
+    assert len(images) == 2 and len(texts.splitlines()) == 2 and audio["url"] and len(numbers.split()) == 3
 
 
 def test_two_users_at_once(server, photos):

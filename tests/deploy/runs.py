@@ -1,12 +1,7 @@
 """A small run of each kind with random parameters, inputs of its programs, and what the library makes of them."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
+import jaxtyping
 import numpy as np
 
 from tests.inference import test_autoencoders, test_fusion, test_generation
@@ -14,7 +9,8 @@ from tests.inference.runs import COLOURS, save_run, save_text_run
 from tests.support import random_params
 from xmodal_jax.data.splits import FittedTransforms
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
-from xmodal_jax.deploy.programs import input_fields
+from xmodal_jax.deploy import export_formats
+from xmodal_jax.deploy.programs import input_fields, prepare_inputs
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.gan import ClassCondition
 from xmodal_jax.models.seq2seq import GreedySearchConfig
@@ -22,14 +18,6 @@ from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.models.vae.multimodal_models import MVTCAEConfig
 from xmodal_jax.nets.encoders import AudioTransformerConfig, ConvNetConfig, TextTransformerConfig
 
-ROOT = pathlib.Path(__file__).parents[2]
-EXPORT = """
-import json, sys
-from xmodal_jax.deploy import export_formats
-
-for run, folder in json.loads(sys.argv[1]).items():
-    export_formats(run, folder, formats=sys.argv[2:])
-"""
 COUNT = 3
 RATE, SAMPLES = 1000, 2000
 
@@ -110,7 +98,7 @@ def sounds(rate):
 
 def fields(model, **inputs):
     """The inputs of a program, as the library prepares them; sounds followed by zeros up to the program's length."""
-    batch = model.prepare(model.read(inputs).batch(np.arange(COUNT)))
+    batch = prepare_inputs(model, model.read(inputs).batch(np.arange(COUNT)))
     padded = {}
     for modality in inputs:
         for name, field in input_fields(model, modality).items():
@@ -203,11 +191,11 @@ def check(kind, model, program, outputs, expected, atol):
             np.testing.assert_allclose(outputs[name], value, atol=atol, rtol=0)
 
 
-def export_all(folders, *formats):
-    """Exports the runs, keys of ``folders``, each to its value, in a process of its own: the annotations that tests
-    check at run time (``count: int``) have no place for a symbolic batch size."""
-    done = subprocess.run(
-        [sys.executable, "-c", EXPORT, json.dumps(folders), *formats],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def export_with_symbols(run, folder, **options):
+    """`export_formats` without the types that tests check at run time: the size of a batch is a symbol there, and no
+    ``int``."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        export_formats(run, folder, **options)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

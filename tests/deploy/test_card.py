@@ -9,7 +9,7 @@ import sys
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.deploy.runs import RATE, RUNS, TEXTS, export_all, pictures, sounds
+from tests.deploy.runs import RATE, RUNS, TEXTS, export_with_symbols, pictures, sounds
 from xmodal_jax.deploy import export_formats, measure_losses
 from xmodal_jax.inference import load
 
@@ -50,7 +50,7 @@ def test_a_licence_that_nobody_named_is_said_to_be_unknown(run, tmp_path):
 def test_the_code_of_the_card_runs(run, tmp_path):
     pytest.importorskip("flatbuffers")
     pytest.importorskip("onnxruntime")
-    export_all({str(run): str(tmp_path / "exported")}, "safetensors", "stablehlo", "onnx")
+    export_with_symbols(run, tmp_path / "exported", formats=("safetensors", "stablehlo", "onnx"))
     blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "exported" / "README.md").read_text(), re.S)
     assert len(blocks) == 3 and all(len(block.splitlines()) <= 10 for block in blocks)
     done = subprocess.run(

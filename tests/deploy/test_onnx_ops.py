@@ -79,6 +79,14 @@ CASES = {
     "padding": (lambda x: jnp.pad(x, ((0, 0), (2, 1)), constant_values=3.0), normal(2, 3)),
     "sums along axes": (lambda x: x.sum((1, 3)) + x.max((1, 3)) * jnp.cumsum(x, 2).min((1, 3)), normal(2, 3, 4, 5)),
     "logic": (lambda x: ((x > 0) & (x < 1)).any(1) | ~jnp.isfinite(x).all(1), normal(3, 4)),
+    "a number for all elements": (
+        lambda x: jnp.where(x > 0, x, 0.0) * jnp.arange(4.0)[None, :] + jnp.broadcast_to(x[:, :1], x.shape),
+        normal(3, 4),
+    ),
+    "a number alone for all elements": (lambda x: jnp.broadcast_to(x.sum(), x.shape) * jnp.ones_like(x), normal(3, 4)),
+    "a count of bools": (
+        lambda x: (x > 0).sum(1) + (x > 0).astype(jnp.int32).sum((0, 1), keepdims=True)[0], normal(3, 4, 5)
+    ),
     "a choice between bools": (lambda x: jnp.where(x > 0, x > 1, x < -1), normal(3, 4)),
     "functions": (
         lambda x: jnp.expm1(x) + jnp.log1p(jnp.abs(x)) + jax.nn.gelu(x, approximate=False) + x**3 + jax.nn.softmax(x),

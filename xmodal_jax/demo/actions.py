@@ -27,6 +27,12 @@ SPEEDS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Speeds of speech. Each has a compiled program of its own, so there are few."""
 TRAVERSED = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 """Values of a latent dimension that a traversal shows."""
+NOTHING = "(nothing)"
+"""What is shown of a generated text that is empty."""
+
+
+class ComponentValues(list):
+    """The values of several components, in order. Any other result of an action is the value of one."""
 
 
 def require_value(value: Any, format: InputFormat, modality: str) -> Any:
@@ -77,7 +83,7 @@ def classify(model: ContrastiveModel, modality: str, value: Any, names: str) -> 
 def write(model: TextModel, value: Any) -> str:
     """The text that a captioner or recogniser writes."""
     (text,) = model.generate([require_value(value, model.format, model.source)])
-    return text or "(nothing)"
+    return text or NOTHING
 
 
 def speak(model: SpeechSynthesizer, text: Any, voice: str, speed: Any) -> tuple[int, np.ndarray]:
@@ -101,19 +107,20 @@ def draw(model: ImageSynthesizer, condition: Any, seed: Any, count: Any) -> Show
         pictures = model.synthesize([condition] * number, seed=seed)
     else:
         pictures = model.synthesize(count=number, seed=seed)
-    return [(enlarge(picture), f"{k + 1}") for k, picture in enumerate(pictures)]
+    return number_pictures(pictures)
 
 
-def answer(model: FusionModel, modalities: Sequence[str], *values: Any) -> list[Any]:
+def answer(model: FusionModel, modalities: Sequence[str], *values: Any) -> ComponentValues:
     """The probabilities of each target's classes, then where the model looks in each picture (None: it cannot say)."""
     inputs = {m: [x] for m, x in read_values(model.format, modalities, values).items()}
     results = model.classify(**inputs)
     probabilities = [dict(zip(r.classes, r.scores[0].tolist(), strict=True)) for r in results.values()]
     pictures = pictures_of(model)
     if not pictures:
-        return probabilities
+        return ComponentValues(probabilities)
     (attended,) = model.attention(**inputs)
-    return probabilities + [enlarge(overlay(*attended[m])) if m in attended else None for m in pictures]
+    looked_at = [enlarge(overlay(*attended[m])) if m in attended else None for m in pictures]
+    return ComponentValues([*probabilities, *looked_at])
 
 
 def pictures_of(model: FusionModel) -> list[str]:
@@ -123,15 +130,15 @@ def pictures_of(model: FusionModel) -> list[str]:
     return [m for m in model.format.modalities if kind_of(m) == "image"]
 
 
-def generate(model: LatentModel, modalities: Sequence[str], *values: Any) -> list[Any]:
+def generate(model: LatentModel, modalities: Sequence[str], *values: Any) -> ComponentValues:
     """Every modality from those that the page holds."""
     inputs = {m: [x] for m, x in read_values(model.format, modalities, values).items()}
     return show_outputs(model, model.reconstruct(**inputs))
 
 
-def show_outputs(model: LatentModel, outputs: Mapping[str, list[Any]]) -> list[Any]:
+def show_outputs(model: LatentModel, outputs: Mapping[str, list[Any]]) -> ComponentValues:
     """The first example of generated data, for the components of the modalities in order."""
-    return [widget_of(m).show(outputs[m][0]) for m in model.format.modalities]
+    return ComponentValues(widget_of(m).show(outputs[m][0]) for m in model.format.modalities)
 
 
 def _classes(model: LatentModel, name: str | None) -> dict[str, Any]:
@@ -139,33 +146,55 @@ def _classes(model: LatentModel, name: str | None) -> dict[str, Any]:
     return {"classes": [name]} if model.class_names else {}
 
 
-def encode(model: LatentModel, sliders: int, first: Any, name: str | None, *values: Any) -> list[Any]:
+def encode(model: LatentModel, sliders: int, first: Any, name: str | None, *values: Any) -> ComponentValues:
     """The latents of an example, the sliders that show ``sliders`` of its dimensions from ``first`` on, and what is
     decoded from them."""
     modalities = model.format.modalities
     inputs = {m: [x] for m, x in read_values(model.format, modalities, values).items()}
     latents = model.encode(**inputs, **_classes(model, name))
     outputs = model.decode(latents, **_classes(model, name))
-    return [
-        latents[0],
-        *slider_values(model, latents[0], sliders, first),
-        *show_outputs(model, outputs),
-    ]
+    shown = slider_values(model, latents[0], sliders, first)
+    return ComponentValues([latents[0], *shown, *show_outputs(model, outputs)])
 
 
-def slider_values(model: LatentModel, latents: Any, sliders: int, first: Any) -> list[float]:
+def slider_values(model: LatentModel, latents: Any, sliders: int, first: Any) -> ComponentValues:
     """The values of the dimensions from ``first`` on that the sliders show."""
     latents = np.zeros(model.dim, np.float32) if latents is None else latents
     start = clip_number(first, 0, model.dim - sliders)
-    return [round(float(x), 2) for x in latents[start : start + sliders]]
+    return ComponentValues(round(float(x), 2) for x in latents[start : start + sliders])
 
 
-def move(model: LatentModel, latents: Any, first: Any, name: str | None, *values: float) -> list[Any]:
+def move(model: LatentModel, latents: Any, first: Any, name: str | None, *values: float) -> ComponentValues:
     """The latents with the sliders' values in place of the dimensions that they show, and what is decoded."""
     latents = np.zeros(model.dim, np.float32) if latents is None else np.array(latents)
     start = clip_number(first, 0, model.dim - len(values))
     latents[start : start + len(values)] = values
-    return [latents, *show_outputs(model, model.decode(latents[None], **_classes(model, name)))]
+    return ComponentValues(
+        [latents, *show_outputs(model, model.decode(latents[None], **_classes(model, name)))]
+    )
+
+
+def sample(model: LatentModel, name: str | None, seed: Any, count: Any) -> ComponentValues:
+    """Samples of the prior for the components of the modalities in order: pictures side by side, a text in each line,
+    and of other kinds the first sample alone."""
+    number = clip_number(count, 1, MAX_PICTURES)
+    seed = clip_number(seed, 0, 2**31 - 1)
+    outputs = model.sample(number, seed=seed, classes=name if model.class_names else None)
+    return ComponentValues(_show_samples(m, outputs[m]) for m in model.format.modalities)
+
+
+def _show_samples(modality: str, samples: list[Any]) -> Any:
+    """Samples of one modality, for the component that shows several of its kind."""
+    if kind_of(modality) == "image":
+        return number_pictures(samples)
+    if kind_of(modality) == "text":
+        return "\n".join(f"{k + 1}  {text or NOTHING}" for k, text in enumerate(samples))
+    return widget_of(modality).show(samples[0])
+
+
+def number_pictures(pictures: Sequence[Image.Image]) -> Shown:
+    """Pictures with their numbers below them."""
+    return [(enlarge(picture), f"{k + 1}") for k, picture in enumerate(pictures)]
 
 
 def traverse(model: LatentModel, modality: str, latents: Any, dim: Any, name: str | None) -> Shown:

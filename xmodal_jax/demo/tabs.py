@@ -41,9 +41,15 @@ class TabContext(NamedTuple):
         action: Callable[..., Any],
         inputs: Sequence[Any],
         outputs: Sequence[Any],
+        *,
+        follows_slider: bool = False,
     ) -> None:
         """Computes ``action`` of the components ``inputs`` at the events ``triggers``, and shows the result in
-        ``outputs``. A mistake in the input becomes a message on the page."""
+        ``outputs``. A mistake in the input becomes a message on the page.
+
+        ``follows_slider``: a slider triggers it, whose last value counts: it may move on while an earlier one is
+        computed.
+        """
         hidden = {str(model.path): "the run"}
 
         def respond(*values: Any) -> Any:
@@ -51,11 +57,12 @@ class TabContext(NamedTuple):
                 result = self.worker.run(action, *values)
             except Exception as error:
                 raise self.gr.Error(message_of(error, hidden), print_exception=False) from None
-            return result[0] if isinstance(result, list) and len(outputs) == 1 == len(result) else result
+            return result[0] if isinstance(result, actions.ComponentValues) and len(outputs) == 1 else result
 
         self.gr.on(
             list(triggers), respond, list(inputs), list(outputs), concurrency_limit=1, concurrency_id="model",
             api_visibility="private", show_progress="minimal",
+            trigger_mode="always_last" if follows_slider else "once",
         )  # fmt: skip
 
 
@@ -187,9 +194,9 @@ def build_drawing(model: ImageSynthesizer, context: TabContext) -> None:
             button = gr.Button("Draw", variant="primary")
         with right:
             pictures = _gallery(gr, "Pictures", 2)
-    triggers = [button.click, seed.release, *([condition.submit] if model.reads_text else [])]
+    triggers = [button.click, seed.input, *([condition.submit] if model.reads_text else [])]
     action = functools.partial(actions.draw, model)
-    context.connect(model, triggers, action, [condition, seed, count], [pictures])
+    context.connect(model, triggers, action, [condition, seed, count], [pictures], follows_slider=True)
 
 
 def build_answers(model: FusionModel, context: TabContext) -> None:
@@ -232,6 +239,37 @@ def build_translation(model: MultimodalAutoencoder, context: TabContext) -> None
     context.connect(model, [button.click], action, inputs, outputs)
 
 
+def build_samples(model: LatentModel, context: TabContext) -> None:
+    """New examples, from the prior alone."""
+    gr, modalities = context.gr, model.format.modalities
+    with gr.Row():
+        left, right = _columns(gr)
+        with left:
+            names = list(model.class_names)
+            name = gr.Dropdown(names, value=names[0], label="Class") if names else gr.State(None)
+            seed = gr.Slider(0, 999, value=0, step=1, label="Seed of the samples", buttons=[])
+            count = gr.Slider(1, MAX_PICTURES, value=4, step=1, label="Samples", buttons=[])
+            button = gr.Button("Sample", variant="primary")
+        with right:
+            outputs = [_samples_output(gr, modality) for modality in modalities]
+    action = functools.partial(actions.sample, model)
+    triggers = [button.click, seed.input]
+    context.connect(model, triggers, action, [name, seed, count], outputs, follows_slider=True)
+
+
+def _samples_output(gr: Any, modality: str) -> Any:
+    """The component that shows the samples of one modality, or the first where they have no place."""
+    if kind_of(modality) == "image":
+        return _gallery(gr, label_of(modality), 2)
+    if kind_of(modality) == "text":
+        return gr.Textbox(label=label_of(modality), lines=4, max_lines=MAX_PICTURES, interactive=False)
+    return widget_of(modality).build_output(gr, f"{label_of(modality)} of sample 1")
+
+
+def _can_sample(model: LatentModel, context: TabContext) -> bool:
+    return "sample" in model.actions
+
+
 def build_latents(model: LatentModel, context: TabContext) -> None:
     """An example, its reconstruction, and what moves when single dimensions of its latents do."""
     gr, modalities = context.gr, model.format.modalities
@@ -264,10 +302,12 @@ def build_latents(model: LatentModel, context: TabContext) -> None:
     encode = functools.partial(actions.encode, model, shown)
     context.connect(model, [button.click], encode, [first, name, *inputs], [latents, *sliders, *outputs])
     values = functools.partial(actions.slider_values, model)
-    context.connect(model, [first.release], lambda x, n: values(x, shown, n), [latents, first], sliders)
+    show_values = lambda x, n: values(x, shown, n)
+    context.connect(model, [first.input], show_values, [latents, first], sliders, follows_slider=True)
     move = functools.partial(actions.move, model)
-    releases = [slider.release for slider in sliders]
-    context.connect(model, releases, move, [latents, first, name, *sliders], [latents, *outputs])
+    triggers = [slider.input for slider in sliders]
+    inputs = [latents, first, name, *sliders]
+    context.connect(model, triggers, move, inputs, [latents, *outputs], follows_slider=True)
 
 
 def _build_traversal(model: LatentModel, context: TabContext, latents: Any, name: Any) -> None:
@@ -282,6 +322,7 @@ def _build_traversal(model: LatentModel, context: TabContext, latents: Any, name
     context.connect(model, [button.click], action, [latents, dim, name], [row])
 
 
+_LATENT_TABS = (Tab("Latent space", build_latents), Tab("Sample", build_samples, _can_sample))
 TABS: dict[type[TrainedModel], tuple[Tab, ...]] = {
     ContrastiveModel: (
         Tab("Search", build_search, lambda model, context: context.photos is not None),
@@ -292,8 +333,8 @@ TABS: dict[type[TrainedModel], tuple[Tab, ...]] = {
     SpeechSynthesizer: (Tab("Speak", build_synthesis),),
     FusionModel: (Tab("Answer", build_answers),),
     ImageSynthesizer: (Tab("Draw", build_drawing),),
-    MultimodalAutoencoder: (Tab("Translate", build_translation), Tab("Latent space", build_latents)),
-    LatentModel: (Tab("Latent space", build_latents),),
+    MultimodalAutoencoder: (Tab("Translate", build_translation), *_LATENT_TABS),
+    LatentModel: _LATENT_TABS,
 }
 """By the class of the model what the page offers; a model has the tabs of the first class that it is of."""
 

@@ -60,7 +60,7 @@ def label_of_input(format: InputFormat, modality: str) -> str:
     """The name with what is used of an input, where that may be less than all."""
     kind, tokenize = kind_of(modality), format.transform.tokenize
     if kind == "audio" and format.max_seconds is not None and format.max_seconds < MAX_SECONDS:
-        return f"{label_of(modality)} (of which the first {format.max_seconds:g} s are used)"
+        return f"{label_of(modality)} (of which the first {format.max_seconds:.3g} s are used)"
     if kind == "text" and tokenize is not None:
         return f"{label_of(modality)} (of which the first {tokenize.max_length} tokens are used)"
     return label_of(modality)

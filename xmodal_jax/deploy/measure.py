@@ -11,8 +11,7 @@ import numpy as np
 from xmodal_jax.core import trees
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.pipeline import numeric_fields
-from xmodal_jax.deploy.programs import Program, programs_of
+from xmodal_jax.deploy.programs import Program, prepare_inputs, programs_of
 from xmodal_jax.deploy.stablehlo import with_stored
 from xmodal_jax.evaluation.embeddings import retrieval_scores
 from xmodal_jax.inference.embed_data import open_for_model
@@ -70,7 +69,7 @@ def _read_batch(model: TrainedModel, data: str) -> tuple[dict[str, np.ndarray], 
     """The first test examples as the model takes them, and their number."""
     source = open_for_model(model, data, "test", DataOptions(), BadExamples("skip"))
     count = min(MOST_EXAMPLES, len(source))
-    batch = numeric_fields(model.prepare(source.batch(np.arange(count))))
+    batch = prepare_inputs(model, source.batch(np.arange(count)))
     batch |= {f"present_{m}": np.asarray(x) for m, x in batch.pop("present", {}).items()}
     return {name: np.asarray(x) for name, x in batch.items()}, count
 

@@ -18,6 +18,10 @@ from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.transfer.weights import DTYPES
 
 EXTENSION = ".onnx"
+WEIGHTS_EXTENSION = ".onnx.data"
+MOST_BYTES = 2**31 - 2**20
+"""Bytes of a file that holds its weights, at most: a message of protobuf has less than 2 GiB. Larger ones have a file
+of their own."""
 
 
 def write_onnx(model: TrainedModel, folder: pathlib.Path, dtype: str) -> dict[str, str]:
@@ -31,26 +35,40 @@ def write_onnx(model: TrainedModel, folder: pathlib.Path, dtype: str) -> dict[st
         missing.
     """
     require("onnx", "--format onnx")
-    import onnx
-
-    converted, left_out = {}, {}
-    programs = programs_of(model)
-    for program in programs:
+    converted, written, left_out = [], {}, {}
+    for program in programs_of(model):
         try:
-            converted[program.name] = convert(model, program, dtype)
+            proto = convert(model, program, dtype)
         except NotConvertible as error:
             left_out[program.name] = str(error)
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        written |= {program.name + EXTENSION: program.meaning} | save(
+            proto, folder / (program.name + EXTENSION)
+        )
+        converted.append(program)
     if not converted:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise NotConvertible(f"no program of {model.path} can be converted: {reasons}")
-    folder.mkdir(parents=True)
-    for name, proto in converted.items():
-        onnx.save_model(proto, str(folder / (name + EXTENSION)))
-    programs = [program for program in programs if program.name in converted]
     facts: dict[str, Any] = {"opset": OPSET, "not_converted": left_out}
-    write_description(folder, model, signature(model, programs, EXTENSION, dtype, **facts))
-    written = {program.name + EXTENSION: program.meaning for program in programs}
+    write_description(folder, model, signature(model, converted, EXTENSION, dtype, **facts))
     return written | {name + EXTENSION: f"left out: {reason}" for name, reason in left_out.items()}
+
+
+def save(proto: Any, path: pathlib.Path) -> dict[str, str]:
+    """Writes an ONNX model, with its weights in it or, where it would be too large for one file, in a file beside it;
+    returns a description of that file by its name. The model is checked."""
+    import onnx
+
+    size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) + len(proto.graph.node) * 1024
+    if size <= MOST_BYTES:
+        onnx.checker.check_model(proto)
+        onnx.save_model(proto, str(path))
+        return {}
+    file = path.name.removesuffix(EXTENSION) + WEIGHTS_EXTENSION
+    onnx.save_model(proto, str(path), save_as_external_data=True, location=file)
+    onnx.checker.check_model(str(path))  # of the files: the model in memory would be serialized once more
+    return {file: f"the weights of {path.name}, which it looks for in the same folder"}
 
 
 def convert(model: TrainedModel, program: Program, dtype: str) -> Any:

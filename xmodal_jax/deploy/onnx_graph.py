@@ -37,6 +37,10 @@ class Graph:
         """``batch_source``: the name of an input, whose first axis is the batch."""
         self.nodes: list[Any] = []
         self.initializers: dict[str, np.ndarray] = {}
+        self.unexpanded: dict[str, str] = {}
+        """By the name of a value that is another one expanded along some axes this other one, of as many axes."""
+        self.bools: dict[str, str] = {}
+        """By the name of integers that are converted bools the bools."""
         self._constants: dict[tuple, str] = {}
         self._batch_source, self._batch = batch_source, None
         self._count = 0
@@ -53,6 +57,27 @@ class Graph:
         names = [self.name() for _ in range(outputs or 1)]
         self.nodes.append(helper.make_node(name, list(inputs), names, **attributes))
         return names if outputs else names[0]
+
+    def elementwise(self, name: str, equation: Any, *inputs: str, **attributes: Any) -> str:
+        """The output of a node that computes each element alone. Its operators expand their inputs themselves, so that
+        an expanded one need not be in memory where another one has all axes."""
+        shape = equation.outvars[0].aval.shape
+        has_all = [
+            x not in self.unexpanded and atom.aval.shape == shape
+            for x, atom in zip(inputs, equation.invars, strict=True)
+        ]
+        if any(has_all):
+            inputs = tuple(self.unexpanded.get(x, x) for x in inputs)
+        return self.op(name, *inputs, **attributes)
+
+    def drop_unused(self, outputs: Sequence[str]) -> None:
+        """Removes the nodes that the outputs do not depend on."""
+        wanted, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if wanted.intersection(node.output):
+                wanted.update(node.input)
+                kept.append(node)
+        self.nodes = kept[::-1]
 
     def constant(self, value: Any, dtype: Any = None) -> str:
         """A constant; equal ones are stored once."""

@@ -20,18 +20,20 @@ INNER = {
     "checkpoint": "jaxpr",
 }
 """The primitives that only hold another program, and the parameter that it is in."""
+EXACT_IN_FLOAT32 = 2**24
+"""Up to this number float32 holds every integer."""
 
 
 def _node(operator: str, **attributes: Any) -> Operator:
-    """A primitive that is one ONNX operator of the same inputs."""
-    return lambda graph, equation, *inputs: graph.op(operator, *inputs, **attributes)
+    """A primitive that is one ONNX operator of the same inputs, element by element."""
+    return lambda graph, equation, *inputs: graph.elementwise(operator, equation, *inputs, **attributes)
 
 
 def _chain(*operators: str) -> Operator:
     """A primitive that is ONNX operators one after the other; the last ones have one input."""
 
     def convert(graph: Graph, equation: Any, *inputs: str) -> str:
-        x = graph.op(operators[0], *inputs)
+        x = graph.elementwise(operators[0], equation, *inputs)
         for operator in operators[1:]:
             x = graph.op(operator, x)
         return x
@@ -49,7 +51,7 @@ def _logical(operator: str) -> Operator:
     def convert(graph: Graph, equation: Any, *inputs: str) -> str:
         if equation.invars[0].aval.dtype != np.bool_:
             raise NotConvertible(f"{equation.primitive.name!r} of integers cannot be converted to ONNX")
-        return graph.op(operator, *inputs)
+        return graph.elementwise(operator, equation, *inputs)
 
     return convert
 
@@ -95,7 +97,10 @@ def _round(graph: Graph, equation: Any, x: str) -> str:
 
 
 def _convert_element_type(graph: Graph, equation: Any, x: str) -> str:
-    return graph.cast(x, equation.params["new_dtype"])
+    converted = graph.cast(x, equation.params["new_dtype"])
+    if equation.invars[0].aval.dtype == np.bool_:
+        graph.bools[converted] = x
+    return converted
 
 
 def _select_n(graph: Graph, equation: Any, which: str, *cases: str) -> str:
@@ -104,7 +109,7 @@ def _select_n(graph: Graph, equation: Any, which: str, *cases: str) -> str:
     if equation.outvars[0].aval.dtype == np.bool_:  # runtimes select no bools
         chosen = graph.op("And", which, cases[1])
         return graph.op("Or", chosen, graph.op("And", graph.op("Not", which), cases[0]))
-    return graph.op("Where", which, cases[1], cases[0])
+    return graph.elementwise("Where", equation, which, *cases[::-1])
 
 
 def _clamp(graph: Graph, equation: Any, low: str, x: str, high: str) -> str:
@@ -128,7 +133,11 @@ def _broadcast_in_dim(graph: Graph, equation: Any, x: str, *sizes: str) -> str:
         placed[place] = operand[axis]
     if len(operand) != len(shape):
         x = graph.reshape(x, placed)
-    return x if tuple(placed) == tuple(shape) else graph.op("Expand", x, graph.shape(shape))
+    if tuple(placed) == tuple(shape):
+        return x
+    expanded = graph.op("Expand", x, graph.shape(shape))
+    graph.unexpanded[expanded] = x
+    return expanded
 
 
 def _transpose(graph: Graph, equation: Any, x: str) -> str:
@@ -197,6 +206,19 @@ def _reduce(operator: str) -> Operator:
         return graph.op(operator, x, axes, keepdims=0)
 
     return convert
+
+
+def _reduce_sum(graph: Graph, equation: Any, x: str) -> str:
+    """A sum. That of bools is counted in float32, which runtimes add faster than integers, and exactly up to 2^24."""
+    axes = [int(axis) for axis in equation.params["axes"]]
+    sizes = [equation.invars[0].aval.shape[axis] for axis in axes]
+    dtype = equation.outvars[0].aval.dtype
+    if x in graph.bools and all(isinstance(n, int) for n in sizes) and product(sizes) <= EXACT_IN_FLOAT32:
+        counted = graph.op(
+            "ReduceSum", graph.cast(graph.bools[x], np.float32), graph.integers(*axes), keepdims=0
+        )
+        return graph.cast(counted, dtype)
+    return graph.op("ReduceSum", x, graph.integers(*axes), keepdims=0)
 
 
 def _reduce_logical(operator: str) -> Operator:
@@ -447,7 +469,7 @@ OPERATORS: dict[str, Operator] = {
     "reduce_min": _reduce("ReduceMin"),
     "reduce_or": _reduce_logical("ReduceMax"),
     "reduce_prod": _reduce("ReduceProd"),
-    "reduce_sum": _reduce("ReduceSum"),
+    "reduce_sum": _reduce_sum,
     "rem": _node("Mod", fmod=1),
     "rev": _rev,
     "round": _round,

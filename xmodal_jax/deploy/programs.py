@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.data.pipeline import numeric_fields
+from xmodal_jax.data.source import RawBatch
 from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.models.seq2seq import (
     CTCBestPathConfig,
@@ -80,13 +81,19 @@ def programs_of(model: TrainedModel) -> list[Program]:
 # Inputs
 
 
+def prepare_inputs(model: TrainedModel, batch: RawBatch) -> RawBatch:
+    """The fields of a batch as programs take them. Sounds stay waveforms, also where the model's own ``prepare`` makes
+    frames of them: programs do that themselves."""
+    return numeric_fields(TrainedModel.prepare(model, batch))
+
+
 def input_fields(model: TrainedModel, modality: str) -> dict[str, Field]:
-    """The fields of a batch that hold the inputs of one modality, as the model's `TrainedModel.prepare` makes them."""
+    """The fields of a batch that hold the inputs of one modality, as `prepare_inputs` makes them."""
     example = _EXAMPLES[kind_of(modality)](model, modality)
     source = model.read({modality: [example]})
-    batch = numeric_fields(model.prepare(source.batch(np.zeros(1, np.int64))))
+    batch = prepare_inputs(model, source.batch(np.zeros(1, np.int64)))
     names = [name for name in (modality, f"{modality}_mask") if name in batch]
-    return {name: _field(name, batch[name], _meaning(model, modality, name)) for name in names}
+    return {name: _field(name, batch[name], _meaning(modality, name)) for name in names}
 
 
 def _field(name: str, values: np.ndarray, meaning: str) -> Field:
@@ -128,15 +135,13 @@ _MEANINGS: dict[str, str] = {
     "series": "numbers in standard units, (value - mean) / std of preprocessing.json, 0 where unknown",
 }
 """What the values of each kind of modality are."""
-_FRAMES = "log-mel frames as preprocessing.json says, zeros behind the end"
 
 
-def _meaning(model: TrainedModel, modality: str, name: str) -> str:
+def _meaning(modality: str, name: str) -> str:
     """What the field ``name`` of a modality holds."""
     if name != modality:
         return f"True where {modality} holds values, False on padding"
-    takes_frames = kind_of(modality) == "audio" and getattr(model, "takes_frames", False)
-    return _FRAMES if takes_frames else _MEANINGS[kind_of(modality)]
+    return _MEANINGS[kind_of(modality)]
 
 
 def _batch(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,7 +297,8 @@ def _latent(model: Any) -> list[Program]:
         label = {"label": Field((), "int32", f"number of the class: {classes}")}
 
     def encode(params, inputs):
-        return {"latents": model.encode_batch({"model": params}, _batch(inputs), None)[:, 0]}
+        batch = model.trace_frames(_batch(inputs))
+        return {"latents": model.encode_batch({"model": params}, batch, None)[:, 0]}
 
     def decode(params, inputs):
         batch = _batch(inputs) | {"shared": inputs["latents"]}
@@ -301,7 +307,13 @@ def _latent(model: Any) -> list[Program]:
     latents = Field((model.dim,), "float32", "latents, such as those of encode")
     generated = {}
     for modality in model.format.modalities:
-        generated[modality] = f"the most probable {modality}, in the format of the inputs"
+        is_sound = kind_of(modality) == "audio"
+        form = (
+            "as log-mel frames, whose settings preprocessing.json has"
+            if is_sound
+            else "in the format of the inputs"
+        )
+        generated[modality] = f"the most probable {modality}, {form}"
         generated[f"{modality}_mask"] = "False on padding"
     return [
         Program(

@@ -87,11 +87,11 @@ def _text(model: TrainedModel, modality: str) -> dict[str, Any]:
 def _audio(model: TrainedModel, modality: str) -> dict[str, Any]:
     facts = {"sample_rate": model.format.sample_rate, "max_seconds": model.format.max_seconds, "channels": 1}
     config = getattr(model, "config", None)
+    facts["values"] = "int16: the program computes the spectrogram"
     features = getattr(getattr(config, "audio", None), "spectrogram", None)
     if features is None:
-        return facts | {"values": "int16: the program computes the spectrogram"}
-    floor = model.config.audio.floor
-    return facts | {"spectrogram": dataclasses.asdict(features), "floor": floor, "values": "log-mel frames"}
+        return facts
+    return facts | {"spectrogram": dataclasses.asdict(features), "floor": model.config.audio.floor}
 
 
 def _measured(model: TrainedModel, modality: str) -> dict[str, Any]:

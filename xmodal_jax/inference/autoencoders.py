@@ -23,6 +23,7 @@ from xmodal_jax.inference.inputs import (
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.inference.outputs import OutputFormat
 from xmodal_jax.models.speech import log_mel_transform
+from xmodal_jax.models.towers import compute_log_mel
 from xmodal_jax.models.vae.adapter import as_multimodal
 from xmodal_jax.models.vae.inference import LatentSamples
 from xmodal_jax.models.vae.modalities import ModalityConfigs, as_batch
@@ -112,6 +113,18 @@ class LatentModel(TrainedModel):
                 count = self.sizes[modality].shape[0]
                 batch |= {field: _cut_or_pad(batch[field], count) for field in (modality, f"{modality}_mask")}
         return batch
+
+    def trace_frames(self, batch: RawBatch) -> RawBatch:
+        """Replaces waveforms by the log-mel frames of `prepare`, within a function that is traced."""
+        audio, replaced = self.config.audio, {}
+        for modality in self.format.modalities:
+            if kind_of(modality) == "audio" and modality in batch:
+                waveforms, mask = batch[modality], batch[f"{modality}_mask"]
+                frames, frame_mask = compute_log_mel(waveforms, mask, audio.spectrogram, floor=audio.floor)
+                count = self.sizes[modality].shape[0]
+                replaced[modality] = _cut_or_pad(frames, count)
+                replaced[f"{modality}_mask"] = _cut_or_pad(frame_mask, count)
+        return {**batch, **replaced}
 
     def encode(
         self, *, samples: int | None = None, seed: int = 0, classes: Any = None, **inputs: Any
@@ -358,10 +371,11 @@ def _chunks(values: list[Any], length: int) -> list[list[Any]]:
     return [values[k : k + length] for k in range(0, len(values), length)] if length else []
 
 
-def _cut_or_pad(x: np.ndarray, count: int) -> np.ndarray:
-    """Cuts ``x [B, F, ...]`` to ``count`` frames, or pads it with zeros (False in a mask): ``[B, count, ...]``."""
-    missing = max(0, count - x.shape[1])
-    return np.pad(x[:, :count], ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)))
+def _cut_or_pad(x: Any, count: int) -> Any:
+    """Cuts an array ``x [B, F, ...]`` to ``count`` frames, or pads it with zeros (False in a mask):
+    ``[B, count, ...]``."""
+    missing, library = max(0, count - x.shape[1]), jnp if isinstance(x, jax.Array) else np
+    return library.pad(x[:, :count], ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)))
 
 
 class Autoencoder(LatentModel):

@@ -77,6 +77,11 @@ KINDS = {
                 "The first five test sentences, among the first 500 test pictures. A frame marks the right one.",
             ),
             Sample(
+                "Sentences whose picture is not the first",
+                ("sentence", "the six most similar of 500 pictures", "right one at"),
+                s.search_by_many, s.rows_of_misses, "The first ones of 100 test sentences.",
+            ),
+            Sample(
                 "Spoken sentences find pictures",
                 ("recording", "what it says", "the six most similar of 500 pictures", "right one at"),
                 s.search_by_speech, s.rows_of_speech, "The model hears the recording alone.",

@@ -48,6 +48,17 @@ def search_by_sentence(model, test):
     return model.search(index, texts=test["text"][:5], k=6)
 
 
+def search_by_many(model, test):
+    index = model.index(images=test["image"])
+    return model.search(index, texts=test["text"][:100], k=6)
+
+
+def rows_of_misses(result, test: Examples) -> Rows:
+    """The first sentences whose picture is not found first."""
+    missed = [k for k, row in enumerate(result.indices) if row[0] != k]
+    return [[test["text"][k], *found_pictures(test, k, result.indices[k])] for k in missed[:MISTAKES]]
+
+
 def search_by_speech(model, test):
     index = model.index(images=test["image"])
     return model.search(index, audio=test["audio"][:4], k=6)

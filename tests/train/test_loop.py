@@ -106,6 +106,15 @@ def test_a_signal_during_the_last_step_stops_the_run_before_its_evaluation(tmp_p
     assert result.steps == result.resumed == 6
 
 
+def test_the_first_step_says_that_it_is_compiled(tmp_path, capsys):
+    """Which may take a minute without anything to see; later steps are not compiled."""
+    for options in (dict(steps=4), dict(steps=8, resume=True)):
+        train(tmp_path, **options)
+        shown = capsys.readouterr().err
+        assert shown.count("compiling the program of a step") == 1
+        assert "compiling" not in shown.rpartition("\r")[2] and "loss" in shown.rpartition("\r")[2]
+
+
 def test_data_on_the_device_or_from_the_host_trains_the_same(tmp_path):
     a, _ = train(tmp_path / "a", resident=True)
     b, _ = train(tmp_path / "b", resident=False)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -209,6 +209,8 @@ class TrainingLoop:
         self._param_names: list[str] = []
         """Names of the parameters, in the order of the flags ``finite`` in a step's metrics."""
         self._bar: tqdm | None = None
+        self._called: list[Callable] = []
+        """The compiled programs that have been called."""
 
     # -- set-up ---------------------------------------------------------------------------------------
 
@@ -334,7 +336,8 @@ class TrainingLoop:
                 check_memory(self.engine, self.state, self._device_data, scan_inputs)
             in_initial_stage = self.step < self.training.initial_steps
             run_steps = self._run_initial if in_initial_stage else self.engine.run
-            self.state, metrics = run_steps(self.state, self._device_data, scan_inputs)
+            with self._show_compilation(run_steps):
+                self.state, metrics = run_steps(self.state, self._device_data, scan_inputs)
             # An accelerator computes while this process goes on: only now, with the next steps under way, does it wait
             # for the metrics of the dispatch before.
             loss = self._finish_dispatch()
@@ -343,6 +346,18 @@ class TrainingLoop:
         self._bar.update(self._steps_per_dispatch)
         if loss is not None and self.run.writes:
             self._show(loss)
+
+    @contextlib.contextmanager
+    def _show_compilation(self, program: Callable) -> Iterator[None]:
+        """Says beside the progress bar that a program is compiled, which its first call in this process does: it takes
+        up to a minute, in a run that is resumed as well."""
+        if program in self._called:
+            yield
+            return
+        self._called.append(program)
+        self._bar.set_postfix_str("compiling the program of a step")
+        yield
+        self._bar.set_postfix_str("", refresh=False)
 
     def _show(self, loss: float) -> None:
         """Shows the loss, examples per second and the fraction of time spent waiting for data beside the progress

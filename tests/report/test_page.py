@@ -16,7 +16,7 @@ from xmodal_jax.report import figures
 from xmodal_jax.report.page import Audio, Hit, Item, Report
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
-VOID = {"meta", "img", "br", "source"}
+VOID = {"meta", "img", "br", "source", "wbr"}
 
 
 class Balanced(html.parser.HTMLParser):
@@ -171,6 +171,16 @@ def test_one_title_is_one_section():
     for text in ("a", "b"):
         report.add_text("Notes", text)
     assert report.html().count("<details") == 1
+
+
+def test_long_names_break_between_words():
+    """Below a picture there is little width; what is written between tags is the name all the same."""
+    name = "train/food_fruit</b>_cartoon__x.png"
+    report = Report("A title", "")
+    report.add_gallery("Found", [Item(picture(), name)], [[]])
+    page = report.html()
+    assert "train/<wbr>food_<wbr>fruit&lt;/<wbr>b&gt;_<wbr>cartoon__<wbr>x.png</figcaption>" in page
+    assert name in "".join(Balanced(page).text)
 
 
 def test_rank_beyond_the_row():

@@ -393,6 +393,11 @@ def _lines(text: str) -> str:
     return _escape(text.strip()).replace("\n", "<br>")
 
 
+def _breakable(text: str) -> str:
+    """HTML in which long names, such as those of files, may break after ``/`` and ``_`` rather than inside words."""
+    return re.sub(r"([/_])(?=[^\W_])", r"\1<wbr>", text)
+
+
 def _note(note: str) -> str:
     return f'<p class="note">{_lines(note)}</p>' if note else ""
 
@@ -520,7 +525,7 @@ _TAGS = {"right": "span", "wrong": "mark", "missing": "del"}
 
 def _cell(content: str | np.ndarray | Audio | MarkedText, caption: str = "", fps: float = 8.0) -> str:
     """The HTML of a text, an image, a video or audio, with its caption below it; ``fps``: of a video."""
-    below = f'<figcaption dir="auto">{_lines(caption)}</figcaption>' if caption else ""
+    below = f'<figcaption dir="auto">{_breakable(_lines(caption))}</figcaption>' if caption else ""
     if isinstance(content, MarkedText):
         words = " ".join(f"<{_TAGS[mark]}>{_escape(text)}</{_TAGS[mark]}>" for text, mark in content.pieces)
         return f'<div class="text" dir="auto">{words}</div>{below}'
@@ -673,6 +678,6 @@ footer{color:var(--muted);font-size:.8rem;padding-top:.4rem;padding-bottom:2.5re
 flex-direction:row;
 flex-wrap:wrap}nav span{display:none}.query{grid-template-columns:minmax(0,1fr);gap:.6rem}
 header,.page,footer{padding-left:1rem;padding-right:1rem}}
-@media(max-width:560px){.hits{grid-template-columns:repeat(3,minmax(0,1fr))}}
+@media(max-width:560px){.hits{grid-template-columns:repeat(2,minmax(0,1fr))}}
 @media print{nav{display:none}.page{display:block}details{break-inside:avoid}}
 """

@@ -65,7 +65,7 @@ def main(config: Config) -> None:
     # The method.
     sizes = image_sizes(splits.train, tokenize)
     flow = make_flow(config.model, **sizes)
-    generator = ImageGenerator(flow, tokenize, noise=flow.dimensions)
+    generator = ImageGenerator(flow.method, tokenize, noise=flow.dimensions)
     generate = SplitImageGenerator(generator, references, seed=config.seed)
     history = SampleHistory(run.path / "samples", generator, generate.conditions["test"], seed=config.seed)
 

@@ -67,6 +67,7 @@ SMOKES = {
         "--judge {runs}/captioning --redescribe {runs}/captioning --read-with {runs}/contrastive",
         ("captioning", "contrastive"),
     ),
+    "text_to_image_flow": Smoke("text_to_image_flow", "--judge {runs}/captioning", ("captioning",)),
     "gan_of_bert": Smoke("text_to_image_gan", pretrained(text="bert", image="vit")),
     "gan_zoo": Smoke("gan_zoo", "--judge {runs}/captioning", ("captioning",)),
     "translate": Smoke(

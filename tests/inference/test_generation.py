@@ -13,11 +13,13 @@ from tests.models.gan.test_method import WORDS_ALONE
 from tests.support import random_params
 from xmodal_jax.data.text import train_tokenizer
 from xmodal_jax.inference import load
+from xmodal_jax.models.flow import FlowConfig, HeunSampler, WordsCondition, make_flow
 from xmodal_jax.models.gan import ClassCondition, make_gan
 from xmodal_jax.models.gan.conditions import NoCondition
 from xmodal_jax.models.seq2seq import SamplingConfig
 from xmodal_jax.models.speech import SpeechConfig, make_speech
 from xmodal_jax.models.towers import AudioFeatures
+from xmodal_jax.nets.dit import DiTConfig
 from xmodal_jax.nets.encoders import MLPEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import MLPGeneratorConfig
 
@@ -131,6 +133,45 @@ def save_text_gan(folder):
         folder, {"model": config}, params, variables=variables, kind="text_to_image_gan", source="text",
         target="image", shape=(8, 8, 3), shapes={}, tokenizer=tokenizer.files(), **sizes,
     )  # fmt: skip
+
+
+def save_text_flow(folder):
+    """A flow from texts to pictures with random parameters."""
+    tokenizer = train_tokenizer(COLOURS, "word")
+    config = FlowConfig(
+        condition=WordsCondition(text=TextTransformerConfig(width=8, depth=1, heads=2)),
+        network=DiTConfig(width=8, depth=1, heads=2),
+        sampler=HeunSampler(steps=3, guidance=2.0),
+    )
+    sizes = {"vocab_size": tokenizer.vocab_size, "length": 5, "classes": 0}
+    params = random_params(make_flow(config, shape=(8, 8, 3), **sizes).init, jax.random.key(0), {})
+    return save_run(
+        folder, {"model": config}, params, kind="text_to_image_flow", source="text", target="image",
+        shape=(8, 8, 3), shapes={"image": (8, 8, 3)}, tokenizer=tokenizer.files(), **sizes,
+    )  # fmt: skip
+
+
+def test_a_flow_synthesizes_edits_and_inpaints(tmp_path):
+    flow = load(save_text_flow(tmp_path))
+    assert "inpaint(images, mask" in flow.describe()
+    red, blue = flow.synthesize(["red", "blue"], seed=3)
+    assert red.size == (8, 8) and red.tobytes() != blue.tobytes()
+    assert flow.synthesize(["red", "blue"], seed=3)[1].tobytes() == blue.tobytes()
+    assert flow.edit(red, "blue", strength=0.0)[0].tobytes() == red.tobytes()
+    assert flow.edit(red, "blue", strength=0.5)[0].tobytes() != red.tobytes()
+    mask = np.zeros((8, 8), bool)
+    mask[:, :3] = True
+    filled = np.asarray(flow.inpaint([red, red], mask, ["blue", "red"])[0])
+    assert (filled[:, 3:] == np.asarray(red)[:, 3:]).all() and (filled[:, :3] != np.asarray(red)[:, :3]).any()
+    assert flow.edit([], []) == []
+    for mistake, message in [
+        (lambda: flow.edit(red, "blue", strength=1.5), "strength must lie in"),
+        (lambda: flow.edit([red, red], ["blue"]), "2 images and 1 conditions"),
+        (lambda: flow.inpaint(red, np.zeros((3, 3)), "blue"), "needed is"),
+        (lambda: flow.edit(red), "give a list of them as conditions"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            mistake()
 
 
 def test_pictures_of_classes_and_of_noise_alone(tmp_path):

@@ -266,7 +266,7 @@ def _images(model: Any) -> list[Program]:
     """The generator."""
 
     def generate(params, inputs):
-        return {"image": model.gan.predict(params, _batch(inputs))}
+        return {"image": model.method.predict(params, _batch(inputs))}
 
     inputs = {"noise": Field((model.noise,), "float32", "standard normal")}
     if model.reads_text:
@@ -331,6 +331,7 @@ PROGRAMS: dict[str, Callable[[Any], list[Program]]] = {
     "multimodal_vae": _latent,
     "speech_recognition": _text,
     "speech_synthesis": _synthesis,
+    "text_to_image_flow": _images,
     "text_to_image_gan": _images,
     "vae": _latent,
 }

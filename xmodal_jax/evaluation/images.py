@@ -14,7 +14,7 @@ from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.evaluation.text import ReferenceTexts
-from xmodal_jax.types import GAN
+from xmodal_jax.types import GAN, Method
 
 CONDITION_FIELDS = ("text", "text_mask", "label")
 
@@ -29,7 +29,7 @@ def image_sizes(source: Source, tokenize: TokenizeTransform | None) -> dict[str,
 
 
 class ImageGenerator:
-    """Generates images for captions or labels by a GAN's ``predict``, which is compiled once.
+    """Generates images for captions or labels by the ``predict`` of a GAN or a flow, which is compiled once.
 
     Example::
 
@@ -40,16 +40,17 @@ class ImageGenerator:
 
     def __init__(
         self,
-        gan: GAN,
+        method: GAN | Method,
         tokenize: TokenizeTransform | None,
         *,
         noise: int,
         batch_size: int = 100,
         few_shapes: bool = False,
     ):
-        """``tokenize``: how captions become tokens; None: there are none. ``noise``: dimensions of the noise.
+        """``method``: its ``predict(params, batch)`` makes images in [-1, 1] from the batch's conditions and ``noise``.
+        ``tokenize``: how captions become tokens; None: there are none. ``noise``: dimensions of the noise.
         ``batch_size``: images at a time. ``few_shapes``: see `predict_all`."""
-        self._predict, self.tokenize, self.noise = gan.predict, tokenize, noise
+        self._predict, self.tokenize, self.noise = method.predict, tokenize, noise
         self._batches = dict(batch_size=batch_size, few_shapes=few_shapes)
         self._to_pixels = jax.jit(lambda x: jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8))
         # One function object, which `predict_all` compiles once: images in [-1, 1], then uint8.

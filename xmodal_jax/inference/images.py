@@ -1,9 +1,9 @@
-"""Images from texts, from classes, or from noise alone: a trained GAN on new data."""
+"""Images from texts, from classes, or from noise alone: a trained GAN or flow on new data."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,7 @@ from xmodal_jax.evaluation.images import ImageGenerator
 from xmodal_jax.inference.inputs import as_list, check_count, positions_of
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.inference.outputs import to_picture
+from xmodal_jax.models.flow import FlowConfig, make_flow
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.train.run import from_json
@@ -29,31 +30,42 @@ class ImageSynthesizer(TrainedModel):
     kind = "text_to_image_gan"
     actions = ("synthesize",)
 
+    config_class: ClassVar[type] = GANConfig
+    """The class of the run's option ``model``."""
+
     def __init__(self, run: RestoredRun):
         """See `inference.load`."""
         metadata = run.checkpoint.metadata
-        config = from_json(GANConfig, metadata["config"]["model"])
+        config = from_json(self.config_class, metadata["config"]["model"])
         self.reads_text: bool = config.condition.name != "none" and config.condition.reads_text
         """Whether images are conditioned on texts."""
-        super().__init__(run, ("text",) if self.reads_text else ())
+        super().__init__(run, self._input_modalities())
         class_names = metadata.get("class_names") or [str(k) for k in range(metadata["classes"])]
         by_class = config.condition.name != "none" and not self.reads_text
         self.class_names: tuple[str, ...] = tuple(class_names) if by_class else ()
         """The classes that images are conditioned on; empty where the condition is a text or there is none."""
         tokenize = self.format.transform.tokenize
-        sizes = {"vocab_size": self.format.transform.vocab_size, "length": metadata.get("length", 0)}
-        self.gan = make_gan(
-            dataclasses.replace(config, features=None),  # only training needs them
-            shape=tuple(metadata["shape"]),
-            classes=metadata["classes"],
-            **(sizes if tokenize is not None else {}),
-        )
-        """The method that was trained, whose ``predict`` generates."""
-        self.noise: int = config.generator.noise
-        """Dimensions of the noise."""
+        sizes = dict(shape=tuple(metadata["shape"]), classes=metadata["classes"])
+        if tokenize is not None:
+            sizes |= dict(vocab_size=self.format.transform.vocab_size, length=metadata.get("length", 0))
+        self.method, self.noise = self._make_method(config, sizes)
         self._generate = ImageGenerator(
-            self.gan, tokenize, noise=config.generator.noise, batch_size=BATCH_SIZE, few_shapes=True
+            self.method, tokenize, noise=self.noise, batch_size=BATCH_SIZE, few_shapes=True
         )
+
+    method: Any
+    """The method that was trained, whose ``predict`` generates."""
+    noise: int
+    """Dimensions of the noise."""
+
+    def _input_modalities(self) -> tuple[str, ...]:
+        """The modalities that the model takes as inputs."""
+        return ("text",) if self.reads_text else ()
+
+    def _make_method(self, config: Any, sizes: dict[str, Any]) -> tuple[Any, int]:
+        """``(method, dimensions of the noise)``; ``sizes``: those of the data that the method needs."""
+        without_features = dataclasses.replace(config, features=None)  # only training needs them
+        return make_gan(without_features, **sizes), config.generator.noise
 
     def describe(self) -> str:
         """What the run is, what it takes and what it gives, as text."""
@@ -85,14 +97,19 @@ class ImageSynthesizer(TrainedModel):
         fields, number = self._fields(conditions, count)
         if not number:
             return []
-        if noise is None:
-            noise = self._generate.sample_noise(number, seed)
-        noise = np.asarray(noise, np.float32)
-        if noise.shape != (number, self._generate.noise):
-            raise ValueError(f"noise has the shape {noise.shape}, needed is {(number, self._generate.noise)}")
+        noise = self._check_noise(noise, number, seed)
         source = ArraySource({**fields, "index": np.arange(number)})
         pixels = self._generate(self.params, self._generate.conditions(source), noise)
         return [to_picture(x) for x in pixels]
+
+    def _check_noise(self, noise: np.ndarray | None, number: int, seed: int) -> np.ndarray:
+        """``noise`` as float32 ``[number, Z]``; None: drawn by ``seed``. Raises ValueError: it has another shape."""
+        if noise is None:
+            return self._generate.sample_noise(number, seed)
+        noise = np.asarray(noise, np.float32)
+        if noise.shape != (number, self.noise):
+            raise ValueError(f"noise has the shape {noise.shape}, needed is {(number, self.noise)}")
+        return noise
 
     def _fields(self, conditions: Any, count: int | None) -> tuple[dict[str, np.ndarray], int]:
         """The conditions as fields of a batch, and the number of images."""
@@ -113,3 +130,102 @@ class ImageSynthesizer(TrainedModel):
             return fields, len(texts)
         names = as_list("text", conditions)
         return {"label": positions_of(names, self.class_names, "class", "classes")}, len(names)
+
+
+class FlowSynthesizer(ImageSynthesizer):
+    """A trained flow that synthesizes images, and changes given ones.
+
+    ::
+
+        model = load("runs/text_to_image_flow")
+        model.synthesize(["a red star"], seed=1)[0].save("star.png")
+        model.edit(["photo.png"], ["a blue star"], strength=0.6)[0].save("blue.png")
+    """
+
+    kind = "text_to_image_flow"
+    config_class = FlowConfig
+    actions = ("synthesize", "edit", "inpaint")
+
+    def _input_modalities(self) -> tuple[str, ...]:
+        return ("text", "image") if self.reads_text else ("image",)
+
+    def _make_method(self, config: FlowConfig, sizes: dict[str, Any]) -> tuple[Any, int]:
+        self.flow = make_flow(config, **sizes)
+        # Functions that `predict` compiles once.
+        self._edit = lambda params, batch: self.flow.edit(params, batch, batch["noise"], start=batch["start"])
+        self._inpaint = lambda params, batch: self.flow.inpaint(
+            params, batch, batch["noise"], known=batch["known"][..., None]
+        )
+        return self.flow.method, self.flow.dimensions
+
+    def edit(
+        self, images: Any, conditions: Any = None, *, strength: float = 0.5, seed: int = 0
+    ) -> list[Image.Image]:
+        """Changes images toward texts or classes: noise is mixed in, and the flow goes on from there.
+
+        Args:
+          images: paths, Pillow images or arrays.
+          conditions: a text or class for each image, whichever the run was trained on; None: for a run without.
+          strength: how much noise is mixed in: 0 changes nothing, 1 synthesizes anew.
+          seed: seed of the noise.
+
+        Returns:
+          N Pillow images.
+
+        Raises:
+          ValueError: the strength is not in [0, 1], or there are not as many conditions as images.
+        """
+        if not 0.0 <= strength <= 1.0:
+            raise ValueError(f"strength must lie in [0, 1], got {strength}")
+        start = lambda number: {"start": np.full(number, 1.0 - strength, np.float32)}
+        return self._change(self._edit, images, conditions, seed, start)
+
+    def inpaint(self, images: Any, mask: Any, conditions: Any = None, *, seed: int = 0) -> list[Image.Image]:
+        """Synthesizes a part of images anew, which fits the rest and the texts or classes.
+
+        Args:
+          images: paths, Pillow images or arrays.
+          mask: bool ``[H, W]``, or one for each image ``[N, H, W]``: True where the image is synthesized. H and W are
+            those of the run's images.
+          conditions: a text or class for each image, whichever the run was trained on; None: for a run without.
+          seed: seed of the noise.
+
+        Returns:
+          N Pillow images.
+
+        Raises:
+          ValueError: the mask has another shape, or there are not as many conditions as images.
+        """
+        height, width, _ = self.flow.shape
+        mask = np.asarray(mask, bool)
+
+        def known(number: int) -> dict[str, np.ndarray]:
+            """The masks of what is kept, one for each image."""
+            if mask.shape not in ((height, width), (number, height, width)):
+                raise ValueError(
+                    f"mask has the shape {mask.shape}, needed is {(height, width)} or {(number, height, width)}"
+                )
+            return {"known": np.broadcast_to(~mask, (number, height, width))}
+
+        return self._change(self._inpaint, images, conditions, seed, known)
+
+    def _change(
+        self, predict: Any, images: Any, conditions: Any, seed: int, further: Any
+    ) -> list[Image.Image]:
+        """The images after ``predict``; ``further(number)`` are further fields of a batch for this many images."""
+        images = as_list("image", images)
+        takes_conditions = self.reads_text or bool(self.class_names)
+        fields, count = self._fields(conditions, None if takes_conditions else len(images))
+        if count != len(images):
+            raise ValueError(
+                f"there are {len(images)} images and {count} conditions: give one for each image"
+            )
+        if not count:
+            return []
+        pixels = self.read({"image": images}).batch(np.arange(count))
+        noise = self._check_noise(None, count, seed)
+        source = ArraySource(
+            {**fields, **pixels, **further(count), "noise": noise, "index": np.arange(count)}
+        )
+        outputs = self.predict(predict, source)
+        return [to_picture(np.clip(np.round((x + 1.0) * 127.5), 0, 255).astype(np.uint8)) for x in outputs]

@@ -20,6 +20,7 @@ MODEL_CLASSES: dict[str, str] = {
     "multimodal_vae": "autoencoders.MultimodalAutoencoder",
     "speech_recognition": "text.SpeechRecognizer",
     "speech_synthesis": "speech.SpeechSynthesizer",
+    "text_to_image_flow": "images.FlowSynthesizer",
     "text_to_image_gan": "images.ImageSynthesizer",
     "vae": "autoencoders.Autoencoder",
 }

@@ -172,7 +172,7 @@ def _speech_translators(model: Any, options: TranslationOptions) -> list[Transla
 
 
 def _image_translators(model: Any, options: TranslationOptions) -> list[Translator]:
-    """The translator of a text-to-image GAN's run: text to images; none if it draws from classes or noise alone."""
+    """The translator of a generator of images: text to images; none if it generates from classes or noise alone."""
     shape = tuple(model.metadata["shape"])
 
     def apply(texts: Sequence[str]) -> list[np.ndarray]:
@@ -301,6 +301,7 @@ _TRANSLATORS: dict[str, Callable[[Any, TranslationOptions], list[Translator]]] =
     "contrastive": _embedding_translators,
     "vae": _latent_translators,
     "multimodal_vae": _latent_translators,
+    "text_to_image_flow": _image_translators,
     "text_to_image_gan": _image_translators,
 }
 """The translators of each kind of run (`TrainedModel.kind`)."""

@@ -106,6 +106,7 @@ def mean_velocity_target(
     t: Float[Array, "batch"],
     r: Float[Array, "batch"],
     velocity: Float[Array, "batch ..."],
+    tangent: Float[Array, "batch ..."] | None = None,
 ) -> tuple[Array, Array]:
     r"""``(u(z, t, r), target)`` of MeanFlow (Geng et al. 2025, arXiv:2505.13447, eq. 6, 9 and 10), in this convention.
 
@@ -120,9 +121,11 @@ def mean_velocity_target(
       u: the network, a function of ``(z, t, r)``.
       z: the states at the times ``t``.
       t, r: the times, ``t <= r``.
-      velocity: the velocity v at z, such as ``x - noise``.
+      velocity: the velocity v at z, such as ``x - noise``, whose mean is that of the flow.
+      tangent: the velocity along which u is differentiated; None: ``velocity``. The network's own, ``u(z, t, t)``,
+        makes the target less noisy (Geng et al. 2025b, arXiv:2512.02012).
     """
-    tangents = (velocity, jnp.ones_like(t), jnp.zeros_like(r))
+    tangents = (velocity if tangent is None else tangent, jnp.ones_like(t), jnp.zeros_like(r))
     prediction, slope = jax.jvp(u, (z, t, r), tangents)
     return prediction, jax.lax.stop_gradient(velocity + per_example(r - t, z) * slope)
 

@@ -133,6 +133,7 @@ NEXT_STEPS: dict[str, tuple[NextStep, ...]] = {
     "search": (LOOK,),
     "speech_recognition": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "speech_synthesis": (LOOK, GO_ON, _translate("TEXT", "speech"), EXPORT, COMPARE),
+    "text_to_image_flow": (LOOK, GO_ON, _translate("TEXT", "image"), EXPORT, COMPARE),
     "text_to_image_gan": (LOOK, GO_ON, _translate("TEXT", "image"), EXPORT, COMPARE),
     "translate": (LOOK,),
     "vae": (LOOK, GO_ON, NextStep("try it", _demo), EXPORT, COMPARE),

@@ -10,8 +10,9 @@ from xmodal_jax.models.flow.conditions import FlowConditionConfig, WordsConditio
 from xmodal_jax.models.flow.objectives import FlowMatching, FlowObjective
 from xmodal_jax.models.flow.samplers import HeunSampler, Sampler
 from xmodal_jax.nets.dit import DiTConfig, FlowMLPConfig
+from xmodal_jax.nets.unet import UNetConfig
 
-FlowNetwork = DiTConfig | FlowMLPConfig
+FlowNetwork = DiTConfig | UNetConfig | FlowMLPConfig
 """The networks, by name."""
 
 
@@ -41,7 +42,8 @@ class FlowConfig:
     """Condition of the data: nothing (none), the class (class), the caption as one vector (sentence), or the caption as
     one vector and a vector per word (words)."""
     network: FlowNetwork = DiTConfig()
-    """Network of the velocity: a transformer over patches of images (dit), or a residual MLP over vectors (mlp)."""
+    """Network of the velocity: a transformer over patches of images (dit), convolutions at several resolutions of
+    images (unet), or a residual MLP over vectors (mlp)."""
     coupling: OptimalTransport | None = None
     """How noise is paired with data in training. None: at random."""
     sampler: Sampler = HeunSampler()

@@ -151,22 +151,22 @@ class FlowModel:
 
     def _paired_noise(self, noise, x, condition, batch, axis_name) -> Array:
         """For each example the noise of the global batch that optimal transport pairs it with."""
-        everything = lambda a: a if axis_name is None else collectives.all_gather(a, axis_name)
-        all_noise = everything(noise)
-        cost = squared_distances(everything(x), all_noise)
+        gather = lambda a: a if axis_name is None else collectives.all_gather(a, axis_name)
+        all_noise = gather(noise)
+        cost = squared_distances(gather(x), all_noise)
         weight = self.config.coupling.condition_weight
         if weight and condition.vector is not None:
-            cost = cost + weight * self._condition_distances(everything, condition, batch)
+            cost = cost + weight * self._condition_distances(gather, condition, batch)
         pairing = optimal_assignment(jax.lax.stop_gradient(cost))
         index = collectives.global_index(x.shape[0], axis_name=axis_name)
         return all_noise[pairing[index]]
 
-    def _condition_distances(self, everything, condition: Condition, batch: Batch) -> Array:
+    def _condition_distances(self, gather, condition: Condition, batch: Batch) -> Array:
         """Distances of the conditions of all pairs of the global batch: 0 or 1 for classes, 1 - cosine for captions."""
         if not self.config.condition.reads_text:
-            labels = everything(batch["label"])
+            labels = gather(batch["label"])
             return (labels[:, None] != labels[None]).astype(jnp.float32)
-        vectors = jax.lax.stop_gradient(everything(condition.vector))
+        vectors = jax.lax.stop_gradient(gather(condition.vector))
         vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
         return 1.0 - vectors @ vectors.T
 

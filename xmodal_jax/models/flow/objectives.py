@@ -105,6 +105,9 @@ class MeanFlow(_MeanVelocity):
     error."""
     constant: float = 1e-3
     """Added to the error before the power is taken."""
+    tangent: Literal["predicted", "conditional"] = "predicted"
+    """Velocity along which the mean velocity is differentiated: the network's own (predicted), which needs one more
+    evaluation and makes the target less noisy, or data minus noise (conditional)."""
 
     def __post_init__(self):
         """Checks the fraction and the weighting."""
@@ -121,7 +124,8 @@ class MeanFlow(_MeanVelocity):
         t = jnp.minimum(first, second)
         r = jnp.where(choice < self.step_fraction, jnp.maximum(first, second), t)
         z = flow.interpolate(x, noise, t)
-        prediction, target = flow.mean_velocity_target(network, z, t, r, x - noise)
+        tangent = jax.lax.stop_gradient(network(z, t, t)) if self.tangent == "predicted" else None
+        prediction, target = flow.mean_velocity_target(network, z, t, r, x - noise, tangent)
         error = flow.squared_error(prediction, target)
         return flow.adaptive_weight(error, power=self.power, constant=self.constant)
 

@@ -22,12 +22,13 @@ from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.source import Source, read_fields
+from xmodal_jax.data.splits import open_splits
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import retrieval_scores
 from xmodal_jax.evaluation.text import ReferenceTexts
-from xmodal_jax.inference.embed_data import open_for_model
 from xmodal_jax.inference.loading import load
 from xmodal_jax.inference.model import TrainedModel
+from xmodal_jax.train.run import from_json
 from xmodal_jax.transfer.weights import DTYPES
 
 
@@ -99,11 +100,12 @@ def main(arguments: Arguments) -> None:
     )
     for path in arguments.runs:
         rows: dict[str, list[float]] = {}
+        config = load(path).metadata["config"]
+        options = from_json(DataOptions, config["input"])
+        test = open_splits(config["data"], options, BadExamples("skip")).tests["test"]
+        test = Subset(test, np.arange(min(len(test), arguments.examples)))
         for dtype in DTYPES:
             model = load(path)
-            data = model.metadata["config"]["data"]
-            test = open_for_model(model, data, "test", DataOptions(), BadExamples("skip"))
-            test = Subset(test, np.arange(min(len(test), arguments.examples)))
             with_weights(model, dtype)
             for name, value in SCORES[model.kind](model, test, arguments).items():
                 if name.endswith(SHOWN):

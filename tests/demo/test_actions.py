@@ -7,6 +7,7 @@ import json
 import pathlib
 import sys
 import threading
+import types
 import zlib
 
 import numpy as np
@@ -25,6 +26,7 @@ from xmodal_jax.demo import (
     build_page,
     index_photos,
     limits,
+    page,
     tabs_of,
 )
 from xmodal_jax.demo.limits import message_of
@@ -246,6 +248,18 @@ def test_a_run_that_has_nothing_on_a_page_is_one_line(models, monkeypatch):
     monkeypatch.setattr("xmodal_jax.demo.tabs.TABS", {})
     with pytest.raises(ValueError, match="vae is a run of vae with image: the page has nothing for it"):
         build_page([models["vae"]], DemoOptions())
+
+
+def test_pages_that_were_open_are_forgotten(monkeypatch):
+    """What Gradio's queue keeps of each page that ever sent a request has a limit."""
+    monkeypatch.setattr(page, "MAX_QUEUES", 3)
+    queue = types.SimpleNamespace(pending_messages_per_session={}, pending_event_ids_session={}, other={})
+    page._limit_queues(queue)
+    for kept in (queue.pending_messages_per_session, queue.pending_event_ids_session):
+        for session in range(5):
+            kept[session] = session
+        kept[4] = "again"
+        assert list(kept) == [2, 3, 4] and kept[4] == "again"
 
 
 def test_without_gradio_one_line_says_how_to_install_it(runs, monkeypatch):

@@ -17,6 +17,8 @@ KEPT_SECONDS = 900
 """Seconds after which uploaded and generated files are removed."""
 MAX_SESSIONS = 50
 """Open pages whose latents the server remembers; the oldest is forgotten."""
+MAX_QUEUES = 200
+"""Open pages whose queue of messages is kept: many more than requests that can wait."""
 NO_TELEMETRY = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -86,4 +88,26 @@ def build_page(
         gr.Markdown(f"Runs: {', '.join(model.path.name for model in models)}", elem_classes="runs")
     page.worker = worker  # ends with the page
     page.state_session_capacity = MAX_SESSIONS
-    return page.queue(max_size=QUEUE_SIZE, api_open=False, default_concurrency_limit=1)
+    page.queue(max_size=QUEUE_SIZE, api_open=False, default_concurrency_limit=1)
+    _limit_queues(page._queue)
+    return page
+
+
+class _NewestEntries(dict):
+    """A dictionary that keeps the newest entries only, `MAX_QUEUES` of them."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Adds an entry, and removes the oldest one if there are too many."""
+        super().__setitem__(key, value)
+        if len(self) > MAX_QUEUES:
+            del self[next(iter(self))]
+
+
+def _limit_queues(queue: Any) -> None:
+    """Limits what Gradio's queue keeps of each page that ever sent a request: 2,000 queues of messages, and any number
+    of sets of requests. A page that is forgotten gets new ones with its next request."""
+    for name in ("pending_messages_per_session", "pending_event_ids_session"):
+        if isinstance(
+            getattr(queue, name, None), dict
+        ):  # another version of Gradio may have none of this name
+            setattr(queue, name, _NewestEntries())

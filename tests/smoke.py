@@ -45,6 +45,7 @@ def pretrained(**encoders: str) -> str:
 
 SMOKES = {
     "multimodal_vae": Smoke("multimodal_vae"),
+    "multimodal_flow": Smoke("multimodal_flow"),
     "contrastive": Smoke("contrastive"),
     "captioning": Smoke("captioning"),
     "speech_recognition": Smoke("speech_recognition"),

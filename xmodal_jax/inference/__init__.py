@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "loading": "load kind_of_run",
         "model": "Classification TrainedModel",
         "fusion": "FusionModel overlay",
-        "autoencoders": "Autoencoder MultimodalAutoencoder",
+        "autoencoders": "Autoencoder MultimodalAutoencoder MultimodalFlowModel",
         "outputs": "OutputFormat",
         "inputs": "InputFormat InputSource",
         "neighbours": "Nearest nearest",

@@ -22,6 +22,7 @@ from xmodal_jax.inference.inputs import (
 )
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.inference.outputs import OutputFormat
+from xmodal_jax.models.flow.multimodal import MultimodalFlowConfig, make_multimodal_flow
 from xmodal_jax.models.speech import log_mel_transform
 from xmodal_jax.models.towers import compute_log_mel
 from xmodal_jax.models.vae.adapter import as_multimodal
@@ -461,3 +462,29 @@ class MultimodalAutoencoder(LatentModel):
             )
         check_count("count", count, least=1)
         return self._generate(self._read(sources, None), (target,), count, seed)[target]
+
+
+class MultimodalFlowModel(MultimodalAutoencoder):
+    """A trained flow over the codes of several modalities: any modality from any others, as `MultimodalAutoencoder`.
+
+    ::
+
+        model = load("runs/multimodal_flow")
+        model.translate("text", image=["a.png", "b.png"])  # ["a red star", "a blue ring"]
+        model.sample(4)["image"]  # with captions, sketches and speech that belong to them
+
+    The latents are the codes of all modalities; those of modalities that are missing are generated from the others. A
+    translation is a sample: with ``count`` as many different ones, else one that is the same in every call.
+    """
+
+    kind = "multimodal_flow"
+
+    def _build(self) -> _ModelFunctions:
+        config = from_json(MultimodalFlowConfig, self.metadata["config"]["model"])
+        flow = make_multimodal_flow(config, self.sizes)
+        vae = flow.as_vae()
+        return _ModelFunctions(
+            config, vae, flow.dim,
+            sample_prior=lambda params, key, count, labels: vae.sample_prior(params, key, count),
+            decoder_latents=lambda params, shared, key, labels: vae.decoder_latents(params, shared, key),
+        )  # fmt: skip

@@ -17,6 +17,7 @@ MODEL_CLASSES: dict[str, str] = {
     "captioning": "text.Captioner",
     "contrastive": "contrastive.ContrastiveModel",
     "fusion": "fusion.FusionModel",
+    "multimodal_flow": "autoencoders.MultimodalFlowModel",
     "multimodal_vae": "autoencoders.MultimodalAutoencoder",
     "speech_recognition": "text.SpeechRecognizer",
     "speech_synthesis": "speech.SpeechSynthesizer",

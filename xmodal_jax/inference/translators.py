@@ -300,6 +300,7 @@ _TRANSLATORS: dict[str, Callable[[Any, TranslationOptions], list[Translator]]] =
     "fusion": _fusion_translators,
     "contrastive": _embedding_translators,
     "vae": _latent_translators,
+    "multimodal_flow": _latent_translators,
     "multimodal_vae": _latent_translators,
     "text_to_image_flow": _image_translators,
     "text_to_image_gan": _image_translators,

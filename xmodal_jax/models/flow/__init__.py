@@ -8,6 +8,8 @@
     params = flow.init(key, batch)
     loss, aux = flow.loss(params, batch, key)
     images = flow.sample(params, {"label": labels}, noise)  # in [-1, 1]
+
+Of several modalities: `MultimodalFlowConfig` and `make_multimodal_flow`, autoencoders and a flow over their codes.
 """
 
 from xmodal_jax.core.lazy import lazy_exports
@@ -15,9 +17,11 @@ from xmodal_jax.core.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "codes": "CodeConfig CodeModel make_codes",
         "conditions": "ClassCondition NoCondition SentenceCondition WordsCondition",
         "config": "FlowConfig OptimalTransport",
         "method": "FlowModel make_flow",
+        "multimodal": "CodeFlow CodeFlowConfig MultimodalFlow MultimodalFlowConfig make_multimodal_flow",
         "objectives": "FlowMatching MeanFlow Shortcut",
         "samplers": "AdaptiveSampler EulerSampler HeunSampler JumpSampler MidpointSampler",
     },

@@ -60,6 +60,7 @@ from xmodal_jax.nets.encoders import (
     TextTransformerConfig,
     VectorEncoder,
     VectorMLPConfig,
+    build_encoder,
     build_pool,
 )
 from xmodal_jax.nets.vae import EncoderFeatures, LabelFeatures, PretrainedFeatures
@@ -150,6 +151,11 @@ class ModalityConfig(abc.ABC):
         """The network ``module(inputs, mask, keys) -> [B, hidden]`` between data and posterior; ``name``: its name
         among the parameters; None: that of the attribute that it is assigned to."""
 
+    def token_encoder(self, size: Size) -> nn.Module | None:
+        """The encoder ``module(inputs, mask, keys=keys) -> Tokens`` of a kind whose examples are sequences, before any
+        pooling; None: examples of this kind are no sequences."""
+        return None
+
     def build_decoder(self, size: Size) -> nn.Module:
         """The decoder ``module(z [N, D], tokens, keys=keys)``, whose outputs `log_likelihood` and `generate` take."""
         return self.decoder.build(size)
@@ -201,6 +207,16 @@ def pretrained_encoder(kind: str, encoder: EncoderConfig, size: Size) -> nn.Modu
     example = {kind: jax.ShapeDtypeStruct((1, *size.shape), jnp.float32)}  # only the shape matters
     head = "pool" if encoder.pool == "own" else "none"
     return make_encoder(kind, encoder, example, vocab_size=size.values, head=head)
+
+
+def token_encoder(kind: str, encoder: EncoderConfig, size: Size, **shape_info: int) -> nn.Module:
+    """The encoder from a modality to its tokens: a pretrained one, or one trained from scratch.
+
+    The arguments are those of `encoder_features`.
+    """
+    if isinstance(encoder, PretrainedEncoderConfig):
+        return pretrained_encoder(kind, encoder, size)
+    return build_encoder(kind, encoder, **shape_info)
 
 
 def encoder_features(
@@ -333,6 +349,10 @@ class TextConfig(ModalityConfig):
             self.kind, self.encoder, size, hidden, name, vocab_size=size.values, max_length=length
         )
 
+    def token_encoder(self, size: Size) -> nn.Module:
+        (length,) = size.shape
+        return token_encoder(self.kind, self.encoder, size, vocab_size=size.values, max_length=length)
+
     def log_likelihood(self, outputs, x, mask) -> Float[Array, "samples batch"]:
         return token_log_likelihood(outputs, x, mask)
 
@@ -444,6 +464,9 @@ class AudioConfig(ModalityConfig):
 
     def features(self, size: Size, hidden: int, name: str | None = None) -> nn.Module:
         return encoder_features(self.kind, self.encoder, size, hidden, name)
+
+    def token_encoder(self, size: Size) -> nn.Module:
+        return token_encoder(self.kind, self.encoder, size)
 
     def log_likelihood(self, outputs, x, mask) -> Float[Array, "samples batch"]:
         return dense_log_likelihood(self.likelihood, outputs, x, scale=self.scale)
@@ -622,6 +645,9 @@ class SeriesConfig(MeasuredConfig):
     """Encoder of series."""
     decoder: MeasuredDecoders = FrameDecoderConfig(width=64)
     """Decoder of the means of the values: transposed convolutions over the steps (conv), or dense layers (mlp)."""
+
+    def token_encoder(self, size: Size) -> nn.Module:
+        return token_encoder(self.kind, self.encoder, size)
 
 
 @functools.cache

@@ -1,0 +1,309 @@
+"""Codes of several modalities and the flow over them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.vae.multimodal import CLASSES, CONFIGS, NAMES, make_batch
+from tests.support import assert_device_invariant, assert_resumes, random_params
+from xmodal_jax.core.random import example_keys
+from xmodal_jax.models.flow.codes import CodeConfig, join_tokens, make_codes
+from xmodal_jax.models.flow.multimodal import (
+    CODES,
+    FROZEN,
+    CodeFlow,
+    CodeFlowConfig,
+    MultimodalFlowConfig,
+    code_statistics,
+    draw_roles,
+    make_multimodal_flow,
+)
+from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.train.optim import Optimizer
+from xmodal_jax.types import Tokens
+
+FEW = [("pmap", 2, 1), ("sharded", 4, 2)]
+SMALL = dict(
+    image=CONFIGS.image, label=CONFIGS.label, tokens=2, dims=3, hidden=7, align_dims=5,
+)  # fmt: skip
+SHAPES = {"image_0": (2, 3), "image_1": (2, 3), "label": (1, 4)}
+SIZES = sizes_of(make_batch(1), NAMES, CONFIGS, classes=CLASSES)
+
+
+@functools.cache
+def codes_model(**changes):
+    return make_codes(CodeConfig(**{**SMALL, **changes}), SIZES)
+
+
+def code_batch(n=8, seed=0):
+    """Codes of three modalities, some of which are missing; one example has none."""
+    rng = np.random.default_rng(seed)
+    present = {m: rng.random(n) < 0.7 for m in SHAPES}
+    present = {m: np.where(np.arange(n) == 0, False, x) for m, x in present.items()}
+    fields = {m + CODES: rng.normal(size=(n, *shape)).astype(np.float32) for m, shape in SHAPES.items()}
+    return {**fields, "present": present, "index": np.arange(n, dtype=np.int32)}
+
+
+def small_flow(shapes=None, **options):
+    return CodeFlow(CodeFlowConfig(width=8, depth=1, heads=2, **options), shapes or SHAPES)
+
+
+class Whole:
+    """The flow of `make_multimodal_flow`, with its parameters of autoencoders and statistics."""
+
+    def __init__(self):
+        config = MultimodalFlowConfig(**SMALL, flow=CodeFlowConfig(width=8, depth=1, heads=2, steps=2))
+        self.flow = make_multimodal_flow(config, SIZES)
+        self.autoencoders = random_params(self.flow.codes.init, jax.random.key(0), make_batch(1))
+        rng = np.random.default_rng(3)
+        self.statistics = {
+            m: {
+                "mean": rng.normal(size=s).astype(np.float32),
+                "std": rng.uniform(0.5, 2, s).astype(np.float32),
+            }
+            for m, s in self.flow.flow.shapes.items()
+        }
+        self.method = self.flow.method(self.autoencoders, self.statistics)
+        network = random_params(self.flow.flow.init, jax.random.key(1))
+        self.params = {"autoencoders": self.autoencoders, "statistics": self.statistics, "flow": network}
+        self.batch = {
+            **{
+                m + CODES: rng.normal(size=(8, *s)).astype(np.float32)
+                for m, s in self.flow.flow.shapes.items()
+            },
+            "present": code_batch()["present"],
+            "index": np.arange(8, dtype=np.int32),
+        }
+
+
+@functools.cache
+def whole():
+    return Whole()
+
+
+def test_device_invariance_of_the_autoencoders():
+    assert_device_invariant(codes_model().method, make_batch(), layouts=FEW)
+
+
+def test_device_invariance_of_the_flow():
+    assert_device_invariant(whole().method, whole().batch, layouts=FEW, config=Optimizer(freeze=FROZEN))
+    assert_device_invariant(whole().method, whole().batch, layouts=[])  # in two parts
+
+
+def test_a_flow_resumes_bit_by_bit(tmp_path):
+    data = {k: v for k, v in whole().batch.items() if k != "index"}
+    optimizer = Optimizer("adamw", learning_rate=1e-3, ema=0.9, freeze=FROZEN)
+    assert_resumes(whole().method, data, tmp_path, optimizer=optimizer)
+
+
+@functools.cache
+def missing_loss():
+    return jax.jit(jax.value_and_grad(lambda p, b: whole().flow.loss(p, b, jax.random.key(0))[0]))
+
+
+@pytest.mark.parametrize("garbage", [0.0, np.nan, np.inf])
+def test_what_is_missing_has_no_influence_on_the_flow(garbage):
+    """Neither on the loss nor on a gradient, whatever stands in its place."""
+    loss = missing_loss()
+    batch = whole().batch
+    other = dict(batch)
+    for m, there in batch["present"].items():
+        other[m + CODES] = np.where(there[:, None, None], batch[m + CODES], np.float32(garbage))
+    a, b = loss(whole().params, batch), loss(whole().params, other)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_what_is_missing_gets_no_gradient():
+    """What is present does."""
+    batch = jax.device_put(whole().batch)
+
+    def loss(codes):
+        return whole().flow.loss(whole().params, {**batch, **codes}, jax.random.key(0))[0]
+
+    codes = {m + CODES: batch[m + CODES] for m in whole().flow.flow.modalities}
+    for name, gradient in jax.jit(jax.grad(loss))(codes).items():
+        present = np.asarray(batch["present"][name.removesuffix(CODES)])
+        assert not np.any(np.asarray(gradient)[~present]), name
+        assert np.any(np.asarray(gradient)[present]), name
+
+
+def test_what_is_missing_has_no_influence_on_the_autoencoders():
+    batch = make_batch()
+    other = dict(batch)
+    for m in NAMES[:2]:
+        other[m] = np.where(batch["present"][m][:, None, None, None], batch[m], 255 - batch[m])
+    loss = jax.jit(jax.value_and_grad(lambda p, b: codes_model().loss(p, b, jax.random.key(0))[0]))
+    params = random_params(codes_model().init, jax.random.key(0), batch)
+    jax.tree.map(np.testing.assert_array_equal, loss(params, batch), loss(params, other))
+
+
+def test_every_pair_of_modalities_is_aligned_and_alignment_can_be_left_out():
+    params = random_params(codes_model().init, jax.random.key(0), make_batch())
+    batch = jax.device_put(make_batch())
+    value, aux = codes_model().loss(params, batch, jax.random.key(0))
+    c = codes_model().config
+    expected = aux["nats"] + 0.5 * c.code_weight * aux["code"] + c.align_weight * aux["align"]
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert "align" not in codes_model(align_weight=0.0).loss(params, batch, jax.random.key(0))[1]
+
+
+def test_a_sequence_becomes_a_fixed_number_of_tokens():
+    values = jnp.arange(1.0, 11.0).reshape(1, 5, 2)
+    mask = jnp.array([[True, True, True, True, False]])
+    joined = join_tokens(Tokens(values, mask), 3)
+    np.testing.assert_array_equal(joined, [[[1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 0, 0]]])
+    assert join_tokens(Tokens(values, None), 8).shape == (1, 8, 2)
+
+
+def test_statistics_are_those_of_the_codes_that_are_present():
+    rng = np.random.default_rng(0)
+    codes = rng.normal(3.0, 2.0, size=(100, 2, 3)).astype(np.float32)
+    codes[:, 0, 1] = 5.0  # does not vary
+    present = rng.random(100) < 0.5
+    statistics = code_statistics(np.where(present[:, None, None], codes, np.nan), present)
+    np.testing.assert_allclose(statistics.mean, codes[present].mean(axis=0), rtol=1e-5)
+    std = codes[present].std(axis=0)
+    assert 0 < statistics.std[0, 1] < 0.1
+    std[0, 1] = statistics.std[0, 1]
+    np.testing.assert_allclose(statistics.std, std, rtol=1e-4)
+    with pytest.raises(ValueError, match="no example"):
+        code_statistics(codes, np.zeros(100, bool))
+
+
+def test_roles():
+    """Nothing that is missing has a role; something is generated wherever an example has a modality; every number of
+    observed modalities is as likely."""
+    n = 4000
+    present = jnp.asarray(np.random.default_rng(0).random((4, n)) < 0.8)
+    keys = example_keys(jax.random.key(0), jnp.arange(n))
+    roles = draw_roles(keys, present, joint=0.0, drop=0.0)
+    assert not np.any((roles.generated | roles.observed) & ~present)
+    assert not np.any(roles.generated & roles.observed)
+    np.testing.assert_array_equal(roles.generated.any(axis=0), present.any(axis=0))
+    everywhere = draw_roles(keys, jnp.ones((4, n), bool), joint=0.0, drop=0.0)
+    np.testing.assert_array_equal(everywhere.generated, ~everywhere.observed)
+    counts = np.bincount(np.asarray(everywhere.observed.sum(axis=0)), minlength=5) / n
+    np.testing.assert_allclose(counts, [0, 1 / 3, 1 / 3, 1 / 3, 0], atol=0.03)
+    joint = draw_roles(keys, jnp.ones((4, n), bool), joint=1.0, drop=0.0)
+    assert joint.generated.all()
+    dropped = draw_roles(keys, jnp.ones((4, n), bool), joint=0.0, drop=0.5)
+    observed = np.asarray(dropped.observed.sum() / everywhere.observed.sum())
+    np.testing.assert_allclose(observed, 0.5, atol=0.03)
+    np.testing.assert_array_equal(dropped.generated, everywhere.generated)
+
+
+class GaussianFlow(CodeFlow):
+    """The exact velocity of jointly Gaussian codes with mean 0; ``params``: their covariance ``[D, D]``."""
+
+    def velocity(self, params, codes, times):
+        scale = jnp.concatenate(
+            [
+                jnp.repeat(t[:, None], n * d, axis=1)
+                for t, (n, d) in zip(times, self.shapes.values(), strict=True)
+            ],
+            axis=1,
+        )  # [B, D]
+        u = jnp.concatenate([x.reshape(x.shape[0], -1) for x in codes.values()], axis=1)
+
+        def one(s, u):
+            """``E[z - e | u]`` for ``u = (1 - s) e + s z``."""
+            covariance = s[:, None] * params * s[None, :] + jnp.diag((1 - s) ** 2)
+            return (params * s[None, :] - jnp.diag(1 - s)) @ jnp.linalg.solve(covariance, u)
+
+        v, out, start = jax.vmap(one)(scale, u), {}, 0
+        for m, (n, d) in self.shapes.items():
+            out[m] = v[:, start : start + n * d].reshape(-1, n, d)
+            start += n * d
+        return out
+
+
+GAUSSIAN = {"a": (1, 2), "b": (2, 1), "c": (1, 1)}
+
+
+def gaussian_flow(**options):
+    factor = np.random.default_rng(4).normal(size=(5, 5)) / 2
+    return GaussianFlow(CodeFlowConfig(**options), GAUSSIAN), jnp.float32(factor @ factor.T + 0.3 * np.eye(5))
+
+
+def as_codes(z):
+    return {
+        "a": z[:, :2].reshape(-1, 1, 2),
+        "b": z[:, 2:4].reshape(-1, 2, 1),
+        "c": z[:, 4:].reshape(-1, 1, 1),
+    }
+
+
+@pytest.mark.parametrize("observed", [(False, False, False), (True, False, False), (False, True, True)])
+def test_generated_codes_of_gaussians_have_the_exact_conditional_distribution(observed):
+    """Means and covariances in closed form, with the exact velocity in place of the network."""
+    flow, covariance = gaussian_flow(steps=40)
+    n = 20_000
+    given = np.float32([0.7, -1.1, 0.4, 1.3, -0.6])
+    mask = jnp.broadcast_to(jnp.asarray(observed)[:, None], (3, n))
+    keys = example_keys(jax.random.key(0), jnp.arange(n))
+    codes = as_codes(jnp.broadcast_to(given, (n, 5)))
+    generate = jax.jit(lambda c: flow.generate(covariance, codes, mask, keys, guidance=1.0))
+    z = np.concatenate([np.asarray(x).reshape(n, -1) for x in generate(codes).values()], axis=1)
+    seen = np.repeat(observed, (2, 2, 1))
+    s, k = np.float64(covariance), ~seen
+    gain = s[np.ix_(k, seen)] @ np.linalg.inv(s[np.ix_(seen, seen)])
+    np.testing.assert_array_equal(z[:, seen], np.broadcast_to(given[seen], (n, seen.sum())))
+    np.testing.assert_allclose(z[:, k].mean(axis=0), gain @ given[seen], atol=0.03)
+    conditional = s[np.ix_(k, k)] - gain @ s[np.ix_(seen, k)]
+    np.testing.assert_allclose(np.cov(z[:, k].T), conditional, atol=0.04)
+
+
+def test_the_exact_velocity_has_the_smallest_loss():
+    """So training finds it: the velocity of another covariance is worse."""
+    flow, covariance = gaussian_flow(condition_noise=0.0)
+    n = 20_000
+    z = jax.random.multivariate_normal(jax.random.key(1), jnp.zeros(5), covariance, (n,))
+    keys = example_keys(jax.random.key(2), jnp.arange(n))
+    present = jnp.ones((3, n), bool)
+    loss = jax.jit(lambda s: flow.terms(s, as_codes(z), present, keys)[0].mean())
+    best = loss(covariance)
+    for other in (covariance + 0.5 * jnp.eye(5), 0.6 * covariance, jnp.diag(jnp.diag(covariance))):
+        assert loss(other) > best + 1e-3
+
+
+def test_guidance_moves_toward_what_is_observed():
+    """Of a Gaussian the guided mean goes further from the marginal one; what is observed stays."""
+    flow, covariance = gaussian_flow(steps=20)
+    n = 4000
+    mask = jnp.broadcast_to(jnp.array([True, False, False])[:, None], (3, n))
+    keys = example_keys(jax.random.key(0), jnp.arange(n))
+    codes = as_codes(jnp.broadcast_to(jnp.float32([1.5, 1.5, 0, 0, 0]), (n, 5)))
+    plain, guided = (flow.generate(covariance, codes, mask, keys, guidance=s) for s in (1.0, 2.0))
+    np.testing.assert_array_equal(guided["a"], codes["a"])
+    a, b = (
+        np.concatenate([np.asarray(x[m]).reshape(n, -1) for m in "bc"], 1).mean(axis=0)
+        for x in (plain, guided)
+    )
+    assert np.linalg.norm(b) > 1.2 * np.linalg.norm(a)
+
+
+def test_the_log_density_of_gaussians_is_exact():
+    """Joint, conditional and marginal, with the exact divergence."""
+    flow, covariance = gaussian_flow(steps=10)
+    z = np.random.default_rng(5).multivariate_normal(np.zeros(5), covariance, 6).astype(np.float32)
+    keys = example_keys(jax.random.key(0), jnp.arange(6))
+    parts = np.repeat([0, 1, 2], (2, 2, 1))
+    s = np.float64(covariance)
+
+    def normal(x, mean, covariance):
+        d = x - mean
+        quadratic = np.einsum("nd,nd->n", d @ np.linalg.inv(covariance), d)
+        return -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * covariance)[1])
+
+    for targets, observed in [((1, 1, 1), (0, 0, 0)), ((1, 0, 0), (0, 1, 1)), ((0, 1, 0), (1, 0, 0))]:
+        t, o = np.isin(parts, np.flatnonzero(targets)), np.isin(parts, np.flatnonzero(observed))
+        gain = s[np.ix_(t, o)] @ np.linalg.inv(s[np.ix_(o, o)])
+        expected = normal(z[:, t], z[:, o] @ gain.T, s[np.ix_(t, t)] - gain @ s[np.ix_(o, t)])
+        mask = jnp.broadcast_to(jnp.asarray(observed, bool)[:, None], (3, 6))
+        value = flow.log_density(
+            covariance, as_codes(jnp.asarray(z)), tuple(map(bool, targets)), mask, keys, exact=True
+        )
+        np.testing.assert_allclose(value, expected, atol=0.01)

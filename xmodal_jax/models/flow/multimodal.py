@@ -1,0 +1,441 @@
+"""A flow over the codes of several modalities: any of them from any others, by one network.
+
+The convention is that of `losses.flow`: t = 0 is noise e, t = 1 is data z. Every modality has a time of its own, by
+which an example's modalities have roles:
+
+=========  ===========================  =========================================
+role       time                         input
+=========  ===========================  =========================================
+generated  t, the same for all of them  ``(1 - t) e + t z``; only these have a loss
+observed   1                            z, in training with a little noise
+missing    0                            e, pure noise
+=========  ===========================  =========================================
+
+An input at t = 0 is independent of everything else, so the best velocity given it is that of the marginal distribution
+without this modality. Training on random roles thus learns every conditional and the joint distribution, and data that
+are really missing have the same role: one training serves all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from xmodal_jax.core import collectives
+from xmodal_jax.core.checks import check_at_least, check_rates
+from xmodal_jax.core.parts import check_choices
+from xmodal_jax.core.random import batch_index, batch_keys, example_keys, fold_in_name
+from xmodal_jax.losses.flow import guide, interpolate, logit_normal_times, per_example, velocity_loss
+from xmodal_jax.models.flow.codes import CodeConfig, CodeModel, Codes, make_codes, normal_like
+from xmodal_jax.models.towers import Encoders
+from xmodal_jax.models.vae.inference import LatentSamples
+from xmodal_jax.models.vae.multimodal import MultimodalVAE
+from xmodal_jax.nets.code_flow import CodeVelocity
+from xmodal_jax.nets.decoders import Size
+from xmodal_jax.probability import ode
+from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
+
+CODES = "_codes"
+"""Suffix of the field of a batch with a modality's codes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeFlowConfig:
+    """The flow over the codes: its network, roles in training, and sampling."""
+
+    width: int = 256
+    """Dimensions of a token of the transformer."""
+    depth: int = 4
+    """Number of transformer blocks."""
+    heads: int = 4
+    """Number of attention heads; must divide the width."""
+    joint: float = 0.3
+    """Fraction of the training examples all of whose modalities are generated."""
+    drop: float = 0.2
+    """Probability that a modality which would be observed is missing instead, for guidance."""
+    condition_noise: float = 0.1
+    """Standard deviation of the noise on observed codes in training."""
+    guidance: float = 2.0
+    """Strength s of guidance toward what is observed: the velocity is ``v_0 + s (v_c - v_0)``, where ``v_0`` is the
+    velocity without conditions; 1: none."""
+    agreement: float = 1.0
+    """Strength of guidance toward agreement of what is generated, in samples of the joint distribution: as
+    ``guidance``, where ``v_0`` is the velocity of each modality by itself; 1: none."""
+    solver: Literal["euler", "midpoint", "heun"] = "heun"
+    """Solver of the differential equation."""
+    steps: int = 10
+    """Steps of the solver, of which "midpoint" and "heun" take two evaluations of the network."""
+
+    def __post_init__(self):
+        check_choices(self)
+        check_at_least(self, 1, "width", "depth", "heads", "steps")
+        check_at_least(self, 0, "condition_noise", "guidance", "agreement")
+        check_rates(self, "joint", "drop")
+
+
+class CodeStatistics(NamedTuple):
+    """Mean and standard deviation of every dimension of a code, over the training set."""
+
+    mean: Float[Array, "tokens dims"]
+    std: Float[Array, "tokens dims"]
+
+
+FLOOR = 1e-2
+"""Smallest standard deviation of a dimension of a code, relative to the root mean square over its dimensions: a
+dimension that hardly varies is not blown up to unit variance."""
+
+
+def code_statistics(
+    codes: Float[np.ndarray, "n tokens dims"], present: Bool[np.ndarray, "n"]
+) -> CodeStatistics:
+    """The statistics of the codes that are present."""
+    x = np.asarray(codes, np.float64)[present]
+    if not len(x):
+        raise ValueError("no example has this modality")
+    std = x.std(axis=0)
+    floor = max(FLOOR * float(np.sqrt(np.mean(np.square(std)))), 1e-6)
+    return CodeStatistics(np.float32(x.mean(axis=0)), np.float32(np.maximum(std, floor)))
+
+
+class Roles(NamedTuple):
+    """Which modalities of each example have which role; the others are missing."""
+
+    generated: Bool[Array, "m batch"]
+    observed: Bool[Array, "m batch"]
+
+
+def draw_roles(keys: ExampleKeys, present: Bool[Array, "m batch"], *, joint: float, drop: float) -> Roles:
+    """Random roles of the modalities that are present.
+
+    With probability ``joint`` all are generated. Otherwise a number from 1 to M - 1 and as many modalities are drawn:
+    these are observed, or missing with probability ``drop``, and the others are generated. If none would be generated,
+    since what is left is absent, all that are present are.
+    """
+    count = present.shape[0]
+    uniform = lambda name, shape: jax.vmap(lambda key: jax.random.uniform(key, shape), out_axes=-1)(
+        fold_in_name(keys, name)
+    )
+    number = 1 + jnp.floor(uniform("number", ()) * (count - 1))
+    number = jnp.where(uniform("joint", ()) < joint, 0, jnp.minimum(number, count - 1))
+    rank = jnp.argsort(jnp.argsort(uniform("order", (count,)), axis=0), axis=0)
+    chosen = rank < number[None]
+    generated = ~chosen & present
+    none = ~generated.any(axis=0)
+    observed = chosen & present & (uniform("drop", (count,)) >= drop) & ~none[None]
+    return Roles(jnp.where(none[None], present, generated), observed)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CodeFlow:
+    """The flow over standardised codes; ``params`` are those of the network alone."""
+
+    config: CodeFlowConfig
+    shapes: Mapping[str, tuple[int, int]]
+    """Tokens and dimensions of each modality's code, in the order of every axis M."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.shapes)
+
+    @functools.cached_property
+    def network(self) -> CodeVelocity:
+        c = self.config
+        return CodeVelocity(tuple(self.shapes.items()), c.width, c.depth, c.heads)
+
+    def velocity(self, params: Params, codes: Codes, times: Float[Array, "m batch"]) -> Codes:
+        """The network's velocity of every code."""
+        return self.network.apply({"params": params}, codes, times)
+
+    def init(self, key: Key) -> Params:
+        codes = {m: jnp.zeros((1, *shape)) for m, shape in self.shapes.items()}
+        return self.network.init(key, codes, jnp.zeros((len(codes), 1)))["params"]
+
+    def terms(
+        self, params: Params, codes: Codes, present: Bool[Array, "m batch"], keys: ExampleKeys
+    ) -> tuple[Float[Array, "batch"], Bool[Array, "batch"]]:
+        """The loss of each example: the mean over its generated modalities of the mean squared error of the velocity;
+        and which examples have one."""
+        c = self.config
+        roles = draw_roles(fold_in_name(keys, "roles"), present, joint=c.joint, drop=c.drop)
+        t = logit_normal_times(fold_in_name(keys, "time"))
+        times = jnp.where(roles.generated, t[None], jnp.where(roles.observed, 1.0, 0.0))
+        inputs, data, noise = {}, {}, {}
+        for k, m in enumerate(self.modalities):
+            data[m] = jnp.where(per_example(present[k], codes[m]), codes[m], 0.0)
+            noise[m] = normal_like(fold_in_name(keys, f"noise/{m}"), data[m])
+            inputs[m] = interpolate(data[m], noise[m], times[k])
+            nudge = c.condition_noise * normal_like(fold_in_name(keys, f"condition/{m}"), data[m])
+            inputs[m] = inputs[m] + jnp.where(per_example(roles.observed[k], nudge), nudge, 0.0)
+        predicted = self.velocity(params, inputs, times)
+        errors = jnp.stack([velocity_loss(predicted[m], data[m], noise[m]) for m in self.modalities])
+        counts = roles.generated.sum(axis=0)
+        terms = jnp.where(roles.generated, errors, 0.0).sum(axis=0) / jnp.maximum(counts, 1)
+        return terms, counts > 0
+
+    def noise(self, keys: ExampleKeys) -> Codes:
+        """Standard normal noise of the shape of the codes, for each key."""
+        zeros = {m: jnp.zeros((keys.shape[0], *shape)) for m, shape in self.shapes.items()}
+        return {m: normal_like(fold_in_name(keys, f"sample/{m}"), x) for m, x in zeros.items()}
+
+    def generate(
+        self,
+        params: Params,
+        codes: Codes,
+        observed: Bool[Array, "m batch"],
+        keys: ExampleKeys,
+        guidance: float | None = None,
+        agreement: float | None = None,
+    ) -> Codes:
+        """Codes of all modalities, of which the ``observed`` ones are those given and the others are generated.
+
+        ``guidance``, ``agreement``: in place of those of the configuration, see `CodeFlowConfig`.
+        """
+        c = self.config
+        guidance = c.guidance if guidance is None else guidance
+        agreement = c.agreement if agreement is None else agreement
+        noise = self.noise(keys)
+        rows = dict(zip(self.modalities, observed, strict=True))
+        choose = lambda a, b: {m: jnp.where(per_example(rows[m], b[m]), a[m], b[m]) for m in rows}
+        still = jax.tree.map(jnp.zeros_like, noise)
+
+        def velocity(x: Codes, t: Float[Array, "batch"]) -> Codes:
+            """The guided velocity of what is generated; what is observed does not move."""
+            times = jnp.broadcast_to(t[None], observed.shape)
+            v = self.velocity(params, choose(codes, x), jnp.where(observed, 1.0, times))
+            if guidance != 1.0:
+                alone = self.velocity(params, choose(noise, x), jnp.where(observed, 0.0, times))
+                v = jax.tree.map(lambda a, b: guide(a, b, guidance), v, alone)
+            if agreement != 1.0:
+                v = jax.tree.map(
+                    lambda a, b: guide(a, b, agreement), v, self._marginal(params, x, noise, times)
+                )
+            return choose(still, v)
+
+        x = ode.solve(velocity, noise, ode.time_grid(c.steps), solver=c.solver)
+        return choose(codes, x)
+
+    def _marginal(self, params: Params, x: Codes, noise: Codes, times: Float[Array, "m batch"]) -> Codes:
+        """The velocity of each code by itself: all other modalities are missing."""
+        velocities = {}
+        for k, m in enumerate(self.modalities):
+            alone = jnp.where(jnp.arange(len(times))[:, None] == k, times, 0.0)
+            velocities[m] = self.velocity(params, {**noise, m: x[m]}, alone)[m]
+        return velocities
+
+    def log_density(
+        self,
+        params: Params,
+        codes: Codes,
+        targets: Sequence[bool],
+        observed: Bool[Array, "m batch"],
+        keys: ExampleKeys,
+        *,
+        steps: int = 50,
+        exact: bool = False,
+    ) -> Float[Array, "batch"]:
+        """``log p(z_targets | z_observed)`` of standardised codes in nats, by the ordinary differential equation.
+
+        Modalities that are neither are missing. ``keys`` draw the input of the missing ones, and the signs of
+        Hutchinson's estimate of the divergence; with ``exact`` the divergence is exact, which takes one derivative for
+        each dimension of the targets.
+        """
+        names = [m for m, is_target in zip(self.modalities, targets, strict=True) if is_target]
+        is_target = jnp.asarray(targets)[:, None]
+        base = {
+            m: jnp.where(per_example(observed[k], codes[m]), codes[m], x)
+            for k, (m, x) in enumerate(self.noise(keys).items())
+        }
+        sizes = {m: int(np.prod(self.shapes[m])) for m in names}
+        ends = list(np.cumsum(list(sizes.values())))
+
+        def velocity(x: Float[Array, "batch dim"], t: Float[Array, "batch"]) -> Float[Array, "batch dim"]:
+            """The velocity of the targets, as one vector."""
+            parts = jnp.split(x, ends[:-1], axis=1)
+            moved = {m: part.reshape(-1, *self.shapes[m]) for m, part in zip(names, parts, strict=True)}
+            times = jnp.where(is_target, t[None], jnp.where(observed, 1.0, 0.0))
+            v = self.velocity(params, {**base, **moved}, times)
+            return jnp.concatenate([v[m].reshape(x.shape[0], -1) for m in names], axis=1)
+
+        x = jnp.concatenate([codes[m].reshape(codes[m].shape[0], -1) for m in names], axis=1)
+        signs = None if exact else fold_in_name(keys, "signs")
+        return ode.log_density(velocity, x, ode.time_grid(steps), keys=signs, solver=self.config.solver)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class MultimodalFlowConfig(CodeConfig):
+    """Autoencoders of the modalities, and the flow over their codes."""
+
+    flow: CodeFlowConfig = CodeFlowConfig()
+    """The flow over the codes of all modalities."""
+
+
+FROZEN = ("^autoencoders/", "^statistics/")
+"""Regular expressions of the parameters that the training of the flow leaves as they are."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MultimodalFlow:
+    """Autoencoders and the flow over their codes, as pure functions; make one by `make_multimodal_flow`.
+
+    The parameters are a dict: ``autoencoders`` of `CodeModel`, ``statistics`` by modality, ``flow`` of `CodeFlow`.
+
+    Axes of arrays: M modalities, B examples, R samples of each example, N samples that belong to no example, D all
+    elements of all codes, which are the *latents* of an example.
+    """
+
+    config: MultimodalFlowConfig
+    codes: CodeModel
+    flow: CodeFlow
+
+    @property
+    def dim(self) -> int:
+        """The number D of elements of all codes."""
+        return sum(tokens * dims for tokens, dims in self.flow.shapes.values())
+
+    # Training of the flow
+
+    def method(self, autoencoders: Params, statistics: Mapping[str, Mapping[str, Any]]) -> Method:
+        """The training of the flow, on batches of codes (`code_fields`), with trained autoencoders and the statistics
+        of their codes. Freeze the parameters `FROZEN`."""
+        trained = {"autoencoders": autoencoders, "statistics": statistics}
+        shapes = jax.eval_shape(lambda x: x, trained)
+
+        def init(key: Key, batch: Batch) -> Params:
+            """Initial parameters of the flow, and zeros in place of what `load_pretrained` loads."""
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return {**zeros, "flow": self.flow.init(key)}
+
+        def load(params: Params, batch: Batch) -> Params:
+            """``params`` with copies of what is trained, since the training step frees the arrays of its state."""
+            return {**params, **jax.tree.map(jnp.array, trained)}
+
+        return Method(init, self.loss, self.predict, load_pretrained=load)
+
+    def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: collectives.AxisName = None):
+        """The mean loss of the examples that generate a modality, as this device's share."""
+        keys = batch_keys(key, batch)
+        codes = {m: batch[m + CODES] for m in self.flow.modalities}
+        terms, counts = self.flow.terms(params["flow"], codes, self._present(batch), keys)
+        return collectives.batch_mean(terms, counts.astype(terms.dtype), axis_name=axis_name), {}
+
+    def _present(self, batch: Batch) -> Bool[Array, "m batch"]:
+        """Which example of a batch of codes has which modality."""
+        everywhere = jnp.ones(batch_index(batch).shape[0], bool)
+        present = batch.get("present", {})
+        return jnp.stack([jnp.asarray(present.get(m, everywhere)) for m in self.flow.modalities])
+
+    # Codes
+
+    def _standardise(self, params: Params, codes: Codes) -> Codes:
+        s = params["statistics"]
+        return {m: (x - s[m]["mean"][None]) / s[m]["std"][None] for m, x in codes.items()}
+
+    def encode(self, params: Params, batch: Batch) -> tuple[Codes, Bool[Array, "m batch"]]:
+        """The standardised codes of a batch, and which are those of a modality that is present."""
+        codes = self.codes.encode(params["autoencoders"], batch)
+        return self._standardise(params, codes), self.codes.preprocess(batch).present
+
+    def join(self, codes: Codes) -> Float[Array, "batch dim"]:
+        """All codes of an example as one vector, its latents."""
+        return jnp.concatenate(
+            [codes[m].reshape(codes[m].shape[0], -1) for m in self.flow.modalities], axis=-1
+        )
+
+    def split(self, latents: Float[Array, "batch dim"]) -> Codes:
+        """The inverse of `join`."""
+        codes, start = {}, 0
+        for m, (tokens, dims) in self.flow.shapes.items():
+            part = latents[:, start : start + tokens * dims]
+            codes[m] = part.reshape(latents.shape[0], tokens, dims)
+            start += tokens * dims
+        return codes
+
+    # The functions of `models.vae.multimodal.MultimodalVAE`
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """``{"latent": [B, D]}``: the latents given all modalities that are present."""
+        return {
+            "latent": self.infer(params, batch, jnp.ones(len(self.flow.modalities), bool), None).shared[0]
+        }
+
+    def infer(
+        self, params: Params, batch: Batch, observed: Any, key: Key | None, samples: int = 1
+    ) -> LatentSamples:
+        """Latents given the ``observed [M]`` modalities that are present: their own codes, and generated codes of the
+        others. With several masks ``observed [S, M]`` all arrays have a leading axis S.
+
+        Without a key the noise is that of a fixed key, so that a translation is a function of its inputs.
+        """
+        codes, present = self.encode(params, batch)
+        keys = batch_keys(jax.random.key(0) if key is None else key, batch)
+
+        def infer_from(observed: Bool[Array, "m"]) -> LatentSamples:
+            mask = observed[:, None] & present
+
+            def draw(number) -> Array:
+                sample_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+                return self.join(self.flow.generate(params["flow"], codes, mask, sample_keys, agreement=1.0))
+
+            return self._as_samples(jax.lax.map(draw, jnp.arange(samples)))
+
+        observed = jnp.asarray(observed)
+        return infer_from(observed) if observed.ndim == 1 else jax.lax.map(infer_from, observed)
+
+    def _as_samples(self, latents: Float[Array, "samples batch dim"]) -> LatentSamples:
+        """Latents as the samples of a multimodal VAE. Every modality is decoded from all latents, of which its decoder
+        takes its own part."""
+        z = jnp.broadcast_to(latents[None], (len(self.flow.modalities), *latents.shape))
+        return LatentSamples(z, jnp.full(latents.shape[:2], jnp.nan), latents)
+
+    def decode(
+        self, params: Params, z: Float[Array, "m samples batch dim"], key: Key | None
+    ) -> dict[str, Array]:
+        """Data ``[R, B, ...]`` of every modality from latents ``z [M, R, B, D]``."""
+        samples, batch = z.shape[1:3]
+        codes = {}
+        for k, m in enumerate(self.flow.modalities):
+            s = params["statistics"][m]
+            codes[m] = self.split(z[k].reshape(samples * batch, -1))[m] * s["std"][None] + s["mean"][None]
+        data = self.codes.decode(params["autoencoders"], codes, key)
+        return {m: x.reshape(samples, batch, *x.shape[1:]) for m, x in data.items()}
+
+    def decoder_latents(self, params: Params, shared: Float[Array, "n dim"], key: Key | None) -> Array:
+        """``[M, 1, N, D]``: the latents ``shared`` for every modality; nothing is drawn."""
+        return self._as_samples(shared[None]).z
+
+    def sample_prior(self, params: Params, key: Key, count: int) -> Float[Array, "count dim"]:
+        """Latents of all modalities, generated together."""
+        keys = example_keys(key, jnp.arange(count))
+        codes = {m: jnp.zeros((count, *shape)) for m, shape in self.flow.shapes.items()}
+        none = jnp.zeros((len(codes), count), bool)
+        return self.join(self.flow.generate(params["flow"], codes, none, keys, guidance=1.0))
+
+    def as_vae(self) -> MultimodalVAE:
+        """These functions under the names of a multimodal VAE's, for evaluation and reports."""
+        return MultimodalVAE(
+            Method(lambda *args: None, self.loss, self.predict),
+            self.flow.modalities,
+            infer=self.infer,
+            decode=self.decode,
+            decoder_latents=self.decoder_latents,
+            sample_prior=self.sample_prior,
+            log_likelihood=lambda *args, **options: None,
+        )
+
+
+def make_multimodal_flow(
+    config: MultimodalFlowConfig, sizes: Mapping[str, Size], *, encoders: Encoders | None = None
+) -> MultimodalFlow:
+    """Autoencoders and a flow over their codes for the modalities in ``sizes`` (see `models.vae.modalities.sizes_of`).
+
+    ``encoders``: encoders of your own by kind of data, see `models.towers.Encoders`.
+    """
+    codes = make_codes(config, sizes, encoders=encoders)
+    return MultimodalFlow(config, codes, CodeFlow(config.flow, codes.shapes()))

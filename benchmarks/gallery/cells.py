@@ -58,13 +58,20 @@ class Sound(NamedTuple):
         return buffer.getvalue()
 
 
+class Speech(NamedTuple):
+    """The spectrogram of a sound above the sound."""
+
+    picture: Picture
+    sound: Sound
+
+
 class Marked(NamedTuple):
     """A text in pieces ``(words, is wrong)``."""
 
     pieces: Sequence[tuple[str, bool]]
 
 
-Cell = str | Picture | Sound | Marked
+Cell = str | Picture | Sound | Speech | Marked
 """What a cell of a table holds."""
 
 
@@ -109,6 +116,11 @@ def heard(sound: tuple[np.ndarray, int]) -> Sound:
     wave = np.asarray(sound[0])
     scale = 2**15 if wave.dtype == np.int16 else 1
     return Sound(np.clip(wave.astype(np.float32) / scale, -1, 1), int(sound[1]))
+
+
+def show_speech(sound: tuple[np.ndarray, int], alt: str) -> Speech:
+    """A sound as a cell with its spectrogram."""
+    return Speech(spectrogram(sound, alt), heard(sound))
 
 
 class Panel(NamedTuple):

@@ -24,23 +24,24 @@ TASKS = {"questions": Questions, "commands": Commands}
 """The tasks of experiments/fusion.py about scenes of the embedded data set."""
 
 
-def read_test_examples(run: str | os.PathLike, count: int) -> dict[str, list[Any]]:
+def read_test_examples(run: str | os.PathLike, count: int, split: str = "test") -> dict[str, list[Any]]:
     """The first ``count`` test examples of a run, by modality: pixels, texts and pairs (waveform, samples per second).
 
-    Also, where the data have them: ``voice``, the names of the voices; ``answer``, the names of the classes;
-    ``meaning``, what the captions mean (see `Source.meanings`).
+    Also, where the data have them: ``voice``, the names of the voices, if training had them; ``answer``, the names of
+    the classes; ``meaning``, what the captions mean (see `Source.meanings`).
 
     Args:
       run: the directory of a run, whose ``config.json`` names the data.
       count: number of examples; of a split with fewer, all of them.
+      split: the name of a test split; the embedded data set also has "compositions" and, with speech, "voices".
     """
     config = read_config_file(Path(run))
     options = from_json(DataOptions, config["input"])
-    source = open_test_split(config, dataclasses.replace(options, progress=False))
+    source = open_test_split(config, dataclasses.replace(options, progress=False), split)
     indices = np.arange(min(count, len(source)))
     batch = source.batch(indices)
     examples = {m: _as_inputs(batch, m, options.sample_rate) for m in source.modalities}
-    if source.speaker_names and "speaker" in batch:
+    if source.speaker_names and "speaker" in batch and batch["speaker"].max() < len(source.speaker_names):
         examples["voice"] = [source.speaker_names[k] for k in batch["speaker"]]
     if source.class_names and "label" in batch:
         examples["answer"] = [source.class_names[k] if k >= 0 else None for k in batch["label"]]
@@ -48,13 +49,13 @@ def read_test_examples(run: str | os.PathLike, count: int) -> dict[str, list[Any
     return examples if meanings is None else examples | {"meaning": meanings}
 
 
-def open_test_split(config: Mapping[str, Any], options: DataOptions) -> Source:
-    """The test split that the run with this configuration was evaluated on: classifiers of scenes have an example for
+def open_test_split(config: Mapping[str, Any], options: DataOptions, split: str) -> Source:
+    """A test split that the run with this configuration was evaluated on: classifiers of scenes have an example for
     each question, autoencoders the examples whose class is known, and speech the sentences that training lacks."""
     if "task" in config:
-        return open_task(config["data"], options, BadExamples(), TASKS[config["task"]]).tests["test"]
+        return open_task(config["data"], options, BadExamples(), TASKS[config["task"]]).tests[split]
     splits = open_splits(config["data"], options, BadExamples())
-    test = splits.tests["test"]
+    test = splits.tests[split]
     if config.get("unseen"):
         known = splits.train.caption_batch(np.arange(len(splits.train)))["caption"]
         return ReferenceTexts(test, exclude=set(known)).source

@@ -20,9 +20,11 @@ class Sample(NamedTuple):
     columns: tuple[str, ...]
     use: Callable[..., Any]
     """What a user types: ``use(model, test)``, with the test examples ``test``; its code stands on the page. Further
-    arguments are other runs, by their names in `OTHER_RUNS`; without them the sample is left out."""
+    arguments are other runs, by their names in `OTHER_RUNS`, and the examples of other splits, by their names in
+    `OTHER_SPLITS`. Without these runs the sample is left out."""
     rows: Callable[[Any, Examples], Rows]
-    """``rows(result of use, test)``: what ``use`` returned, as the rows of the table."""
+    """``rows(result of use, test)``: what ``use`` returned, as the rows of the table; ``test`` are the examples of the
+    other split, if ``use`` takes one."""
     note: str = ""
     needs: tuple[str, ...] = ("image", "text")
     """Modalities, and other entries of the examples, without which the sample is left out."""
@@ -49,6 +51,8 @@ LATENT = ("image", "image_sketch", "text", "audio")
 """The modalities of multimodal_vae.py on the embedded data set."""
 OTHER_RUNS = {"recogniser": "speech_recognition", "captioner": "captioning"}
 """The kind of run that each further argument of `Sample.use` stands for."""
+OTHER_SPLITS = {"voices": 300}
+"""The test splits that `Sample.use` may take as further arguments, and the number of examples that are read."""
 
 
 def load_each(run: str | Path) -> dict[str, Any]:
@@ -147,11 +151,17 @@ KINDS = {
         },
         (
             Sample(
-                "Transcripts", ("spectrogram", "recording", "transcript", "spoken sentence"),
+                "Transcripts", ("recording", "transcript", "spoken sentence"),
                 s.transcribe, s.rows_of_transcripts, needs=("text", "audio"),
             ),
+            Sample(
+                "Mistakes", ("recording", "transcript", "spoken sentence"),
+                s.transcribe_unseen_voices, s.rows_of_wrong_transcripts,
+                "The first ones among 300 recordings in voices that training never had. Missing words are in brackets.",
+                ("text", "audio"),
+            ),
         ),
-        lambda tables: (tables[0][0][0], _text(tables[0][0][2])),
+        lambda tables: (tables[0][0][0].picture, _text(tables[0][0][1])),
     ),
     "speech_synthesis": Kind(
         "Text to speech",
@@ -165,7 +175,7 @@ KINDS = {
         },
         (
             Sample(
-                "Speech", ("sentence", "synthesised", "listen", "recording", "listen to the recording"),
+                "Speech", ("sentence", "synthesised", "recording"),
                 s.speak, s.rows_of_synthesis, "In the voice of the recording.", ("text", "audio"),
             ),
             Sample(
@@ -173,7 +183,7 @@ KINDS = {
                 s.speak_and_listen, s.rows_of_listening, needs=("text", "audio"),
             ),
         ),
-        lambda tables: (tables[0][0][1], tables[0][0][0]),
+        lambda tables: (tables[0][0][1].picture, tables[0][0][0]),
     ),
     "text_to_image_gan": Kind(
         "Sentences to pictures, by a GAN",
@@ -256,11 +266,11 @@ KINDS = {
                 s.translate_sentences, s.rows_of_outputs("text"), needs=LATENT,
             ),
             Sample(
-                "From speech", ("given", "listen", "pictures (four samples)", "sentence"),
+                "From speech", ("given", "pictures (four samples)", "sentence"),
                 s.translate_speech, s.rows_of_outputs("audio"), needs=LATENT,
             ),
             Sample(
-                "Samples", ("picture", "sketch", "sentence", "speech", "listen"), s.sample_jointly,
+                "Samples", ("picture", "sketch", "sentence", "speech"), s.sample_jointly,
                 s.rows_of_outputs(sounds=True),
                 "All modalities of a row are decoded from one sample of the prior.", LATENT,
             ),

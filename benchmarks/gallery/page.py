@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.gallery.cells import Cell, Marked, Panel, Picture, Sound, draw_panels
+from benchmarks.gallery.cells import Cell, Marked, Panel, Picture, Sound, Speech, draw_panels
 from benchmarks.gallery.kinds import KINDS
 from xmodal_jax.train.run import write_atomic
 
@@ -40,22 +40,24 @@ class Folder:
 
     def store(self, kind: str) -> Callable[[Cell], Any]:
         """``store(cell)`` for the cells of a kind of run: writes pictures and sounds as files, and returns the cell as
-        plain values. The kind's files of before are removed."""
+        plain values; a cell that comes again is the same file. The kind's files of before are removed."""
         for file in (self.path / FILES).glob(f"{kind}-*"):
             file.unlink()
-        count = 0
+        stored: dict[int, tuple[str, Cell]] = {}
 
         def store(cell: Cell) -> Any:
-            nonlocal count
             if isinstance(cell, Marked):
                 return {"marked": [[words, bool(wrong)] for words, wrong in cell.pieces]}
+            if isinstance(cell, Speech):
+                return store(cell.picture) | store(cell.sound)
             if not isinstance(cell, Picture | Sound):
                 return str(cell)
-            count += 1
-            is_picture = isinstance(cell, Picture)
-            name = f"{FILES}/{kind}-{count:02d}.{'png' if is_picture else 'mp3'}"
-            write_atomic(self.path / name, cell.encode())
-            if not is_picture:
+            if id(cell) not in stored:
+                name = f"{FILES}/{kind}-{len(stored) + 1:02d}.{'png' if isinstance(cell, Picture) else 'mp3'}"
+                write_atomic(self.path / name, cell.encode())
+                stored[id(cell)] = (name, cell)  # with the cell, whose id would otherwise be free for another
+            name = stored[id(cell)][0]
+            if isinstance(cell, Sound):
                 return {"sound": name}
             return {"picture": name, "alt": cell.alt, "width": cell.image.width}
 
@@ -83,7 +85,8 @@ def files_of(section: Section) -> set[str]:
     """The files that a section names."""
     cells = [cell for sample in section["samples"] for row in sample["rows"] for cell in row]
     cells.append(section["panel"]["picture"])
-    return {cell.get("picture") or cell.get("sound") for cell in cells if isinstance(cell, dict)} - {None}
+    by_name = [(cell.get("picture"), cell.get("sound")) for cell in cells if isinstance(cell, dict)]
+    return {name for names in by_name for name in names if name}
 
 
 # Markdown
@@ -115,13 +118,19 @@ def _markdown_table(sample: Mapping[str, Any]) -> str:
 def _markdown_cell(cell: Any) -> str:
     if isinstance(cell, str):
         return _plain(cell)
-    if "picture" in cell:
-        return f'<img src="{cell["picture"]}" width="{cell["width"]}" alt="{_plain(cell["alt"])}">'
-    if "sound" in cell:
-        return f"[sound]({cell['sound']})"
+    if "marked" not in cell:
+        sound = f"[sound]({cell['sound']})" if "sound" in cell else ""
+        return "<br>".join(filter(None, [_image(cell), sound]))
     # No bold face across the edges of a piece that begins or ends with a space.
     return "".join(f"**{_plain(words.strip())}**" if wrong and words.strip() else _plain(words)
                    for words, wrong in _spaced(cell["marked"]))  # fmt: skip
+
+
+def _image(cell: Mapping[str, Any]) -> str:
+    """The picture of a cell; empty if it has none."""
+    if "picture" not in cell:
+        return ""
+    return f'<img src="{cell["picture"]}" width="{cell["width"]}" alt="{_plain(cell["alt"])}">'
 
 
 def _spaced(pieces: list[list[Any]]) -> list[tuple[str, bool]]:
@@ -190,10 +199,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _html_cell(cell: Any) -> str:
     if isinstance(cell, str):
         return _plain(cell)
-    if "picture" in cell:
-        return f'<img src="{cell["picture"]}" width="{cell["width"]}" alt="{_plain(cell["alt"])}">'
-    if "sound" in cell:
-        return f'<audio controls preload="none" src="{cell["sound"]}"></audio>'
+    if "marked" not in cell:
+        sound = f'<audio controls preload="none" src="{cell["sound"]}"></audio>' if "sound" in cell else ""
+        return _image(cell) + sound
     return "".join(f"<mark>{_plain(words)}</mark>" if wrong else _plain(words)
                    for words, wrong in _spaced(cell["marked"]))  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import shlex
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from typing import Any
 
 from benchmarks.gallery.cells import Cell
 from benchmarks.gallery.examples import read_test_examples
-from benchmarks.gallery.kinds import KINDS, OTHER_RUNS, Sample
+from benchmarks.gallery.kinds import KINDS, OTHER_RUNS, OTHER_SPLITS, Sample
 from xmodal_jax.core.nesting import dotted
 from xmodal_jax.report.run_comparison import StoredRun, read_stored_run
 from xmodal_jax.train.run import format_value, to_json
@@ -22,14 +23,9 @@ from xmodal_jax.train.run import format_value, to_json
 ROOT = Path(__file__).parents[2]
 SHOWN = "runs/{}"
 """How the page writes the directory of a run."""
-IMPORTS = {
-    "np.": "import numpy as np",
-    "load_each(": "from benchmarks.gallery.kinds import load_each",
-    "read_test_examples(": "from benchmarks.gallery import read_test_examples",
-    " load(": "from xmodal_jax.inference import load",
-    "overlay(": "from xmodal_jax.inference import overlay",
-}
-"""What code needs where it contains these characters."""
+NAMES = {"load": "xmodal_jax.inference", "overlay": "xmodal_jax.inference"}
+NAMES |= {"read_test_examples": "benchmarks.gallery", "load_each": "benchmarks.gallery.kinds"}
+"""The modules of the names that code on the page may use, besides NumPy."""
 
 
 def open_runs(paths: Sequence[Path]) -> dict[str, StoredRun]:
@@ -123,31 +119,32 @@ def make_samples(
     """
     entry = KINDS[kind]
     model, test = entry.load(run.path), read_test_examples(run.path, entry.examples)
-    samples, tables, stored = [], [], {}
-
-    def store_once(cell: Cell) -> Any:
-        """What stands for a cell, which the panel may hold once more."""
-        if id(cell) not in stored:
-            stored[id(cell)] = store(cell)
-        return stored[id(cell)]
-
+    samples, tables = [], []
     for sample in entry.samples:
-        others = {name: load_other(OTHER_RUNS[name]) for name in _other_arguments(sample)}
-        if None in others.values() or not set(sample.needs) <= set(test):
+        if not set(sample.needs) <= set(test):
             continue
-        rows = sample.rows(sample.use(model, test, **others), test)
+        others = {
+            name: load_other(OTHER_RUNS[name])
+            if name in OTHER_RUNS
+            else read_test_examples(run.path, OTHER_SPLITS[name], name)
+            for name in _other_arguments(sample)
+        }
+        if None in others.values():
+            continue
+        shown = next((others[name] for name in others if name in OTHER_SPLITS), test)
+        rows = sample.rows(sample.use(model, test, **others), shown)
         tables.append(rows)
         code = code_of(sample, kind, entry.examples, complete=not samples)
         facts = {"title": sample.title, "note": sample.note, "columns": list(sample.columns), "code": code}
-        samples.append(facts | {"rows": [[store_once(cell) for cell in row] for row in rows]})
+        samples.append(facts | {"rows": [[store(cell) for cell in row] for row in rows]})
     if not samples:
         raise ValueError(f"{run.path}: the gallery shows no samples of {kind}.py on {', '.join(test)} alone")
     picture, text = entry.panel(tables)
-    return {"samples": samples, "panel": {"picture": store_once(picture), "text": text}}
+    return {"samples": samples, "panel": {"picture": store(picture), "text": text}}
 
 
 def _other_arguments(sample: Sample) -> list[str]:
-    """The names of the other runs that a sample takes."""
+    """The names of the other runs and splits that a sample takes."""
     return list(inspect.signature(sample.use).parameters)[2:]
 
 
@@ -155,12 +152,27 @@ def code_of(sample: Sample, kind: str, examples: int, *, complete: bool) -> str:
     """What a user types for a sample. ``complete``: with the lines that load the run and its test examples."""
     definition = inspect.getsource(sample.use).partition("\n")[2]
     body = textwrap.dedent(definition).replace("return ", "", 1)
-    lines = []
+    lines, path = [], SHOWN.format(kind)
     if complete:
         loader = "load_each" if KINDS[kind].load.__name__ == "load_each" else "load"
-        path = SHOWN.format(kind)
         lines += [f'model = {loader}("{path}")', f'test = read_test_examples("{path}", {examples})']
-    lines += [f'{name} = load("{SHOWN.format(OTHER_RUNS[name])}")' for name in _other_arguments(sample)]
+    lines += [
+        f'{name} = load("{SHOWN.format(OTHER_RUNS[name])}")'
+        if name in OTHER_RUNS
+        else f'{name} = read_test_examples("{path}", {OTHER_SPLITS[name]}, "{name}")'
+        for name in _other_arguments(sample)
+    ]
     code = "\n".join([*lines, body.rstrip()])
-    imports = [line for needle, line in IMPORTS.items() if needle in code]
-    return "\n".join([*imports, *([""] if imports else []), code])
+    known = set() if complete else {"load", "read_test_examples"}  # which the first lines have imported
+    return "\n".join([*_imports(code, known), code])
+
+
+def _imports(code: str, known: set[str]) -> list[str]:
+    """The lines that import what code uses, and an empty line; ``known``: the names that are imported already."""
+    by_module: dict[str, list[str]] = {}
+    for name, module in sorted(NAMES.items()):
+        if name not in known and re.search(rf"\b{name}\(", code):
+            by_module.setdefault(module, []).append(name)
+    lines = ["import numpy as np", ""] if "np." in code else []
+    lines += [f"from {module} import {', '.join(names)}" for module, names in sorted(by_module.items())]
+    return [*lines, ""] if by_module else lines

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gallery.cells import Cell, Marked, Picture, enlarge, heard, spectrogram, strip
+from benchmarks.gallery.cells import Cell, Marked, Picture, enlarge, heard, show_speech, spectrogram, strip
 from xmodal_jax.data.shapes.grammar import mark_wrong_words, match_factors, parse
 from xmodal_jax.inference import overlay
 from xmodal_jax.metrics.text import align_words
@@ -137,8 +137,9 @@ def answer(model, test):
 def rows_of_answers(result, test: Examples) -> Rows:
     rows = []
     for k, (text, attended) in enumerate(zip(*result, strict=True)):
-        images = strip([test["image"][k], attended], f"Test picture {k + 1}, and where the model looks")
-        rows.append([images, test["text"][k], compare(text, test["answer"][k]), test["answer"][k]])
+        images = strip([test["image"][k], attended], "The picture, and where the model looks")
+        right = test["answer"][k]
+        rows.append([images, test["text"][k], Marked([(text, text != right)]), right])
     return rows
 
 
@@ -158,6 +159,17 @@ def rows_of_wrong_answers(answers: Sequence[str], test: Examples) -> Rows:
 # speech_recognition.py
 
 
+def transcribe_unseen_voices(model, test, voices):
+    return model.transcribe(voices["audio"])
+
+
+def rows_of_wrong_transcripts(transcripts: Sequence[str], voices: Examples) -> Rows:
+    """The first transcripts that are not what was said."""
+    wrong = [k for k, (x, y) in enumerate(zip(transcripts, voices["text"], strict=True)) if x != y][:MISTAKES]
+    first = {m: [voices[m][k] for k in wrong] for m in ("audio", "text")}
+    return rows_of_transcripts([transcripts[k] for k in wrong], first)
+
+
 def transcribe(model, test):
     return model.transcribe(test["audio"][:5])
 
@@ -166,7 +178,7 @@ def rows_of_transcripts(transcripts: Sequence[str], test: Examples) -> Rows:
     rows = []
     for k, text in enumerate(transcripts):
         sound, right = test["audio"][k], test["text"][k]
-        rows.append([spectrogram(sound, f"Spectrogram: {right}"), heard(sound), compare(text, right), right])
+        rows.append([show_speech(sound, f"Spectrogram: {right}"), compare(text, right), right])
     return rows
 
 
@@ -182,7 +194,7 @@ def rows_of_synthesis(sounds, test: Examples) -> Rows:
     for k, sound in enumerate(sounds):
         cells: list[Cell] = [f"{test['text'][k]} (voice {test['voice'][k]})"]
         for what, each in (("synthesis", sound), ("recording", test["audio"][k])):
-            cells += [spectrogram(each, f"Spectrogram of the {what}: {test['text'][k]}"), heard(each)]
+            cells.append(show_speech(each, f"Spectrogram of the {what}: {test['text'][k]}"))
         rows.append(cells)
     return rows
 
@@ -306,18 +318,19 @@ def rows_of_outputs(*given: str, sounds: bool = False) -> Callable[[Any, Example
     def rows(result: Mapping[str, list[Any]], test: Examples) -> Rows:
         count = len(next(iter(result.values())))
         return [
-            [cell for m in given for cell in show(m, test[m][k], sounds=True)]
-            + [cell for m, outputs in result.items() for cell in show(m, outputs[k], sounds=sounds)]
+            [show(m, test[m][k], sounds=True) for m in given]
+            + [show(m, outputs[k], sounds=sounds) for m, outputs in result.items()]
             for k in range(count)
         ]
 
     return rows
 
 
-def show(modality: str, content: Any, *, sounds: bool) -> list[Cell]:
-    """One input or output of a multimodal model as cells: a text, a picture or several, a spectrogram and a sound."""
+def show(modality: str, content: Any, *, sounds: bool) -> Cell:
+    """An input or output of a multimodal model as a cell: a text, a picture or several, a spectrogram with or without
+    its sound."""
     if modality.startswith("text"):
-        return [content]
+        return content
     if modality.startswith("audio"):
-        return [spectrogram(content, "Spectrogram")] + ([heard(content)] if sounds else [])
-    return [strip(content if isinstance(content, list) else [content], modality)]
+        return (show_speech if sounds else spectrogram)(content, "Spectrogram")
+    return strip(content if isinstance(content, list) else [content], modality)

@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def examples(run, count):
+def examples(run, count, split="test"):
     """Test examples that the small runs can read, in place of those of the data set."""
     rng, count = np.random.default_rng(0), min(count, 12)
     modalities = {
@@ -138,14 +138,19 @@ def test_the_code_on_the_page_makes_the_samples(kind, gallery, trained, tmp_path
         exec("\n".join(lines), names)
         result = eval(last, names)
         entry = next(x for x in kinds.KINDS[kind].samples if x.title == shown["title"])
-        texts = [cell for row in entry.rows(result, names["test"]) for cell in row if isinstance(cell, str)]
+        texts = [
+            cell
+            for row in entry.rows(result, names.get("voices", names["test"]))
+            for cell in row
+            if isinstance(cell, str)
+        ]
         assert texts == [cell for row in shown["rows"] for cell in row if isinstance(cell, str)]
 
 
 def test_a_run_replaces_its_section_alone(gallery, trained, tmp_path, monkeypatch):
     out = tmp_path / "gallery"
     shutil.copytree(gallery, out)
-    monkeypatch.setattr(runs, "read_test_examples", lambda run, count: examples(run, 4))
+    monkeypatch.setattr(runs, "read_test_examples", lambda run, count, split="test": examples(run, 4))
     (out / "files" / "captioning-99.png").write_bytes(b"of an earlier page")
     write_gallery([trained / "captioning"], out, "")
     sections = json.loads((out / page.DATA).read_text())
@@ -225,6 +230,8 @@ def test_sentences_of_training_are_left_out_of_speech(tmp_path):
     wave, rate = heard["audio"][0]
     assert rate == 16_000 and wave.dtype == np.int16 and 4000 < len(wave) <= 32_000  # without padding
     assert len(heard["voice"]) == 3 and all(isinstance(name, str) for name in heard["voice"])
+    unseen = read_test_examples(tmp_path, 3, "voices")
+    assert "voice" not in unseen and unseen["text"] != heard["text"]
 
 
 def test_a_frame_marks_the_right_picture():

@@ -23,6 +23,7 @@ from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator, im
 from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.experiment import evaluate_seeds, last_losses, make_loader, start, subtitle, write_report
 from xmodal_jax.models.flow import FlowConfig, make_flow
+from xmodal_jax.report.flows import add_flow_images
 from xmodal_jax.report.images import SampleHistory, add_images, add_scores
 from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.config import RunConfig
@@ -94,6 +95,7 @@ def main(config: Config) -> None:
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         add_scores(report, metrics)
         add_images(report, run, generate, result.params[0], references["test"], images, judge, history)
+        add_flow_images(report, flow, generate, result.params[0], references["test"], judge)
 
 
 if __name__ == "__main__":

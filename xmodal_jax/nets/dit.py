@@ -206,16 +206,20 @@ class DiT(nn.Module):
         x = nn.Dense(self.width, dtype=self.dtype, name="patches")(_to_patches(z, self.patch))
         x = x + jnp.asarray(sincos_grid(grid, self.width))[None].astype(x.dtype)
         c = ConditionVector(self.width, name="embedding")(t, r, condition)
-        for layer in range(self.depth):
-            block = DiTBlock(
-                self.heads,
-                self.mlp_ratio,
-                self.dropout,
-                cross=self.words,
-                dtype=self.dtype,
-                name=f"layers_{layer}",
-            )
-            x = block(x, c, condition.words if self.words else None, fold_in_layer(keys, layer))
+        words = condition.words if self.words else None
+
+        def body(block, x, layer):
+            """One step of the scan: the tokens after the next block, and no output per layer."""
+            return block(x, c, words, fold_in_layer(keys, layer)), None
+
+        # One block is compiled, with the parameters of all blocks stacked along the first axis.
+        block = DiTBlock(
+            self.heads, self.mlp_ratio, self.dropout, cross=self.words, dtype=self.dtype, name="layers"
+        )
+        scan = nn.scan(
+            body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth, in_axes=0
+        )
+        x, _ = scan(block, x, jnp.arange(self.depth))
         x = DiTOutput(self.patch * self.patch * channels, self.dtype, name="output")(x, c)
         return shard_examples(_from_patches(x, self.patch, grid))
 

@@ -34,9 +34,9 @@ class Picture(NamedTuple):
     alt: str
 
     def encode(self) -> bytes:
-        """A PNG file of at most 256 colours."""
+        """A PNG file, with a palette where that loses nothing."""
         buffer, image = io.BytesIO(), self.image
-        if image.mode == "RGB":
+        if image.mode == "RGB" and image.getcolors(256) is not None:
             image = image.quantize(256, dither=Image.Dither.NONE)
         image.save(buffer, format="PNG", optimize=True)
         return buffer.getvalue()

@@ -138,7 +138,7 @@ KINDS = {
                 "The first ones among the answers to 100 test questions.",
             ),
         ),
-        lambda tables: (tables[0][0][0], f"{tables[0][0][1]}  {_text(tables[0][0][2])}"),
+        lambda tables: (tables[0][0][0], f"{tables[0][0][1]}? {_text(tables[0][0][2])}"),
         examples=100,
     ),
     "speech_recognition": Kind(
@@ -183,7 +183,7 @@ KINDS = {
                 s.speak_and_listen, s.rows_of_listening, needs=("text", "audio"),
             ),
         ),
-        lambda tables: (tables[0][0][1].picture, tables[0][0][0]),
+        lambda tables: (tables[0][0][1].picture, tables[0][0][0].partition(" (")[0]),
     ),
     "text_to_image_gan": Kind(
         "Sentences to pictures, by a GAN",

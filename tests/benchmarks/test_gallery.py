@@ -257,6 +257,11 @@ def test_files_hold_what_they_are_made_of():
     picture = cells.Picture(cells.enlarge(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)), "a picture")
     stored = np.asarray(Image.open(io.BytesIO(picture.encode())).convert("RGB"))
     assert (stored[:: cells.TILE // 4, :: cells.TILE // 4].ravel() == np.arange(48)).all()
+    colours = (
+        np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    )  # more than a palette holds
+    stored = np.asarray(Image.open(io.BytesIO(cells.Picture(Image.fromarray(colours), "").encode())))
+    assert (stored == colours).all()
     tone = (8000 * np.sin(np.arange(8000) / 5)).astype(np.int16)
     sound = cells.heard((tone, 8000))
     again, rate = soundfile.read(io.BytesIO(sound.encode()))

@@ -209,6 +209,37 @@ KINDS = {
         ),
         lambda tables: (tables[0][0][2], tables[0][0][0]),
     ),
+    "text_to_image_flow": Kind(
+        "Sentences to pictures, by flow matching",
+        "A network moves noise along a flow to a picture.",
+        {
+            "test/factor_accuracy": "of all sizes, colours, textures, shapes, numbers, places and relations in the "
+            "captions, those that the judge, a captioner that took no part in the training, reads in the pictures",
+            "compositions/factor_accuracy": "the same, for captions with pairs of shape and colour that training never "
+            "showed",
+            "test/judge_kernel_distance": "kernel distance of the pictures from real ones in the judge's features",
+            "test/judge_kernel_distance_real": "the same between two halves of the real pictures",
+        },
+        (
+            Sample(
+                "Captions and noise", ("caption", "real picture", "drawn"), s.draw, s.rows_of_drawings,
+                "Each column of drawn pictures has the same noise.",
+            ),
+            Sample(
+                "What a captioner reads in drawn pictures", ("caption", "drawn", "read"),
+                s.draw_and_describe, s.rows_of_descriptions,
+            ),
+            Sample(
+                "Changed pictures", ("picture", "changed toward", "with strength 0.25, 0.5, 0.75, 1"),
+                s.edit, s.rows_of_edits, "Each picture is changed toward the caption of the next one.",
+            ),
+            Sample(
+                "The right half drawn anew", ("caption", "picture", "four noises"),
+                s.inpaint, s.rows_of_inpainting,
+            ),
+        ),
+        lambda tables: (tables[0][0][2], tables[0][0][0]),
+    ),
     "gan_zoo": Kind(
         "Objectives of the GAN",
         "The same small network (DCGAN) with different objectives after the same few steps. None has converged.",

@@ -243,6 +243,38 @@ def rows_of_descriptions(result, test: Examples) -> Rows:
     ]
 
 
+# text_to_image_flow.py
+
+
+def edit(model, test):
+    pictures, texts = test["image"][:6], test["text"][1:7]
+    return [model.edit(pictures, texts, strength=strength, seed=0) for strength in (0.25, 0.5, 0.75, 1.0)]
+
+
+def rows_of_edits(pictures, test: Examples) -> Rows:
+    """A row for each picture: the text that it is changed toward, and the picture for each strength."""
+    by_example = [list(row) for row in zip(*pictures, strict=True)]
+    return [
+        [example_picture(test, k), test["text"][k + 1], strip(row, f"Changed toward: {test['text'][k + 1]}")]
+        for k, row in enumerate(by_example)
+    ]
+
+
+def inpaint(model, test):
+    pictures = test["image"][:6]
+    mask = np.zeros(pictures[0].shape[:2], bool)
+    mask[:, mask.shape[1] // 2 :] = True
+    return [model.inpaint(pictures, mask, test["text"][:6], seed=seed) for seed in range(4)]
+
+
+def rows_of_inpainting(pictures, test: Examples) -> Rows:
+    by_example = [list(row) for row in zip(*pictures, strict=True)]
+    return [
+        [test["text"][k], example_picture(test, k), strip(row, f"Right half drawn anew: {test['text'][k]}")]
+        for k, row in enumerate(by_example)
+    ]
+
+
 # gan_zoo.py
 
 

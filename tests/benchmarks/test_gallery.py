@@ -62,9 +62,11 @@ def examples(run, count, split="test"):
     modalities = {
         "captioning": "image text", "contrastive": "image text", "fusion": "image text", "gan_zoo": "image text",
         "multimodal_vae": "image image_sketch text audio", "speech_recognition": "audio text",
-        "speech_synthesis": "audio text", "text_to_image_gan": "image text", "vae": "image",
+        "speech_synthesis": "audio text", "text_to_image_flow": "image text",
+        "text_to_image_gan": "image text", "vae": "image",
     }[pathlib.Path(run).name]  # fmt: skip
-    pictures = lambda: [rng.integers(0, 256, (11, 11, 3)).astype(np.uint8) for _ in range(count)]
+    side = 8 if "flow" in str(run) else 11
+    pictures = lambda: list(rng.integers(0, 256, (count, side, side, 3)).astype(np.uint8))
     known = {
         "image": pictures(), "image_sketch": pictures(), "text": [COLOURS[k % 3] for k in range(count)],
         "audio": [(rng.integers(-9000, 9000, 1200 + k).astype(np.int16), 1009) for k in range(count)],

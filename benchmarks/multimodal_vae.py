@@ -28,10 +28,12 @@ from xmodal_jax.core import parts, runtime
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.data.splits import prepare_source
+from xmodal_jax.evaluation.codes import encode_source, freeze_trained
 from xmodal_jax.evaluation.latent import LatentEvaluator, take_evenly
 from xmodal_jax.evaluation.latent_density import fit_gaussian_mixture
 from xmodal_jax.metrics.coherence import cross_coherence, joint_coherence, subsets
 from xmodal_jax.metrics.generative import frechet_distance, moments
+from xmodal_jax.models.flow.multimodal import MultimodalFlowConfig, make_multimodal_flow
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import ImageConfig, sizes_of
 from xmodal_jax.models.vae.multimodal import make_multimodal_vae
@@ -48,6 +50,8 @@ OURS: dict[str, dict[str, Any]] = {
     "mopoe": {}, "mmjsd": {}, "mvtcae": {}, "dmvae": {}, "mmvae_plus": {}, "cmvae": {}, "crmvae": {},
 }  # fmt: skip
 """Our models, and the options that are not their defaults."""
+FLOW = "flow"
+"""The flow over the codes of aligned autoencoders (`models.flow.multimodal`); its row "prior" is the joint sample."""
 PEERS: dict[str, dict[str, Any]] = {
     "MoPoE": {}, "MVTCAE": dict(alpha=5 / 6),
     "MMVAEPlus": dict(K=1, prior_and_posterior_dist="normal", learn_shared_prior=False, loss="iwae_looser"),
@@ -75,8 +79,8 @@ class Config:
     """Data set of several image modalities: ``poly:SPEC``."""
     out: pathlib.Path = pathlib.Path("docs/benchmarks/multimodal_vae")
     """Path of the results without suffix."""
-    models: tuple[str, ...] = (*OURS, *PEERS)
-    """Models: names of ``OURS`` and ``PEERS``."""
+    models: tuple[str, ...] = (FLOW, *OURS, *PEERS)
+    """Models: "flow", and names of ``OURS`` and ``PEERS``."""
     settings: tuple[str, ...] = tuple(MISSING)
     """Data that the models are trained on: names of ``MISSING``."""
     seeds: tuple[int, ...] = (0, 1)
@@ -95,6 +99,10 @@ class Config:
     """Dimensions of the shared latent."""
     private: int = 32
     """Dimensions of each private latent, in models that have them."""
+    autoencoder_steps: int = 600
+    """Training steps of the autoencoders of the flow, of 128 examples."""
+    flow_steps: int = 2000
+    """Training steps of the flow, of 256 examples."""
     judge_steps: int = 600
     """Training steps of the judges."""
     examples: int = 500
@@ -105,11 +113,11 @@ class Config:
     """Importance samples of each estimate."""
 
     def __post_init__(self):
-        unknown = [m for m in self.models if m not in OURS and m not in PEERS]
+        unknown = [m for m in self.models if m not in (FLOW, *OURS, *PEERS)]
         unknown += [s for s in self.settings if s not in MISSING]
         if unknown:
             raise ValueError(
-                f"{unknown[0]!r} is none of {', '.join((*OURS, *PEERS))}, or of {', '.join(MISSING)}"
+                f"{unknown[0]!r} is none of {', '.join((FLOW, *OURS, *PEERS))}, or of {', '.join(MISSING)}"
             )
 
 
@@ -152,11 +160,16 @@ class Bench:
         private = dict(private=c.private) if "private" in parts.options_of(model) else {}
         return model(latent=c.latent, image=image, **private, **OURS[name])
 
-    def fit(self, method, optimizer: Optimizer, setting: str, seed: int, steps: int):
-        """Trained parameters, and the median milliseconds of a step."""
+    def fit(self, method, optimizer: Optimizer, setting: str, seed: int, steps: int, **options):
+        """Trained parameters, and the median milliseconds of a step. ``options``: ``source`` and ``batch_size`` in
+        place of the setting's."""
         training = make_training(method, optimizer, steps)
-        loader = Loader(self.train[setting], batch_size=self.config.batch_size, seed=seed)
+        options = dict(source=self.train[setting], batch_size=self.config.batch_size) | options
+        loader = Loader(**options, seed=seed)
         state = jax.jit(training.init)(jax.random.key(seed), numeric_fields(loader.example()))
+        if training.load_pretrained is not None:
+            state = state._replace(params=training.load_pretrained(state.params, None))
+            state = state._replace(ema=None if state.ema is None else jax.tree.map(jnp.copy, state.params))
         step = jax.jit(training.make_step(None))
         initial_step = training.make_initial_step and jax.jit(training.make_initial_step(None))
         seconds = []
@@ -167,7 +180,7 @@ class Bench:
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - start)
         loader.close()
-        return state.params, _median_ms(seconds)
+        return training.eval_params(state), _median_ms(seconds)
 
     def judge(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
         """The judges' classes ``[M, N]`` and features ``[N, M, H]`` of images."""
@@ -179,7 +192,12 @@ class Bench:
         return logits.argmax(axis=-1).T, features
 
     def metrics(
-        self, translations: list[Images], prior: Images, mixture: Images, log_p: float | None, ms: float
+        self,
+        translations: list[Images],
+        prior: Images,
+        mixture: Images | None,
+        log_p: float | None,
+        ms: float,
     ) -> dict[str, float | None]:
         """A row of the table, from the images generated from each subset of the modalities and from draws."""
         classes, distances = [], []
@@ -194,10 +212,44 @@ class Bench:
         metrics: dict[str, Any] = cross_coherence(np.stack(classes), self.labels, self.subsets)
         metrics |= {
             "prior": joint_coherence(self.judge(prior)[0]),
-            "mixture": joint_coherence(self.judge(mixture)[0]),
+            "mixture": None if mixture is None else joint_coherence(self.judge(mixture)[0]),
         }
         metrics |= {"judge_frechet_distance": float(np.mean(distances)), "ms": ms, "log_p": log_p}
         return {k: None if metrics.get(k) is None else float(metrics[k]) for k in COLUMNS}
+
+
+def run_flow(bench: Bench, setting: str, seed: int) -> dict[str, float | None]:
+    """A row of the flow: autoencoders first, then the flow over their codes."""
+    c, key, muon = bench.config, jax.random.key(seed), Optimizer("muon", learning_rate=1e-2)
+    image = ImageConfig(
+        DCGANEncoderConfig(width=2 * c.width, norm="none"), ConvDecoderConfig(width=2 * c.width), "laplace", 0.75
+    )  # fmt: skip
+    flow = make_multimodal_flow(MultimodalFlowConfig(image=image), bench.sizes)
+    codes, source = flow.codes, bench.train[setting]
+    autoencoders, _ = bench.fit(codes.method, muon, setting, seed, c.autoencoder_steps, batch_size=128)
+    encoded = encode_source(codes, autoencoders, source, None)
+    method = flow.method(autoencoders, encoded.statistics)
+    optimizer = freeze_trained(dataclasses.replace(muon, ema=0.999))
+    options = dict(source=encoded.source, batch_size=256)
+    params, ms = bench.fit(method, optimizer, setting, seed, c.flow_steps, **options)
+    vae, infer, decode = flow.as_vae(), jax.jit(flow.infer), jax.jit(flow.decode)
+
+    def generate(z) -> Images:
+        data = decode(params, z, None)
+        return {m: np.asarray(jnp.round(255 * x[0]).astype(jnp.uint8)) for m, x in data.items()}
+
+    def translate(observed: np.ndarray) -> Images:
+        images = []
+        for indices in _chunks(len(bench.test)):
+            batch = {m: x for m, x in bench.test.batch(indices).items() if m in bench.names}
+            batch["index"] = indices.astype(np.int32)
+            images.append(generate(infer(params, batch, observed, key).z))
+        return _concatenate(images)
+
+    translations = [translate(observed) for observed in bench.subsets]
+    draws = jax.jit(vae.sample_prior, static_argnums=2)(params, key, c.examples)
+    joint = [generate(vae.decoder_latents(params, draws[i], None)) for i in _chunks(c.examples)]
+    return bench.metrics(translations, _concatenate(joint), None, None, ms)
 
 
 def run_ours(bench: Bench, name: str, setting: str, seed: int) -> dict[str, float | None]:
@@ -370,8 +422,10 @@ def main(config: Config) -> None:
             for seed in config.seeds:
                 if (name, setting, seed) in done:
                     continue
-                run = run_ours if name in OURS else run_theirs
-                metrics = run(bench, name, setting, seed)
+                if name == FLOW:
+                    metrics = run_flow(bench, setting, seed)
+                else:
+                    metrics = (run_ours if name in OURS else run_theirs)(bench, name, setting, seed)
                 rows.append(dict(model=name, setting=setting, seed=seed, scores=metrics, config=settings))
                 write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows))
                 write_atomic(config.out.with_suffix(".md"), table(rows))

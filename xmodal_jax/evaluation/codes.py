@@ -83,10 +83,9 @@ def encode_source(
     Raises:
       ValueError: no example has one of the modalities.
     """
-    codes = predict_all(model.encode, params, source, batch_size=batch_size, transform=transform)
-    presence, fields, statistics = source.presence(), {}, {}
-    everywhere = np.ones(len(source), bool)
-    present = {m: presence.get(m, everywhere) for m in model.modalities}
+    codes, present = predict_all(model.encode, params, source, batch_size=batch_size, transform=transform)
+    present = dict(zip(model.modalities, np.ascontiguousarray(present.T), strict=True))
+    fields, statistics = {}, {}
     for m in model.modalities:
         s = code_statistics(codes[m], present[m])
         statistics[m] = {"mean": s.mean, "std": s.std}

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.checks import check_at_least
@@ -28,6 +28,7 @@ from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.gradient_cache import chunked
 from xmodal_jax.models.towers import Encoders, first_example
 from xmodal_jax.models.vae.modalities import (
+    ImageConfig,
     ModalityConfig,
     ModalityConfigs,
     NetworkInputs,
@@ -41,7 +42,8 @@ from xmodal_jax.models.vae.networks import (
     stack_group,
     stack_modalities,
 )
-from xmodal_jax.nets.decoders import Size
+from xmodal_jax.nets.decoders import ConvDecoderConfig, Size
+from xmodal_jax.nets.encoders import DCGANEncoderConfig
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
 
 Codes = dict[str, Array]
@@ -52,11 +54,15 @@ Codes = dict[str, Array]
 class CodeConfig(ModalityConfigs):
     """Encoders, decoders and codes of the modalities."""
 
-    tokens: int = 2
+    image: ImageConfig = ImageConfig(
+        DCGANEncoderConfig(width=32, norm="none"), ConvDecoderConfig(width=32), scale=0.3
+    )
+    """Encoder, decoder and likelihood of images."""
+    tokens: int = 1
     """Tokens of the code of an image, a vector or a class."""
     sequence_tokens: int = 8
     """Tokens of the code of a text, of speech or of a series; each stands for an equal part of the longest one."""
-    dims: int = 32
+    dims: int = 48
     """Dimensions of each token of a code."""
     hidden: int = 256
     """Units of the hidden layer between the encoder of an image, a vector or a class and its code."""
@@ -268,10 +274,10 @@ class CodeModel:
         keys = example_keys(key, jnp.zeros(1, jnp.int32))
         return self.network.init(key, inputs, keys, method="init_all")["params"]
 
-    def encode(self, params: Params, batch: Batch) -> Codes:
-        """The code of each modality; of what is missing it is 0."""
+    def encode(self, params: Params, batch: Batch) -> tuple[Codes, Bool[Array, "batch m"]]:
+        """The code of each modality, 0 where it is missing; and which example has which modality."""
         inputs = self.preprocess(batch)
-        return self._zero_missing(self.apply(params, "encode", inputs), inputs)
+        return self._zero_missing(self.apply(params, "encode", inputs), inputs), inputs.present.T
 
     def decode(self, params: Params, codes: Codes, key: Key | None = None) -> dict[str, Array]:
         """Data ``[B, ...]`` of every modality, decoded from its code."""

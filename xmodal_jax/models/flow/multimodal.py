@@ -50,7 +50,7 @@ CODES = "_codes"
 class CodeFlowConfig:
     """The flow over the codes: its network, roles in training, and sampling."""
 
-    width: int = 256
+    width: int = 128
     """Dimensions of a token of the transformer."""
     depth: int = 4
     """Number of transformer blocks."""
@@ -208,26 +208,31 @@ class CodeFlow:
         def velocity(x: Codes, t: Float[Array, "batch"]) -> Codes:
             """The guided velocity of what is generated; what is observed does not move."""
             times = jnp.broadcast_to(t[None], observed.shape)
-            v = self.velocity(params, choose(codes, x), jnp.where(observed, 1.0, times))
+            inputs = [(choose(codes, x), jnp.where(observed, 1.0, times))]
             if guidance != 1.0:
-                alone = self.velocity(params, choose(noise, x), jnp.where(observed, 0.0, times))
-                v = jax.tree.map(lambda a, b: guide(a, b, guidance), v, alone)
+                inputs.append((choose(noise, x), jnp.where(observed, 0.0, times)))
+            if agreement != 1.0:  # each modality by itself
+                for k, m in enumerate(self.modalities):
+                    is_one = jnp.arange(len(times))[:, None] == k
+                    inputs.append(({**noise, m: x[m]}, jnp.where(is_one, times, 0.0)))
+            v, *others = self._velocities(params, inputs)
+            if guidance != 1.0:
+                v = jax.tree.map(lambda a, b: guide(a, b, guidance), v, others.pop(0))
             if agreement != 1.0:
-                v = jax.tree.map(
-                    lambda a, b: guide(a, b, agreement), v, self._marginal(params, x, noise, times)
-                )
+                alone = {m: by_itself[m] for m, by_itself in zip(self.modalities, others, strict=True)}
+                v = jax.tree.map(lambda a, b: guide(a, b, agreement), v, alone)
             return choose(still, v)
 
         x = ode.solve(velocity, noise, ode.time_grid(c.steps), solver=c.solver)
         return choose(codes, x)
 
-    def _marginal(self, params: Params, x: Codes, noise: Codes, times: Float[Array, "m batch"]) -> Codes:
-        """The velocity of each code by itself: all other modalities are missing."""
-        velocities = {}
-        for k, m in enumerate(self.modalities):
-            alone = jnp.where(jnp.arange(len(times))[:, None] == k, times, 0.0)
-            velocities[m] = self.velocity(params, {**noise, m: x[m]}, alone)[m]
-        return velocities
+    def _velocities(self, params: Params, inputs: list[tuple[Codes, Float[Array, "m batch"]]]) -> list[Codes]:
+        """The velocities of several sets of codes and times, computed as one batch."""
+        codes = jax.tree.map(lambda *x: jnp.concatenate(x), *[codes for codes, _ in inputs])
+        times = jnp.concatenate([times for _, times in inputs], axis=1)
+        together = self.velocity(params, codes, times)
+        size = times.shape[1] // len(inputs)
+        return [jax.tree.map(lambda x: x[k * size : (k + 1) * size], together) for k in range(len(inputs))]  # noqa: B023
 
     def log_density(
         self,
@@ -339,8 +344,8 @@ class MultimodalFlow:
 
     def encode(self, params: Params, batch: Batch) -> tuple[Codes, Bool[Array, "m batch"]]:
         """The standardised codes of a batch, and which are those of a modality that is present."""
-        codes = self.codes.encode(params["autoencoders"], batch)
-        return self._standardise(params, codes), self.codes.preprocess(batch).present
+        codes, present = self.codes.encode(params["autoencoders"], batch)
+        return self._standardise(params, codes), present.T
 
     def join(self, codes: Codes) -> Float[Array, "batch dim"]:
         """All codes of an example as one vector, its latents."""
@@ -371,10 +376,13 @@ class MultimodalFlow:
         """Latents given the ``observed [M]`` modalities that are present: their own codes, and generated codes of the
         others. With several masks ``observed [S, M]`` all arrays have a leading axis S.
 
-        Without a key the noise is that of a fixed key, so that a translation is a function of its inputs.
+        Without a key the noise is the same for all examples, so that a translation is a function of its inputs.
         """
         codes, present = self.encode(params, batch)
-        keys = batch_keys(jax.random.key(0) if key is None else key, batch)
+        index = batch_index(batch)
+        if key is None:
+            key, index = jax.random.key(0), jnp.zeros_like(index)
+        keys = example_keys(key, index)
 
         def infer_from(observed: Bool[Array, "m"]) -> LatentSamples:
             mask = observed[:, None] & present

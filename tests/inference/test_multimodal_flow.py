@@ -1,0 +1,76 @@
+"""A trained flow over several modalities on new data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.inference import test_autoencoders
+from tests.inference.runs import save_run
+from tests.inference.test_autoencoders import RATE, SAMPLES, TOKENIZER, TRANSFORM, arrays
+from tests.support import random_params
+from xmodal_jax.evaluation.codes import flow_metadata
+from xmodal_jax.evaluation.latent_data import LatentData
+from xmodal_jax.inference import load
+from xmodal_jax.models.flow.multimodal import CodeFlowConfig, MultimodalFlowConfig, make_multimodal_flow
+from xmodal_jax.models.vae.modalities import sizes_of
+
+KINDS = ("image", "text", "vector")
+MODALITIES = KINDS
+CONFIG = MultimodalFlowConfig(
+    **{kind: test_autoencoders.SMALL[kind] for kind in KINDS},
+    tokens=1, sequence_tokens=2, dims=3, hidden=8, align_dims=4,
+    flow=CodeFlowConfig(width=8, depth=1, heads=2, steps=2),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    batch, _ = arrays(1, MODALITIES)
+    sizes = sizes_of(batch, MODALITIES, CONFIG, vocab_size=TOKENIZER.vocab_size)
+    flow = make_multimodal_flow(CONFIG, sizes)
+    autoencoders = random_params(flow.codes.init, jax.random.key(0), batch)
+    one = {m: {"mean": jnp.full(s, 0.1), "std": jnp.full(s, 2.0)} for m, s in flow.flow.shapes.items()}
+    params = {
+        "autoencoders": autoencoders,
+        "statistics": one,
+        "flow": random_params(flow.flow.init, jax.random.key(1)),
+    }
+    data = LatentData(**dict.fromkeys(LatentData._fields))._replace(
+        classes=0, tokenize=TRANSFORM.tokenize, standardise=TRANSFORM.standardise
+    )
+    options = {"sample_rate": RATE, "max_seconds": SAMPLES / RATE}
+    shapes = {k: v.shape[1:] for k, v in batch.items()}
+    folder = tmp_path_factory.mktemp("flow")
+    save_run(folder, {"model": CONFIG, "input": options}, params, shapes=shapes, **flow_metadata(sizes, data))
+    return load(folder)
+
+
+def test_what_is_given_keeps_its_codes_and_the_rest_is_generated(model):
+    """By itself, in any company, and in every call the same."""
+    _, held = arrays(3, MODALITIES)
+    image, text = held["image"], held["text"]
+    latents = model.encode(image=image, text=text)
+    dim = sum(tokens * dims for tokens, dims in ((1, 3), (2, 3), (1, 3)))
+    assert latents.shape == (3, dim) == (3, model.dim)
+    again = model.encode(image=image[1:2], text=text[1:2])
+    np.testing.assert_allclose(again[0], latents[1], rtol=1e-3, atol=1e-4)
+    everything = model.encode(**held)
+    where = np.abs(everything - latents).max(axis=0) < 1e-4
+    assert where.sum() == 9  # of the picture and the text
+    samples = model.encode(image=image, text=text, samples=4)
+    spread = samples.std(axis=0).max(axis=0)
+    np.testing.assert_array_equal(spread < 1e-5, where)
+
+
+def test_translations_and_joint_samples(model):
+    _, held = arrays(3, MODALITIES)
+    outputs = model.reconstruct(**held)
+    for m in MODALITIES:
+        assert len(outputs[m]) == 3
+    texts = model.translate("text", image=held["image"], count=2)
+    assert len(texts) == 3 and all(len(x) == 2 for x in texts)
+    drawn = model.sample(3, seed=1)
+    assert set(drawn) == set(MODALITIES) and drawn["image"][0].size == (11, 11)
+    np.testing.assert_allclose(drawn["vector"][:2], model.sample(2, seed=1)["vector"], rtol=1e-3, atol=1e-3)
+    assert model.kind == "multimodal_flow" and "translate" in model.actions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -134,12 +135,13 @@ def _image(cell: Mapping[str, Any]) -> str:
 
 
 def _spaced(pieces: list[list[Any]]) -> list[tuple[str, bool]]:
-    """The pieces of a marked text, with the spaces between them as pieces of their own."""
+    """The pieces of a marked text, neighbours of the same kind joined, with the spaces between them as pieces of their
+    own."""
     spaced: list[tuple[str, bool]] = []
-    for words, wrong in pieces:
+    for wrong, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
         if spaced:
             spaced.append((" ", False))
-        spaced.append((words, wrong))
+        spaced.append((" ".join(words for words, _ in group), wrong))
     return spaced
 
 

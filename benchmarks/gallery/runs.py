@@ -60,11 +60,18 @@ def describe_run(kind: str, run: StoredRun, hardware: str) -> dict[str, Any]:
         "command": command_of(kind, run),
         "facts": ", ".join(facts),
         "scores": [
-            [name, format_value(values if len(values) > 1 else values[0]), KINDS[kind].scores[name]]
+            [name, format_score(values), KINDS[kind].scores[name]]
             for name in KINDS[kind].scores
             if (values := metrics.get(name))
         ],
     }
+
+
+def format_score(values: Sequence[float | None]) -> str:
+    """A score as reports show it, one near 0 with three decimals; ``values``: of all seeds."""
+    if len(values) == 1 and values[0] is not None and abs(values[0]) < 1:
+        return f"{values[0]:.3f}"
+    return format_value(values if len(values) > 1 else values[0])
 
 
 def command_of(kind: str, run: StoredRun) -> str:

@@ -116,12 +116,16 @@ def caption_all(model, test):
     return model.caption(test["image"])
 
 
+def find_mistakes(captions: Sequence[str], test: Examples) -> list[int]:
+    """The captions that do not say everything right."""
+    matches = [match_factors(parse(c), m) for c, m in zip(captions, test["meaning"], strict=True)]
+    return [k for k, x in enumerate(matches) if any(right < facts for right, facts in x.values())]
+
+
 def rows_of_mistakes(captions: Sequence[str], test: Examples) -> Rows:
     """The first captions that do not say everything right."""
-    complete = lambda counts: all(right == facts for right, facts in counts.values())
-    matches = [match_factors(parse(c), m) for c, m in zip(captions, test["meaning"], strict=True)]
-    wrong = [k for k, counts in enumerate(matches) if not complete(counts)]
-    return [rows_of_captions(captions, test)[k] for k in wrong[:MISTAKES]]
+    rows = rows_of_captions(captions, test)
+    return [rows[k] for k in find_mistakes(captions, test)[:MISTAKES]]
 
 
 # fusion.py
@@ -236,10 +240,17 @@ def draw_and_describe(model, test, captioner):
     return pictures, captioner.caption(pictures)
 
 
-def rows_of_descriptions(result, test: Examples) -> Rows:
+def rows_of_wrong_drawings(result, test: Examples) -> Rows:
+    """The first drawn pictures in which the captioner does not read everything that was asked for."""
+    wrong = find_mistakes(result[1], test)[:MISTAKES]
+    rows = rows_of_descriptions(result, test, count=None)
+    return [rows[k] for k in wrong]
+
+
+def rows_of_descriptions(result, test: Examples, count: int | None = 8) -> Rows:
     return [
         [test["text"][k], Picture(enlarge(picture), f"Drawn for: {test['text'][k]}"), mark(text, test, k)]
-        for k, (picture, text) in enumerate(zip(*result, strict=True))
+        for k, (picture, text) in enumerate(list(zip(*result, strict=True))[:count])
     ]
 
 

@@ -71,7 +71,8 @@ def examples(run, count, split="test"):
         "image": pictures(), "image_sketch": pictures(), "text": [COLOURS[k % 3] for k in range(count)],
         "audio": [(rng.integers(-9000, 9000, 1200 + k).astype(np.int16), 1009) for k in range(count)],
     }  # fmt: skip
-    meanings = {"meaning": [parse_caption("a red star")] * count} if "captioning" in str(run) else {}
+    parsed = {"meaning": [parse_caption("a red star")] * count}
+    meanings = parsed if pathlib.Path(run).name.startswith(("captioning", "text_to")) else {}
     return {m: known[m] for m in modalities.split()} | meanings | {
         "voice": ["anna", "bert"] * (count // 2), "answer": ["yes", "no"] * (count // 2),
     }  # fmt: skip
@@ -270,6 +271,16 @@ def test_files_hold_what_they_are_made_of():
     assert rate == cells.SOUND_RATE and abs(len(again) - 16_000) < 2400  # MP3 has whole frames, and a delay
     assert again[4000:12_000].std() == pytest.approx(8000 / 2**15 / 2**0.5, rel=0.02)
     assert sound.encode() == sound.encode()
+
+
+def test_scores_near_zero_have_three_decimals():
+    assert [runs.format_score([x]) for x in (-9.3e-4, 0.25, 69.487, 4024.3)] == [
+        "-0.001",
+        "0.250",
+        "69.49",
+        "4,024",
+    ]
+    assert runs.format_score([0.25, 0.75]) == "0.500 ± 0.354" and runs.format_score([None]) == "n/a"
 
 
 def test_marks_stand_at_wrong_words():

@@ -36,7 +36,8 @@ class Kind(NamedTuple):
     title: str
     summary: str
     scores: Mapping[str, str]
-    """The main metrics of ``result.json`` and what each says; those that a run lacks are left out."""
+    """The main metrics of ``result.json`` and what each says; a star stands for any characters, and those that a run
+    lacks are left out."""
     samples: tuple[Sample, ...]
     panel: Callable[[list[Rows]], tuple[Picture, str]]
     """The picture and the line of text that stand for the kind in the strip, of the rows of its samples."""
@@ -187,7 +188,8 @@ KINDS = {
     ),
     "text_to_image_gan": Kind(
         "Sentences to pictures, by a GAN",
-        "The sentence determines what the objects are, the noise where they are.",
+        "The sentence determines what the objects are, the noise where they are. The captioner that takes part in the "
+        "training (--redescribe) is another run than the judge: captioning.py --seed 1.",
         {
             "test/factor_accuracy": "of all sizes, colours, textures, shapes, numbers, places and relations in the "
             "captions, those that the judge, a captioner that took no part in the training, reads in the pictures",
@@ -257,7 +259,9 @@ KINDS = {
     "gan_zoo": Kind(
         "Objectives of the GAN",
         "The same small network (DCGAN) with different objectives after the same few steps. None has converged.",
-        {},
+        {
+            "*/judge_kernel_distance": "kernel distance of the pictures from real ones in the judge's features",
+        },
         (
             Sample(
                 "The same captions and noise", ("objective", "the first eight test captions"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import inspect
 import re
@@ -60,9 +61,10 @@ def describe_run(kind: str, run: StoredRun, hardware: str) -> dict[str, Any]:
         "command": command_of(kind, run),
         "facts": ", ".join(facts),
         "scores": [
-            [name, format_score(values), KINDS[kind].scores[name]]
-            for name in KINDS[kind].scores
-            if (values := metrics.get(name))
+            [name, format_score(values), meaning]
+            for pattern, meaning in KINDS[kind].scores.items()
+            for name, values in metrics.items()
+            if fnmatch.fnmatchcase(name, pattern)
         ],
     }
 

@@ -30,6 +30,7 @@ of_the_project = pytest.mark.skipif(not GALLERY.is_dir(), reason="there is no ga
 METRICS = {
     "captioning": {"test/factor_accuracy": 0.25, "test/unknown": 1.0},
     "contrastive": {"text_to_image/recall@1": 0.5},
+    "gan_zoo": {"hinge/judge_kernel_distance": 0.125, "hinge/precision": 0.25},
 }
 
 
@@ -115,6 +116,7 @@ def test_every_kind_of_run_has_its_samples(gallery):
     text = (gallery / "README.md").read_text()
     assert "3,000 steps, training 8 s, in all 12 s (a toy)." in text and "in all 9 s" in text
     assert "| `test/factor_accuracy` | 0.250 | of all sizes" in text and "test/unknown" not in text
+    assert "| `hinge/judge_kernel_distance` | 0.125 | kernel" in text and "hinge/precision" not in text
     assert "python experiments/captioning.py --smoke" in text
 
 

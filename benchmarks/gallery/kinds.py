@@ -298,7 +298,8 @@ KINDS = {
     ),
     "multimodal_vae": Kind(
         "One latent space for pictures, sketches, sentences and speech",
-        "A multimodal VAE of scenes with one object: each modality from any others, or all from a sample.",
+        "A multimodal VAE of scenes with one object: each modality from any others, or all from a sample. After these "
+        "few steps places and some colours cross over, shapes hardly, and speech has no words.",
         {
             "cross/coherence@1": "how often what is generated from one modality has the right shape (chance 0.125)",
             "cross/coherence@3": "the same from three modalities",

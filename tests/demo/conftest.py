@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.deploy.runs import save_contrastive
+from tests.inference import test_multimodal_flow
 from tests.inference.runs import plain_picture, save_text_run, train_contrastive
 from tests.inference.test_autoencoders import SMALL, save
 from tests.inference.test_fusion import ANSWERS, save_fusion
@@ -30,7 +31,8 @@ def runs(tmp_path_factory):
     save_text_gan(folder("illustrator"))
     save(folder("vae"), VAEConfig(**SMALL), ("image",), kind="vae")
     save(folder("anything"), MVTCAEConfig(**SMALL))
-    names = "space listener captioner recognizer speaker answers painter illustrator vae anything"
+    test_multimodal_flow.save(folder("codes"))
+    names = "space listener captioner recognizer speaker answers painter illustrator vae anything codes"
     return {name: folder(name) for name in names.split()}
 
 

@@ -24,8 +24,8 @@ CONFIG = MultimodalFlowConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def save(folder):
+    """A run with random parameters."""
     batch, _ = arrays(1, MODALITIES)
     sizes = sizes_of(batch, MODALITIES, CONFIG, vocab_size=TOKENIZER.vocab_size)
     flow = make_multimodal_flow(CONFIG, sizes)
@@ -41,9 +41,14 @@ def model(tmp_path_factory):
     )
     options = {"sample_rate": RATE, "max_seconds": SAMPLES / RATE}
     shapes = {k: v.shape[1:] for k, v in batch.items()}
-    folder = tmp_path_factory.mktemp("flow")
-    save_run(folder, {"model": CONFIG, "input": options}, params, shapes=shapes, **flow_metadata(sizes, data))
-    return load(folder)
+    return save_run(
+        folder, {"model": CONFIG, "input": options}, params, shapes=shapes, **flow_metadata(sizes, data)
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load(save(tmp_path_factory.mktemp("flow")))
 
 
 def test_what_is_given_keeps_its_codes_and_the_rest_is_generated(model):

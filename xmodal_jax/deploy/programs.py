@@ -328,6 +328,7 @@ PROGRAMS: dict[str, Callable[[Any], list[Program]]] = {
     "captioning": _text,
     "contrastive": _contrastive,
     "fusion": _fusion,
+    "multimodal_flow": _latent,
     "multimodal_vae": _latent,
     "speech_recognition": _text,
     "speech_synthesis": _synthesis,

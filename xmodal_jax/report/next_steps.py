@@ -129,7 +129,7 @@ NEXT_STEPS: dict[str, tuple[NextStep, ...]] = {
     "evaluate": (LOOK,),
     "fusion": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "gan_zoo": (LOOK, GO_ON, COMPARE),
-    "multimodal_flow": (LOOK, GO_ON, _translate("FILE", "text"), COMPARE),
+    "multimodal_flow": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "multimodal_vae": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),
     "search": (LOOK,),
     "speech_recognition": (LOOK, GO_ON, _translate("FILE", "text"), EXPORT, COMPARE),

@@ -65,7 +65,7 @@ class CodeFlowConfig:
     guidance: float = 2.0
     """Strength s of guidance toward what is observed: the velocity is ``v_0 + s (v_c - v_0)``, where ``v_0`` is the
     velocity without conditions; 1: none."""
-    agreement: float = 1.0
+    agreement: float = 2.5
     """Strength of guidance toward agreement of what is generated, in samples of the joint distribution: as
     ``guidance``, where ``v_0`` is the velocity of each modality by itself; 1: none."""
     solver: Literal["euler", "midpoint", "heun"] = "heun"
@@ -191,15 +191,14 @@ class CodeFlow:
         observed: Bool[Array, "m batch"],
         keys: ExampleKeys,
         guidance: float | None = None,
-        agreement: float | None = None,
+        agreement: float = 1.0,
     ) -> Codes:
         """Codes of all modalities, of which the ``observed`` ones are those given and the others are generated.
 
-        ``guidance``, ``agreement``: in place of those of the configuration, see `CodeFlowConfig`.
+        ``guidance``: in place of that of the configuration. ``agreement``: see `CodeFlowConfig`.
         """
         c = self.config
         guidance = c.guidance if guidance is None else guidance
-        agreement = c.agreement if agreement is None else agreement
         noise = self.noise(keys)
         rows = dict(zip(self.modalities, observed, strict=True))
         choose = lambda a, b: {m: jnp.where(per_example(rows[m], b[m]), a[m], b[m]) for m in rows}
@@ -389,7 +388,7 @@ class MultimodalFlow:
 
             def draw(number) -> Array:
                 sample_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-                return self.join(self.flow.generate(params["flow"], codes, mask, sample_keys, agreement=1.0))
+                return self.join(self.flow.generate(params["flow"], codes, mask, sample_keys))
 
             return self._as_samples(jax.lax.map(draw, jnp.arange(samples)))
 
@@ -419,11 +418,14 @@ class MultimodalFlow:
         return self._as_samples(shared[None]).z
 
     def sample_prior(self, params: Params, key: Key, count: int) -> Float[Array, "count dim"]:
-        """Latents of all modalities, generated together."""
+        """Latents of all modalities, generated together, with guidance toward agreement: samples of the joint
+        distribution itself have agreement 1."""
         keys = example_keys(key, jnp.arange(count))
         codes = {m: jnp.zeros((count, *shape)) for m, shape in self.flow.shapes.items()}
         none = jnp.zeros((len(codes), count), bool)
-        return self.join(self.flow.generate(params["flow"], codes, none, keys, guidance=1.0))
+        agreement = self.config.flow.agreement
+        generated = self.flow.generate(params["flow"], codes, none, keys, guidance=1.0, agreement=agreement)
+        return self.join(generated)
 
     def as_vae(self) -> MultimodalVAE:
         """These functions under the names of a multimodal VAE's, for evaluation and reports."""

@@ -23,6 +23,8 @@ RIGHT = "#0a8f5b"
 """Colour of the frame of a right answer."""
 SOUND_RATE = 16_000
 """Samples per second of the sounds."""
+SHADES = 31
+"""Steps from black to white in a spectrogram; with more of them the file is twice as large."""
 FLOOR = 1e-6
 """Mel power below which a spectrogram is black; full scale is about 100."""
 
@@ -109,7 +111,9 @@ def spectrogram(sound: tuple[np.ndarray, int], alt: str) -> Picture:
     sizes = {"n_fft": rate // 40, "hop": rate // 100, "n_mels": 80}
     frames, _ = log_mel(jnp.asarray(wave)[None], sample_rate=rate, floor=FLOOR, **sizes)
     low, high = np.log(FLOOR), max(float(frames.max()), np.log(FLOOR) + 1.0)
-    shades = (np.asarray(frames[0]).T[::-1] - low) / (high - low)  # [mel bands, frames]
+    shades = (
+        np.round((np.asarray(frames[0]).T[::-1] - low) / (high - low) * SHADES) / SHADES
+    )  # [bands, frames]
     return Picture(Image.fromarray(matplotlib.colormaps["magma"](shades, bytes=True)[..., :3]), alt)
 
 

@@ -8,7 +8,7 @@ from tests.inference import test_multimodal_flow
 from tests.inference.runs import plain_picture, save_text_run, train_contrastive
 from tests.inference.test_autoencoders import SMALL, save
 from tests.inference.test_fusion import ANSWERS, save_fusion
-from tests.inference.test_generation import draw_from, save_speaker, save_text_gan
+from tests.inference.test_generation import draw_from, save_speaker, save_text_flow, save_text_gan
 from xmodal_jax.inference import load
 from xmodal_jax.models.gan import ClassCondition
 from xmodal_jax.models.vae.multimodal_models import MVTCAEConfig
@@ -29,10 +29,11 @@ def runs(tmp_path_factory):
     save_fusion(folder("answers"), ("text", "image"), ANSWERS)
     draw_from(folder("painter"), ClassCondition(), classes=2, class_names=["cat", "dog"])
     save_text_gan(folder("illustrator"))
+    save_text_flow(folder("flow"))
     save(folder("vae"), VAEConfig(**SMALL), ("image",), kind="vae")
     save(folder("anything"), MVTCAEConfig(**SMALL))
     test_multimodal_flow.save(folder("codes"))
-    names = "space listener captioner recognizer speaker answers painter illustrator vae anything codes"
+    names = "space listener captioner recognizer speaker answers painter illustrator flow vae anything codes"
     return {name: folder(name) for name in names.split()}
 
 

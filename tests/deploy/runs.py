@@ -1,6 +1,7 @@
 """A small run of each kind with random parameters, inputs of its programs, and what the library makes of them."""
 
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 
@@ -74,6 +75,7 @@ RUNS = {
     "contrastive": save_contrastive,
     "captioning": save_captioner,
     "text_to_image_gan": save_images,
+    "text_to_image_flow": test_generation.save_text_flow,
     "fusion": save_fusion,
     "multimodal_vae": save_autoencoder,
     "speech_synthesis": test_generation.save_speaker,
@@ -135,6 +137,22 @@ def of_images(model):
     return {"generate": ({"noise": noise, "label": labels}, {"pixels": pixels})}
 
 
+def of_flow(model):
+    texts = ["red", "blue", "green red"]
+    noise = np.random.default_rng(0).normal(size=(COUNT, model.noise)).astype(np.float32)
+    pixels = np.stack([np.asarray(x) for x in model.synthesize(texts, noise=noise)])
+    values = fields(model, text=texts)
+    state = noise.reshape(COUNT, *model.flow.shape)
+    time = np.array([0.0, 0.3, 0.9], np.float32)
+    velocity = model.flow.velocity(
+        model.params, jax.tree.map(jnp.asarray, values), jnp.asarray(state), jnp.asarray(time)
+    )
+    return {
+        "generate": ({"noise": noise, **values}, {"pixels": pixels}),
+        "velocity": ({"state": state, "time": time, **values}, {"velocity": velocity}),
+    }
+
+
 def of_fusion(model):
     inputs = {"text": ["is it blue", "what colour", "the red star"], "image": pictures(11)}
     missing = {"text": inputs["text"], "image": [*inputs["image"][:2], None]}
@@ -166,6 +184,7 @@ CASES = {
     "contrastive": of_contrastive,
     "captioning": of_captioner,
     "text_to_image_gan": of_images,
+    "text_to_image_flow": of_flow,
     "fusion": of_fusion,
     "multimodal_vae": of_autoencoder,
     "speech_synthesis": of_speaker,

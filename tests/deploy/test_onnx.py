@@ -19,6 +19,8 @@ PROGRAMS = [
     ("contrastive", "encode_image"),
     ("contrastive", "encode_audio"),
     ("text_to_image_gan", "generate"),
+    ("text_to_image_flow", "generate"),
+    ("text_to_image_flow", "velocity"),
     ("fusion", "classify"),
     ("multimodal_vae", "encode"),
     ("multimodal_vae", "decode"),

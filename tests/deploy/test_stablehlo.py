@@ -40,6 +40,8 @@ PROGRAM_NAMES = [
     ("contrastive", "encode_audio"),
     ("captioning", "generate"),
     ("text_to_image_gan", "generate"),
+    ("text_to_image_flow", "generate"),
+    ("text_to_image_flow", "velocity"),
     ("fusion", "classify"),
     ("multimodal_vae", "encode"),
     ("multimodal_vae", "decode"),

@@ -42,6 +42,8 @@ def convert_jaxpr(graph: Graph, jaxpr: Any, consts: Sequence[Any], inputs: Seque
             results = convert_jaxpr(
                 graph, inner.jaxpr if closed else inner, inner.consts if closed else (), arguments
             )
+        elif name == "scan":
+            results = _unroll_scan(graph, equation, arguments)
         elif name in OPERATORS:
             results = OPERATORS[name](graph, equation, *arguments)
         else:
@@ -52,6 +54,26 @@ def convert_jaxpr(graph: Graph, jaxpr: Any, consts: Sequence[Any], inputs: Seque
         results = results if isinstance(results, list) else [results]
         values |= dict(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _unroll_scan(graph: Graph, equation: Any, arguments: list[Any]) -> list[Any]:
+    """The outputs of a loop over a fixed number of steps, such as the layers of a transformer or the steps of a
+    sampler: the graph holds each step."""
+    params = equation.params
+    constants, carry, stacked = np.split(
+        np.asarray(arguments, object), [params["num_consts"], params["num_consts"] + params["num_carry"]]
+    )
+    steps = range(params["length"])
+    outputs = {}  # of each step, those that are stacked
+    for i in reversed(steps) if params["reverse"] else steps:
+        parts = [graph.take(x, i) for x in stacked]
+        results = convert_jaxpr(
+            graph, params["jaxpr"].jaxpr, params["jaxpr"].consts, [*constants, *carry, *parts]
+        )
+        carry, outputs[i] = results[: len(carry)], results[len(carry) :]
+    axis = graph.integers(0)
+    join = lambda parts: graph.op("Concat", *(graph.op("Unsqueeze", x, axis) for x in parts), axis=0)
+    return [*carry, *(join([outputs[i][k] for i in steps]) for k in range(len(outputs[0])))]
 
 
 def _needed(jaxpr: Any) -> list[bool]:

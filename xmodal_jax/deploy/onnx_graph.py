@@ -38,6 +38,7 @@ class Graph:
         self.nodes: list[Any] = []
         self.initializers: dict[str, np.ndarray] = {}
         self.unexpanded: dict[str, str] = {}
+        self._parts: dict[tuple[str, int], str] = {}
         """By the name of a value that is another one expanded along some axes this other one, of as many axes."""
         self.bools: dict[str, str] = {}
         """By the name of integers that are converted bools the bools."""
@@ -104,6 +105,13 @@ class Graph:
             self._batch = self.op("Slice", shape, self.integers(0), self.integers(1))
         scaled = self.op("Mul", self._batch, self.integers(one - zero)) if one - zero != 1 else self._batch
         return self.op("Add", scaled, self.integers(zero)) if zero else scaled
+
+    def take(self, x: str, index: int) -> str:
+        """``x[index]`` along the first axis. The same part is one node: a loop that runs several times takes the
+        weights of its steps from one copy."""
+        if (x, index) not in self._parts:
+            self._parts[x, index] = self.op("Gather", x, self.constant(index, np.int64), axis=0)
+        return self._parts[x, index]
 
     def shape(self, shape: Sequence[Any]) -> str:
         """A vector of int64 that holds a shape."""

@@ -154,8 +154,8 @@ def _stack(graph: Graph, equation: Any, *inputs: str) -> str:
 
 
 def _split(graph: Graph, equation: Any, x: str) -> list[str]:
-    sizes = [int(n) for n in equation.params["sizes"]]
-    return graph.op("Split", x, graph.integers(*sizes), outputs=len(sizes), axis=int(equation.params["axis"]))
+    sizes = equation.params["sizes"]
+    return graph.op("Split", x, graph.shape(sizes), outputs=len(sizes), axis=int(equation.params["axis"]))
 
 
 def _slice(graph: Graph, equation: Any, x: str) -> str:

@@ -262,20 +262,39 @@ def _synthesis(model: Any) -> list[Program]:
     return [Program("synthesize", "speech of a text", inputs, outputs, synthesize)]
 
 
+def _image_conditions(model: Any) -> dict[str, Field]:
+    """The inputs that say what an image is to show."""
+    conditions = input_fields(model, "text") if model.reads_text else {}
+    if model.class_names:
+        classes = ", ".join(f"{k} {name}" for k, name in enumerate(model.class_names))
+        conditions["label"] = Field((), "int32", f"number of the class: {classes}")
+    return conditions
+
+
 def _images(model: Any) -> list[Program]:
     """The generator."""
 
     def generate(params, inputs):
         return {"image": model.method.predict(params, _batch(inputs))}
 
-    inputs = {"noise": Field((model.noise,), "float32", "standard normal")}
-    if model.reads_text:
-        inputs |= input_fields(model, "text")
-    if model.class_names:
-        classes = ", ".join(f"{k} {name}" for k, name in enumerate(model.class_names))
-        inputs["label"] = Field((), "int32", f"number of the class: {classes}")
+    inputs = {"noise": Field((model.noise,), "float32", "standard normal")} | _image_conditions(model)
     outputs = {"image": "in [-1, 1]; the pixel is round((x + 1) * 127.5), clipped to 0..255"}
     return [Program("generate", "a picture", inputs, outputs, generate)]
+
+
+def _flow(model: Any) -> list[Program]:
+    """The generator with all steps of its sampler, and the velocity, for a sampler of one's own."""
+
+    def velocity(params, inputs):
+        batch = _batch(inputs)
+        return {"velocity": model.flow.velocity(params, batch, inputs["state"], inputs["time"])}
+
+    inputs = {
+        "state": Field(model.flow.shape, "float32", "standard normal noise at the time 0, the picture at 1"),
+        "time": Field((), "float32", "from 0 (noise) to 1 (picture)"),
+    } | _image_conditions(model)
+    outputs = {"velocity": "the derivative of the state with respect to the time, without guidance"}
+    return [*_images(model), Program("velocity", "one step of a sampler", inputs, outputs, velocity)]
 
 
 def _fusion(model: Any) -> list[Program]:
@@ -332,7 +351,7 @@ PROGRAMS: dict[str, Callable[[Any], list[Program]]] = {
     "multimodal_vae": _latent,
     "speech_recognition": _text,
     "speech_synthesis": _synthesis,
-    "text_to_image_flow": _images,
+    "text_to_image_flow": _flow,
     "text_to_image_gan": _images,
     "vae": _latent,
 }

@@ -76,8 +76,8 @@ def main(config: Config) -> None:
         data = open_latent(config, model, bad_examples)
     batch_size = choose_batch_size(config.autoencoder_batch_size, data.source, bad_examples)
     loader = Loader(data.source, batch_size=batch_size, seed=config.seed, transform=data.transform)
-    counts = dict(vocab_size=data.vocab_size, classes=data.classes)
-    sizes = sizes_of(numeric_fields(loader.example()), data.modalities, model, **counts)
+    example = numeric_fields(loader.example())
+    sizes = sizes_of(example, data.modalities, model, vocab_size=data.vocab_size, classes=data.classes)
 
     # The judges, and the autoencoders: trainings of their own within this run.
     flow, judges = make_multimodal_flow(model, sizes), make_judges(model, sizes, data.classes)
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
         flow.as_vae(), model, judges, seed=config.seed, end_id=data.end_id, pad_id=data.pad_id
     )
     validate = codes.make_validation(evaluator, judge_params, data.validation) if config.eval_every else None
-    optimizer, metadata = codes.freeze_trained(config.optimizer), codes.flow_metadata(sizes, data)
+    optimizer, metadata = codes.freeze_trained(config.optimizer), codes.flow_metadata(sizes, data, example)
     result = fit(method, loader, config, optimizer, run, timer, evaluate=validate, metadata=metadata)
 
     # Test: generation across modalities and jointly.

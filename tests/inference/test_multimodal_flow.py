@@ -40,10 +40,7 @@ def save(folder):
         classes=0, tokenize=TRANSFORM.tokenize, standardise=TRANSFORM.standardise
     )
     options = {"sample_rate": RATE, "max_seconds": SAMPLES / RATE}
-    shapes = {k: v.shape[1:] for k, v in batch.items()}
-    return save_run(
-        folder, {"model": CONFIG, "input": options}, params, shapes=shapes, **flow_metadata(sizes, data)
-    )
+    return save_run(folder, {"model": CONFIG, "input": options}, params, **flow_metadata(sizes, data, batch))
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from xmodal_jax.models.flow.multimodal import CODES, FROZEN, code_statistics
 from xmodal_jax.models.vae.networks import make_groups
 from xmodal_jax.nets.decoders import Size
 from xmodal_jax.train.config import RunConfig
-from xmodal_jax.train.loop import TrainingResult, fit
+from xmodal_jax.train.loop import TrainingResult, fit, shapes_of
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run
 from xmodal_jax.types import Method
@@ -100,11 +100,13 @@ def make_code_loader(encoded: EncodedSource, config: RunConfig, bad_examples: Ba
     return Loader(encoded.source, batch_size=batch_size, seed=config.seed)
 
 
-def flow_metadata(sizes: Mapping[str, Size], data: LatentData) -> dict[str, Any]:
-    """What a checkpoint keeps so that the run can be used on new data (`inference.load`)."""
-    shapes = {m: [*size.shape, size.values] for m, size in sizes.items()}
+def flow_metadata(sizes: Mapping[str, Size], data: LatentData, example: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps so that the run can be used on new data (`inference.load`). ``example``: a batch of data,
+    from which codes are computed."""
+    size_lists = {m: [*size.shape, size.values] for m, size in sizes.items()}
     modalities = [name for group in make_groups(sizes) for name in group.names]
-    return {"kind": "multimodal_flow", "modalities": modalities, "sizes": shapes} | data.metadata
+    own = {"kind": "multimodal_flow", "modalities": modalities, "sizes": size_lists}
+    return {**own, **data.metadata, "shapes": shapes_of(example)}
 
 
 def freeze_trained(optimizer: Optimizer) -> Optimizer:

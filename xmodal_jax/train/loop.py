@@ -99,7 +99,8 @@ def fit(
         best checkpoint and early stopping; None: there is neither.
       params: parameters to start from; None: those that the method initialises.
       metadata: JSON-able values stored in every checkpoint, beside the configuration and the seeds: what is needed to
-        use the parameters elsewhere, such as the tokenizer; None: nothing further.
+        use the parameters elsewhere, such as the tokenizer; None: nothing further. ``shapes`` (`shapes_of` a batch) are
+        those of the loader's batches unless it has others, of data from which these batches were computed.
       steps_flag: the flag that ``config.steps`` comes from, for messages.
 
     Raises:
@@ -185,10 +186,10 @@ class TrainingLoop:
         run.leave_out([f"model.{name}" for name in unused_fields(model, example)])
         encoders = method.encoders if isinstance(method, Method) else []
         self._metadata = {
+            "shapes": shapes_of(example),
             **(metadata or {}),
             "config": to_json(run.config),
             "seeds": self.seeds,
-            "shapes": {name: list(np.shape(x)[1:]) for name, x in example.items() if hasattr(x, "shape")},
             "encoders": [encoder_slot._asdict() for encoder_slot in encoders],
             "frozen": None if training.frozen is None else describe(training.frozen),
         }
@@ -519,6 +520,11 @@ class TrainingLoop:
             resumed=self.start,
             frozen=self._device_data.frozen,
         )
+
+
+def shapes_of(batch: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The shape of an example of each field of a batch."""
+    return {name: list(np.shape(x)[1:]) for name, x in batch.items() if hasattr(x, "shape")}
 
 
 TEXT_OPTIONS = ("tokenizer", "vocab_size", "text_length", "text_cleanup")

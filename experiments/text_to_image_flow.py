@@ -22,7 +22,8 @@ from xmodal_jax.evaluation.image_judge import JudgeReport
 from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator, image_sizes
 from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.experiment import evaluate_seeds, last_losses, make_loader, start, subtitle, write_report
-from xmodal_jax.models.flow import FlowConfig, make_flow
+from xmodal_jax.models.flow import FlowConfig, FlowMatching, HeunSampler, make_flow
+from xmodal_jax.nets.dit import DiTConfig
 from xmodal_jax.report.flows import add_flow_images
 from xmodal_jax.report.images import SampleHistory, add_images, add_scores
 from xmodal_jax.train.command_line import run_script
@@ -38,12 +39,16 @@ class Config(RunConfig):
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
         train_size=20_000, modalities=("text", "image")
     )
-    steps: int = 3000
+    steps: int = 2400
     batch_size: int = 64
-    eval_every: int = 1500
+    eval_every: int = 1200
     judge: pathlib.Path | None = None
     """Directory of a run of captioning.py, whose captioner scores the generated images; None: no such scores."""
-    model: FlowConfig = FlowConfig()
+    model: FlowConfig = FlowConfig(
+        objective=FlowMatching(prediction="data"),
+        network=DiTConfig(depth=4),
+        sampler=HeunSampler(guidance=2.0, steps=12),
+    )
     """Network, objective and sampler of the flow."""
     optimizer: Optimizer = Optimizer("muon", learning_rate=5e-3, ema=0.999)
     """Update rule and learning-rate schedule; images are generated with the average of the parameters (ema)."""

@@ -38,8 +38,8 @@ INSIDE = {
         "speech",
         "conditions",
         "gan",
-        "flow",
         "vae",
+        "flow",
     ],
     "data": ["shapes", "sources", "tasks"],
     "models/gan": [

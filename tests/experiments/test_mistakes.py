@@ -10,7 +10,8 @@ from xmodal_jax.train.command_line import choose_class, run_script
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRAINING = (
-    "captioning contrastive fusion gan_zoo multimodal_vae speech_recognition speech_synthesis text_to_image_gan vae"
+    "captioning contrastive fusion gan_zoo multimodal_flow multimodal_vae speech_recognition speech_synthesis "
+    "text_to_image_flow text_to_image_gan vae"
 ).split()
 SHARED = """
     --nonsense 1
@@ -45,9 +46,11 @@ OF_SCRIPT = {
     "contrastive": "--init-from full\n--model.objective nonsense\n--model.embed-dim 0\n--layer-decay 2",
     "fusion": "--task nonsense\n--model.fusion nonsense\n--unimodal-steps -1\n--lora.rank 4",
     "gan_zoo": "--objectives nonsense\n--objectives\n--model.generator nonsense\n--on-divergence maybe",
+    "multimodal_flow": "--model nonsense\n--missing 2\n--autoencoder-steps ten\n--evaluation.examples 0",
     "multimodal_vae": "--model nonsense\n--model.beta nan\n--missing 2\n--evaluation.examples 0",
     "speech_recognition": "--model.objective nonsense\n--generation nonsense\n--model.features.mels 0\n--lora.rank 3",
     "speech_synthesis": "--recogniser nowhere\n--examples 0\n--model.floor 0\n--text-encoder hf:nowhere",
+    "text_to_image_flow": "--model.condition.dropout 2\n--model.sampler jump\n--model.objective nonsense",
     "text_to_image_gan": "--redescribe nowhere\n--read-with full\n--model.d-steps 0\n--model.penalty nonsense",
     "vae": "--model nonsense\n--model.samples 0\n--critic.name nonsense\n--model.latent 0",
 }

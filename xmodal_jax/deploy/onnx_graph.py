@@ -73,12 +73,12 @@ class Graph:
 
     def drop_unused(self, outputs: Sequence[str]) -> None:
         """Removes the nodes that the outputs do not depend on."""
-        wanted, kept = set(outputs), []
+        wanted, nodes = set(outputs), []
         for node in reversed(self.nodes):
             if wanted.intersection(node.output):
                 wanted.update(node.input)
-                kept.append(node)
-        self.nodes = kept[::-1]
+                nodes.append(node)
+        self.nodes = nodes[::-1]
 
     def constant(self, value: Any, dtype: Any = None) -> str:
         """A constant; equal ones are stored once."""

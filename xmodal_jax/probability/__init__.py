@@ -28,6 +28,13 @@ from xmodal_jax.probability.likelihoods import (
     token_log_likelihood,
 )
 from xmodal_jax.probability.mixtures import Mixture, as_mixture, kl_mixture
+from xmodal_jax.probability.ode import (
+    bits_per_dimension,
+    log_density,
+    solve,
+    solve_adaptive,
+    time_grid,
+)
 from xmodal_jax.probability.posteriors import (
     all_subsets,
     joint_product,
@@ -46,6 +53,7 @@ __all__ = [
     "all_subsets",
     "as_mixture",
     "bernoulli_log_prob",
+    "bits_per_dimension",
     "categorical_log_prob",
     "dense_log_likelihood",
     "detach",
@@ -56,6 +64,7 @@ __all__ = [
     "kl_categorical",
     "kl_mixture",
     "label_log_likelihood",
+    "log_density",
     "mask_experts",
     "masked_log_mean_exp",
     "masked_product",
@@ -67,7 +76,10 @@ __all__ = [
     "rational_quadratic_star",
     "rbf",
     "sample",
+    "solve",
+    "solve_adaptive",
     "standard_like",
     "standard_noise",
+    "time_grid",
     "token_log_likelihood",
 ]

@@ -218,8 +218,8 @@ class CodeFlow:
             if guidance != 1.0:
                 v = jax.tree.map(lambda a, b: guide(a, b, guidance), v, others.pop(0))
             if agreement != 1.0:
-                alone = {m: by_itself[m] for m, by_itself in zip(self.modalities, others, strict=True)}
-                v = jax.tree.map(lambda a, b: guide(a, b, agreement), v, alone)
+                unimodal = {m: by_itself[m] for m, by_itself in zip(self.modalities, others, strict=True)}
+                v = jax.tree.map(lambda a, b: guide(a, b, agreement), v, unimodal)
             return choose(still, v)
 
         x = ode.solve(velocity, noise, ode.time_grid(c.steps), solver=c.solver)

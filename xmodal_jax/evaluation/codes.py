@@ -105,8 +105,8 @@ def flow_metadata(sizes: Mapping[str, Size], data: LatentData, example: Mapping[
     from which codes are computed."""
     size_lists = {m: [*size.shape, size.values] for m, size in sizes.items()}
     modalities = [name for group in make_groups(sizes) for name in group.names]
-    own = {"kind": "multimodal_flow", "modalities": modalities, "sizes": size_lists}
-    return {**own, **data.metadata, "shapes": shapes_of(example)}
+    of_model = {"kind": "multimodal_flow", "modalities": modalities, "sizes": size_lists}
+    return {**of_model, **data.metadata, "shapes": shapes_of(example)}
 
 
 def freeze_trained(optimizer: Optimizer) -> Optimizer:

@@ -45,7 +45,7 @@ class Config(RunConfig):
     judge: pathlib.Path | None = None
     """Directory of a run of captioning.py, whose captioner scores the generated images; None: no such scores."""
     model: FlowConfig = FlowConfig(
-        objective=FlowMatching(prediction="data"),
+        objective=FlowMatching(prediction="data", time_mean=-1.6),
         network=DiTConfig(depth=4),
         sampler=HeunSampler(guidance=2.0, steps=12),
     )

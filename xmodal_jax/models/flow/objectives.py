@@ -33,7 +33,8 @@ class _Objective:
     times: Literal["logit_normal", "uniform"] = "logit_normal"
     """Distribution of the times of training: logit-normal, which favours the middle of the way, or uniform."""
     time_mean: float = 0.0
-    """Mean of the logit of the times (logit_normal): below 0 there are more times near the noise."""
+    """Mean of the logit of the times (logit_normal): below 0 there are more times near the noise, where the condition
+    has to say what is generated."""
     time_std: float = 1.0
     """Standard deviation of the logit of the times (logit_normal)."""
     time_shift: float = 1.0

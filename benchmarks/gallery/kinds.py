@@ -65,6 +65,16 @@ def load_each(run: str | Path) -> dict[str, Any]:
     return models
 
 
+DRAWING_SCORES = {
+    "test/factor_accuracy": "of all sizes, colours, textures, shapes, numbers, places and relations in the "
+    "captions, those that the judge, a captioner that took no part in the training, reads in the pictures",
+    "compositions/factor_accuracy": "the same, for captions with pairs of shape and colour that training never "
+    "showed",
+    "test/judge_kernel_distance": "kernel distance of the pictures from real ones in the judge's features",
+    "test/judge_kernel_distance_real": "the same between two halves of the real pictures, in theory 0",
+}
+"""The scores of runs that draw pictures of sentences."""
+
 KINDS = {
     "contrastive": Kind(
         "One space for pictures, sentences and speech",
@@ -190,14 +200,7 @@ KINDS = {
         "Sentences to pictures, by a GAN",
         "The sentence determines what the objects are, the noise where they are. The captioner that takes part in the "
         "training (--redescribe) is another run than the judge: captioning.py --seed 1.",
-        {
-            "test/factor_accuracy": "of all sizes, colours, textures, shapes, numbers, places and relations in the "
-            "captions, those that the judge, a captioner that took no part in the training, reads in the pictures",
-            "compositions/factor_accuracy": "the same, for captions with pairs of shape and colour that training never "
-            "showed",
-            "test/judge_kernel_distance": "kernel distance of the pictures from real ones in the judge's features",
-            "test/judge_kernel_distance_real": "the same between two halves of the real pictures, in theory 0",
-        },
+        DRAWING_SCORES,
         (
             Sample(
                 "Captions and noise", ("caption", "real picture", "drawn"), s.draw, s.rows_of_drawings,
@@ -221,14 +224,7 @@ KINDS = {
     "text_to_image_flow": Kind(
         "Sentences to pictures, by flow matching",
         "A network moves noise along a flow to a picture.",
-        {
-            "test/factor_accuracy": "of all sizes, colours, textures, shapes, numbers, places and relations in the "
-            "captions, those that the judge, a captioner that took no part in the training, reads in the pictures",
-            "compositions/factor_accuracy": "the same, for captions with pairs of shape and colour that training never "
-            "showed",
-            "test/judge_kernel_distance": "kernel distance of the pictures from real ones in the judge's features",
-            "test/judge_kernel_distance_real": "the same between two halves of the real pictures, in theory 0",
-        },
+        DRAWING_SCORES,
         (
             Sample(
                 "Captions and noise", ("caption", "real picture", "drawn"), s.draw, s.rows_of_drawings,

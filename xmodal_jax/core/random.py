@@ -7,7 +7,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 from jaxtyping import Key as KeyArray
 
 from xmodal_jax.types import Batch, ExampleKeys, Key
@@ -53,3 +53,8 @@ def batch_index(batch: Batch) -> Int[Array, "batch"] | Int[np.ndarray, "batch"]:
 def batch_keys(key: Key, batch: Batch) -> ExampleKeys:
     """One key for each example of a batch, by its field ``index``; see `example_keys` and `batch_index`."""
     return example_keys(key, batch_index(batch))
+
+
+def normal_like(keys: ExampleKeys, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    """Standard normal noise of the shape of ``x``, drawn from one key for each example."""
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.data.source import Source, read_fields
@@ -14,6 +13,7 @@ from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.evaluation.text import ReferenceTexts
+from xmodal_jax.preprocess.image import to_pixels
 from xmodal_jax.types import GAN, Method
 
 CONDITION_FIELDS = ("text", "text_mask", "label")
@@ -52,7 +52,7 @@ class ImageGenerator:
         ``batch_size``: images at a time. ``few_shapes``: see `predict_all`."""
         self._predict, self.tokenize, self.noise = method.predict, tokenize, noise
         self._batches = dict(batch_size=batch_size, few_shapes=few_shapes)
-        self._to_pixels = jax.jit(lambda x: jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8))
+        self._to_pixels = jax.jit(to_pixels)
         # One function object, which `predict_all` compiles once: images in [-1, 1], then uint8.
         self._generate = lambda params, batch: self._to_pixels(self._predict(params, batch))
 

@@ -16,6 +16,7 @@ from xmodal_jax.inference.outputs import to_picture
 from xmodal_jax.models.flow import FlowConfig, make_flow
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
+from xmodal_jax.preprocess.image import to_pixels
 from xmodal_jax.train.run import from_json
 
 
@@ -152,9 +153,11 @@ class FlowSynthesizer(ImageSynthesizer):
     def _make_method(self, config: FlowConfig, sizes: dict[str, Any]) -> tuple[Any, int]:
         self.flow = make_flow(config, **sizes)
         # Functions that `predict` compiles once.
-        self._edit = lambda params, batch: self.flow.edit(params, batch, batch["noise"], start=batch["start"])
-        self._inpaint = lambda params, batch: self.flow.inpaint(
-            params, batch, batch["noise"], known=batch["known"][..., None]
+        self._edit = lambda params, batch: to_pixels(
+            self.flow.edit(params, batch, batch["noise"], start=batch["start"])
+        )
+        self._inpaint = lambda params, batch: to_pixels(
+            self.flow.inpaint(params, batch, batch["noise"], known=batch["known"][..., None])
         )
         return self.flow.method, self.flow.dimensions
 
@@ -222,10 +225,10 @@ class FlowSynthesizer(ImageSynthesizer):
             )
         if not count:
             return []
-        pixels = self.read({"image": images}).batch(np.arange(count))
+        inputs = self.read({"image": images}).batch(np.arange(count))
         noise = self._check_noise(None, count, seed)
         source = ArraySource(
-            {**fields, **pixels, **further(count), "noise": noise, "index": np.arange(count)}
+            {**fields, **inputs, **further(count), "noise": noise, "index": np.arange(count)}
         )
-        outputs = self.predict(predict, source)
-        return [to_picture(np.clip(np.round((x + 1.0) * 127.5), 0, 255).astype(np.uint8)) for x in outputs]
+        pixels = self.predict(predict, source)
+        return [to_picture(x) for x in pixels]

@@ -14,18 +14,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
+from xmodal_jax.core.examples import per_example
 from xmodal_jax.types import ExampleKeys
 
 MIN_GAP = 0.05
 """Smallest value of ``1 - t`` by which a prediction of the data is divided to get a velocity (see
 `data_to_velocity`)."""
-
-
-def per_example(t: Shaped[Array, "batch"], x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
-    """``t [B]`` with as many axes as ``x``, so that it multiplies each example."""
-    return t.reshape(t.shape + (1,) * (x.ndim - 1))
 
 
 def interpolate(

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.core.collectives import AxisName, global_mean
+from xmodal_jax.core.examples import per_example
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.core.trees import map_with_name
 from xmodal_jax.types import ExampleKeys
@@ -47,7 +48,7 @@ def gradient_penalty(
 
     def interpolate(real_leaf, fake_leaf):
         """A random point between real and generated examples, for one array ``[B, ...]`` of them."""
-        weight = _per_example(u, real_leaf)
+        weight = per_example(u, real_leaf)
         return weight * real_leaf + (1.0 - weight) * fake_leaf
 
     gradient = _gradient(critic, jax.tree.map(interpolate, real, fake))
@@ -81,7 +82,7 @@ def dragan(
       axis_name: the named axis that splits the batch over devices, if any.
     """
     if present is not None:
-        real = jax.tree.map(lambda x: jnp.where(_per_example(present, x), x, 0), real)
+        real = jax.tree.map(lambda x: jnp.where(per_example(present, x), x, 0), real)
     weights = None if present is None else present.astype(jnp.float32)
 
     def mean_of_elements(x):
@@ -159,12 +160,6 @@ def lecam(
 
 
 # -- norms of gradients -------------------------------------------------------------------------------------
-
-
-def _per_example(values, like):
-    """``values`` [B] reshaped to broadcast with ``like`` [B, ...], in its dtype unless they are booleans."""
-    values = values if values.dtype == bool else values.astype(like.dtype)
-    return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
 
 def _gradient(critic: Critic, x: Examples) -> Examples:

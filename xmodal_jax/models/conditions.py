@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from xmodal_jax.core.examples import per_example
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.losses import sequence
 from xmodal_jax.models.contrastive import text_ids
@@ -96,6 +97,10 @@ class ClassEncoder(ConditionEncoder):
     """The condition's configuration, with the ``width`` of a class's embedding."""
     classes: int
 
+    def __post_init__(self):
+        if not self.classes:
+            raise ValueError("the condition 'class' needs labels, and the data set has none")
+
     @property
     def width(self) -> int:
         return self.config.width
@@ -146,6 +151,10 @@ class CaptionEncoder(ConditionEncoder):
     """Whether the text encoder keeps its pretrained parameters, which are then in ``frozen["text"]``; False: it is
     trained."""
     modalities: ClassVar[tuple[str, ...]] = ("image", "text")
+
+    def __post_init__(self):
+        if not (self.vocab_size and self.length):
+            raise ValueError(f"the condition {self.config.name!r} needs captions, and the data set has none")
 
     @property
     def width(self) -> int:
@@ -221,7 +230,6 @@ def interpolate_conditions(start: Any, end: Any, fraction: Float[Array, "batch"]
         """The interpolation of one array ``[B, ...]`` of both conditions."""
         if x.dtype == bool:  # a mask of words
             return x | y
-        to_x = fraction.reshape(-1, *[1] * (x.ndim - 1))  # [B, 1, ..., 1]
-        return x + to_x * (y - x)
+        return x + per_example(fraction, x) * (y - x)
 
     return jax.tree.map(interpolate, start, end)

@@ -33,6 +33,11 @@ def to_float(pixels: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
+def to_pixels(x: Float[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+    """Images in [-1, 1] as uint8, the inverse of `to_float`: ``round((x + 1) 127.5)``, clipped to 0..255."""
+    return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
 @check_shapes
 def standardize(
     images: Float[Array, "*batch height width channels"], mean: Sequence[float], std: Sequence[float]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from xmodal_jax.core.examples import per_example, select_examples
 from xmodal_jax.types import ExampleKeys
 
 State = Any
@@ -46,8 +47,7 @@ def shift_times(t: Float[Array, "*shape"], shift: float) -> Float[Array, "*shape
 
 def _add(x: State, scale: Float[Array, "batch"], slope: State) -> State:
     """``x + scale * slope``, with one scale per example."""
-    expand = lambda leaf: scale.reshape(scale.shape + (1,) * (leaf.ndim - 1))
-    return jax.tree.map(lambda a, b: a + expand(a).astype(a.dtype) * b, x, slope)
+    return jax.tree.map(lambda a, b: a + per_example(scale, a) * b, x, slope)
 
 
 def euler_step(velocity: Velocity, x: State, t: Array, dt: Array) -> State:
@@ -197,9 +197,8 @@ def solve_adaptive(
         accept = running & (ratio <= 1.0)
         # The error of a step of order 5 is proportional to dt^5; 0.9 makes the next step likely to be accepted.
         factor = jnp.clip(0.9 * jnp.maximum(ratio, 1e-10) ** -0.2, 0.2, 5.0)
-        choose = lambda a, b: jnp.where(accept.reshape(accept.shape + (1,) * (a.ndim - 1)), a, b)
         return _Progress(
-            x=jax.tree.map(choose, new, progress.x),
+            x=select_examples(accept, new, progress.x),
             t=jnp.where(accept, progress.t + dt, progress.t),
             dt=jnp.where(running, sign * dt * factor, progress.dt),
             steps=progress.steps + running,

@@ -16,6 +16,7 @@ from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator
 from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.models.flow import EulerSampler, FlowModel, HeunSampler, JumpSampler
 from xmodal_jax.models.flow.samplers import Sampler
+from xmodal_jax.preprocess.image import to_pixels
 from xmodal_jax.report.page import Report
 
 EXAMPLES = 6
@@ -135,13 +136,12 @@ def add_changes(
     real = read_fields(test.source, ("image",))["image"][:count]
     toward = {name: np.roll(values, -1, axis=0) for name, values in conditions.items()}
     noise = np.random.default_rng(seed).standard_normal((count, flow.dimensions), np.float32)
-    change = lambda params, batch: flow.edit(params, batch, batch["noise"], start=batch["start"])
+    change = lambda params, batch: to_pixels(flow.edit(params, batch, batch["noise"], start=batch["start"]))
     columns = []
     for strength in STRENGTHS:
         fields = {**toward, "image": real, "noise": noise, "index": np.arange(count, dtype=np.int32)}
         source = ArraySource({**fields, "start": np.full(count, 1.0 - strength, np.float32)})
-        images = predict_all(change, params, source)
-        columns.append(np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8))
+        columns.append(predict_all(change, params, source))
     texts = test.texts[:count]
     rows = [[real[k], texts[(k + 1) % count], *(images[k] for images in columns)] for k in range(count)]
     headings = ["real image", "new caption", *(f"strength {strength:g}" for strength in STRENGTHS)]

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.checks import check_at_least
-from xmodal_jax.core.random import batch_keys, example_keys, fold_in_name
+from xmodal_jax.core.random import batch_keys, example_keys, fold_in_name, normal_like
 from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.gradient_cache import chunked
 from xmodal_jax.models.towers import Encoders, first_example
@@ -36,6 +36,7 @@ from xmodal_jax.models.vae.modalities import (
     used_configs,
 )
 from xmodal_jax.models.vae.networks import (
+    Decoder,
     ModalityGroup,
     make_groups,
     modality_keys,
@@ -123,19 +124,6 @@ def join_tokens(sequence: Tokens, count: int) -> Float[Array, "batch count joine
     return x.reshape(x.shape[0], count, -1)
 
 
-class _Decoder(nn.Module):
-    """Builds its decoder when it is called, within `stack_modalities`: each modality then has its own parameters."""
-
-    modality: ModalityConfig
-    size: Size
-
-    @nn.compact
-    def __call__(self, z, tokens, keys):
-        """The decoder's outputs for codes ``z [N, D]``; ``tokens [N, L]``: those that an autoregressive decoder
-        continues, or None."""
-        return self.modality.build_decoder(self.size)(z, tokens, keys=keys)
-
-
 class _Projection(nn.Module):
     """A linear map of a code into the space in which codes are aligned."""
 
@@ -170,7 +158,7 @@ class CodeNetwork(nn.Module):
             features = _Sequence(encoder) if is_sequence else modality.features(group.size, c.hidden)
             tokens = c.sequence_tokens if is_sequence else c.tokens
             experts[group.name] = stack_modalities(_Encoder)(features, is_sequence, tokens, c.dims)
-            decoders[group.name] = stack_modalities(_Decoder)(modality, group.size)
+            decoders[group.name] = stack_modalities(Decoder)(modality, group.size)
             projections[group.name] = stack_modalities(_Projection)(c.align_dims)
         self.experts, self.decoders, self.projections = experts, decoders, projections
 
@@ -192,7 +180,7 @@ class CodeNetwork(nn.Module):
         return projected
 
     def _decode(self, group: ModalityGroup, z: Float[Array, "g batch latent"], tokens, keys=None) -> Array:
-        """The outputs of a group's decoders, ``[G, B, ...]``, for flat codes; see `_Decoder`."""
+        """The outputs of a group's decoders, ``[G, B, ...]``, for flat codes; see `models.vae.networks.Decoder`."""
         return self.decoders[group.name](z, tokens, modality_keys(keys, group.names))
 
     def log_likelihood(
@@ -335,11 +323,6 @@ class CodeModel:
             )
             weights.append(both.astype(jnp.float32))
         return collectives.batch_mean(jnp.concatenate(terms), jnp.concatenate(weights), axis_name=axis_name)
-
-
-def normal_like(keys: ExampleKeys, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-    """Standard normal noise of the shape of ``x``, drawn from one key for each example."""
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
 def make_codes(

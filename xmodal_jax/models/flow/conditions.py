@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.models.conditions import CaptionEncoder, ClassEncoder, ConditionEncoder, DataSizes
 from xmodal_jax.models.towers import presence_masks
@@ -62,13 +63,10 @@ class ClassCondition(_Conditional):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.width < 1:
-            raise ValueError(f"width must be at least 1, got {self.width}")
+        check_at_least(self, 1, "width")
 
     def build(self, sizes: DataSizes) -> ClassEncoder:
         """The encoder. Raises ValueError: there are no labels."""
-        if not sizes.classes:
-            raise ValueError("the condition 'class' needs labels, and the data set has none")
         return ClassEncoder(self, sizes.classes)
 
 
@@ -84,8 +82,6 @@ class SentenceCondition(_Conditional):
 
     def build(self, sizes: DataSizes) -> CaptionEncoder:
         """The encoder. Raises ValueError: there are no captions."""
-        if not (sizes.vocab_size and sizes.length):
-            raise ValueError(f"the condition {self.name!r} needs captions, and the data set has none")
         return CaptionEncoder(self, sizes.vocab_size, sizes.length, frozen_text=False)
 
 
@@ -124,12 +120,6 @@ def null_condition(params: Params, like: Condition) -> Condition:
         first_only = jnp.arange(values.shape[1]) == 0
         words = Tokens(values, jnp.broadcast_to(first_only, values.shape[:2]))
     return Condition(jnp.broadcast_to(vector.astype(like.vector.dtype), like.vector.shape), words)
-
-
-def select_condition(keep: Bool[Array, "batch"], condition: Condition, null: Condition) -> Condition:
-    """``condition`` where ``keep``, else ``null``."""
-    choose = lambda a, b: jnp.where(keep.reshape(keep.shape + (1,) * (a.ndim - 1)), a, b)
-    return jax.tree.map(choose, condition, null)
 
 
 def encode_condition(

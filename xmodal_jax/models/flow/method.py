@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.collectives import AxisName
-from xmodal_jax.core.random import batch_index, batch_keys, example_keys, fold_in_name
+from xmodal_jax.core.examples import per_example, select_examples
+from xmodal_jax.core.random import batch_index, batch_keys, example_keys, fold_in_name, normal_like
 from xmodal_jax.losses import flow as losses
 from xmodal_jax.models.conditions import ConditionEncoder, DataSizes, interpolate_conditions
 from xmodal_jax.models.flow.conditions import (
@@ -22,7 +23,6 @@ from xmodal_jax.models.flow.conditions import (
     has_condition,
     init_condition,
     null_condition,
-    select_condition,
 )
 from xmodal_jax.models.flow.config import FlowConfig
 from xmodal_jax.models.flow.samplers import Sampler
@@ -119,8 +119,8 @@ class FlowModel:
         keys = batch_keys(key, batch)
         x = self.data(batch)
         present = presence_masks(batch, (self.modality,))[self.modality]
-        x = jnp.where(losses.per_example(present, x), x, 0.0)
-        noise = _normal(fold_in_name(keys, "noise"), self.shape)
+        x = jnp.where(per_example(present, x), x, 0.0)
+        noise = normal_like(fold_in_name(keys, "noise"), x)
         # Dropout of the condition's encoder and of the network.
         condition = encode_condition(
             self.encoder, params["condition"], batch, fold_in_name(keys, "condition")
@@ -147,7 +147,7 @@ class FlowModel:
             return condition
         keep = has_condition(self.encoder, batch, condition.vector.shape[0])
         keep &= jax.vmap(jax.random.uniform)(keys) >= self.config.condition.dropout
-        return select_condition(keep, condition, null_condition(params["condition"], condition))
+        return select_examples(keep, condition, null_condition(params["condition"], condition))
 
     def _paired_noise(self, noise, x, condition, batch, axis_name) -> Array:
         """For each example the noise of the global batch that optimal transport pairs it with."""
@@ -276,7 +276,7 @@ class FlowModel:
         null = null_condition(params["condition"], condition)
         if condition.vector is None:
             return condition, null
-        condition = select_condition(has_condition(self.encoder, batch, count), condition, null)
+        condition = select_examples(has_condition(self.encoder, batch, count), condition, null)
         second = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
         if second:
             end = encode_condition(self.encoder, params["condition"], {**batch, **second}, None)
@@ -305,8 +305,3 @@ class FlowModel:
             return losses.guide(with_condition, without, sampler.guidance)
 
         return guided
-
-
-def _normal(keys: ExampleKeys, shape: tuple[int, ...]) -> Float[Array, "batch ..."]:
-    """Standard normal noise of this shape for each key."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

@@ -30,10 +30,11 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core import collectives
 from xmodal_jax.core.checks import check_at_least, check_rates
+from xmodal_jax.core.examples import per_example
 from xmodal_jax.core.parts import check_choices
-from xmodal_jax.core.random import batch_index, batch_keys, example_keys, fold_in_name
-from xmodal_jax.losses.flow import guide, interpolate, logit_normal_times, per_example, velocity_loss
-from xmodal_jax.models.flow.codes import CodeConfig, CodeModel, Codes, make_codes, normal_like
+from xmodal_jax.core.random import batch_index, batch_keys, example_keys, fold_in_name, normal_like
+from xmodal_jax.losses.flow import guide, interpolate, logit_normal_times, velocity_loss
+from xmodal_jax.models.flow.codes import CodeConfig, CodeModel, Codes, make_codes
 from xmodal_jax.models.towers import Encoders
 from xmodal_jax.models.vae.inference import LatentSamples
 from xmodal_jax.models.vae.multimodal import MultimodalVAE

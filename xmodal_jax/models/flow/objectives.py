@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xmodal_jax.core.checks import check_at_least
+from xmodal_jax.core.examples import per_example
 from xmodal_jax.core.parts import Basic
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.losses import flow
@@ -168,7 +169,7 @@ class Shortcut(_MeanVelocity):
         smallest = exponents == self.levels - 1  # half of it is the velocity
         step_to = lambda z, t, r: network(z, t, jnp.where(smallest, t, r))
         two_steps = flow.shortcut_target(step_to, z, t, half_step)
-        target = jnp.where(flow.per_example(large, x), two_steps, x - noise)
+        target = jnp.where(per_example(large, x), two_steps, x - noise)
         prediction = network(z, t, jnp.where(large, t + length, t))
         return flow.squared_error(prediction, target)
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from xmodal_jax.core.checks import check_at_least
+from xmodal_jax.core.examples import per_example
 from xmodal_jax.core.parts import Basic
-from xmodal_jax.losses.flow import per_example
 from xmodal_jax.probability import ode
 
 

@@ -75,8 +75,6 @@ class ClassCondition(_Conditional):
 
     def build(self, sizes: DataSizes, *, frozen_text: bool = False) -> ClassEncoder:
         """The encoder. Raises ValueError: there are no labels."""
-        if not sizes.classes:
-            raise ValueError("the condition 'class' needs labels, and the data set has none")
         return ClassEncoder(self, sizes.classes)
 
 
@@ -96,8 +94,6 @@ class SentenceCondition(_Conditional):
 
     def build(self, sizes: DataSizes, *, frozen_text: bool = False) -> CaptionEncoder:
         """The encoder. Raises ValueError: there are no captions."""
-        if not (sizes.vocab_size and sizes.length):
-            raise ValueError(f"the condition {self.name!r} needs captions, and the data set has none")
         return CaptionEncoder(self, sizes.vocab_size, sizes.length, frozen_text)
 
 

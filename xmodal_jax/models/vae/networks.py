@@ -106,7 +106,7 @@ def stack_modalities(module: type, *methods: str) -> Any:
     )  # fmt: skip
 
 
-class _Decoder(nn.Module):
+class Decoder(nn.Module):
     """Builds its decoder when it is called, within `stack_modalities`: each modality then has its own parameters."""
 
     modality: ModalityConfig
@@ -197,7 +197,7 @@ class Network(nn.Module):
                 # A new module: if both shared one module, they would share its parameters.
                 features = modality.features(group.size, c.hidden)
                 trunks[group.name] = stack_modalities(_Features)(features)
-            decoders[group.name] = stack_modalities(_Decoder)(modality, group.size)
+            decoders[group.name] = stack_modalities(Decoder)(modality, group.size)
         self.experts, self.trunks, self.decoders = experts, trunks, decoders
         self._setup_optional_parts()
         self._setup_priors()

@@ -158,7 +158,9 @@ USES = {
     "traversal": Use("Latent space: anything", "Traverse", GALLERY),
     "samples": Use("Sample: vae", "Sample", GALLERY),
     "samples of all kinds": Use("Sample: anything", "Sample", f"{GALLERY} >> nth=3"),
-    "translation": Use("Translate", "Generate", PICTURE, (), {"Text": "a red star"}),
+    "samples of a flow": Use("Sample: codes", "Sample", GALLERY),
+    "translation": Use("Translate: anything", "Generate", PICTURE, (), {"Text": "a red star"}),
+    "translation by a flow": Use("Translate: codes", "Generate", PICTURE, (), {"Text": "a red star"}),
 }  # fmt: skip
 """Each tab used once, with a real input."""
 

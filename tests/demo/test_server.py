@@ -47,8 +47,9 @@ def test_the_page_names_no_other_host(server):
 
 TITLES = [
     "Search: space", "Classify: space", "Search: listener", "Classify: listener", "Caption", "Recognise speech",
-    "Speak", "Answer", "Draw: painter", "Draw: illustrator", "Latent space: vae", "Sample: vae", "Translate",
-    "Latent space: anything", "Sample: anything",
+    "Speak", "Answer", "Draw: painter", "Draw: illustrator", "Draw: flow", "Latent space: vae", "Sample: vae",
+    "Translate: anything", "Latent space: anything", "Sample: anything", "Translate: codes", "Latent space: codes",
+    "Sample: codes",
 ]  # fmt: skip
 
 

@@ -1,11 +1,11 @@
-"""A comparison of objectives of the conditional GAN, on one data set with equal numbers of steps.
+"""A comparison of objectives of the conditional GAN, and of generators of other kinds, on one data set.
 
     python experiments/gan_zoo.py --judge runs/captioning-...
-    python experiments/gan_zoo.py --data folder:PATH --judge RUN --objectives hinge wgan_gp mmd_rq
+    python experiments/gan_zoo.py --data folder:PATH --judge RUN --objectives hinge wgan_gp flow_matching
 
-Each objective is trained by text_to_image_gan.py in its own folder, with the same networks and optimizers. Runs differ
-only in the objective and the regularisation that its authors add to it (`models.gan.presets`). There are no other
-losses.
+Each objective is trained by text_to_image_gan.py, for the same steps with the same networks and optimizers; runs differ
+only in the objective and its authors' regularisation (`models.gan.presets`). Another kind of generator (flow_matching)
+has the network and optimizer of its own script, and as many steps as take the GANs' median training time.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-import numpy as np
+import text_to_image_flow
 import text_to_image_gan
-from PIL import Image
 
 from xmodal_jax.core import runtime
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.experiment import describe_spec, write_report
+from xmodal_jax.evaluation.image_judge import load_judge
+from xmodal_jax.experiment import describe_spec, run_experiment, run_for_equal_time, write_report
 from xmodal_jax.models import gan as gans
+from xmodal_jax.models.flow.config import with_condition_like
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import DCGANGeneratorConfig
-from xmodal_jax.report.comparison import ComparedRun, add_comparison, read_result, read_run
+from xmodal_jax.report import comparison
 from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.config import shrink
 from xmodal_jax.train.gan_step import GANOptimizer
@@ -33,20 +34,18 @@ from xmodal_jax.train.loop import NonFiniteError
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run
 
-COLUMNS = {"judge_kernel_distance": "kernel distance", "judge_frechet_distance": "Fréchet distance"}
-COLUMNS |= {"factor_accuracy": "factors right", "exact_accuracy": "captions right"}
-COLUMNS |= {name: name for name in ("precision", "recall", "coverage")}
 ADAM = Optimizer("adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0)
-SAMPLES = 12  # images of each objective in the report
-TITLE = "Objectives of the conditional GAN"
+OTHERS = {"flow_matching": (text_to_image_flow, with_condition_like)}
+"""Generators of other kinds: a script, and a function that gives its model the condition of the GANs."""
+NAMES = (*gans.OBJECTIVE_PRESETS, *OTHERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(text_to_image_gan.Config):
-    """A comparison of GAN objectives."""
+    """A comparison of GAN objectives and other generators."""
 
-    objectives: tuple[str, ...] = tuple(gans.OBJECTIVE_PRESETS)
-    """Names of the objectives to compare, such as hinge or wgan_gp; by default all that the GAN offers."""
+    objectives: tuple[str, ...] = NAMES
+    """Names of the objectives to compare, such as hinge, wgan_gp or flow_matching; by default all that there are."""
     steps: int = 400
     batch_size: int = 64
     eval_every: int = 0
@@ -64,55 +63,56 @@ class Config(text_to_image_gan.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        unknown = sorted(set(self.objectives) - set(gans.OBJECTIVE_PRESETS))
-        if unknown or not self.objectives:
-            raise ValueError(
-                f"--objectives: {unknown or 'none'} given, choose of {', '.join(gans.OBJECTIVE_PRESETS)}"
-            )
+        if (unknown := sorted(set(self.objectives) - set(NAMES))) or not self.objectives:
+            raise ValueError(f"--objectives: {unknown or 'none'} given, choose of {', '.join(NAMES)}")
 
 
-def train(config: Config, name: str, folder: pathlib.Path) -> None:
-    """Trains a GAN with the objective ``name`` in ``folder``, unless a run is resumed and finished."""
-    if config.resume and read_result(folder).get("steps", 0) == config.steps:
-        return
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(text_to_image_gan.Config)}
-    fields |= dict(model=dataclasses.replace(config.model, **gans.OBJECTIVE_PRESETS[name]), run_dir=folder)
-    text_to_image_gan.main(text_to_image_gan.Config(**fields))
+def train(config: Config, name: str, folder: pathlib.Path, runs: list[comparison.ComparedRun]) -> None:
+    """Trains the generator ``name`` in ``folder``. ``runs``: those that have ended."""
+    if name not in OTHERS:
+        model = dataclasses.replace(config.model, **gans.OBJECTIVE_PRESETS[name])
+        return run_experiment(text_to_image_gan, config, folder, model=model)
+    script, with_condition = OTHERS[name]
+    defaults, gan_runs = script.Config(), [run for run in runs if run.name not in OTHERS]
+    options = dict(model=with_condition(defaults.model, config.model.condition), optimizer=defaults.optimizer)
+    run_for_equal_time(script, config, folder, gan_runs, **options)
 
 
 def main(config: Config) -> None:
     runtime.configure()
     timer, bad_examples = runtime.Timer(), BadExamples(config.input.on_bad_example)
+    load_judge(config.judge)  # at once, so that a wrong one is told before anything is trained
     if config.smoke:
-        config = shrink(dataclasses.replace(config, objectives=config.objectives[:2]))
+        first_and_last = config.objectives[:: len(config.objectives) - 1 or 1]
+        config = shrink(dataclasses.replace(config, objectives=first_and_last))
     run = Run.create(config.run_dir, config, resume=config.resume)
     runs, images = [], []
-    for number, name in enumerate(config.objectives, start=1):
+    for number, name in enumerate(sorted(config.objectives, key=OTHERS.__contains__), start=1):
         try:
             with timer(name):
-                train(config, name, run.path / name)
+                train(config, name, run.path / name, runs)
         except NonFiniteError as error:
             if config.on_divergence == "stop":
                 raise
             run.print(f"{name}: {error}")
-            runs.append(ComparedRun(name, {"diverged": float(config.seeds)}))
+            runs.append(comparison.ComparedRun(name, {"diverged": float(config.seeds)}))
             continue
         if run.writes:
-            runs.append(read_run(run.path / name, tuple(COLUMNS)))
+            runs.append(comparison.read_run(run.path / name))
             run.truncate_metrics(number - 1)  # not before: a run that is resumed may be refused
             run.log(number, runs[-1].metrics)
-            files = sorted((run.path / name / "generated").glob("*.png"))[:SAMPLES]
-            images += [np.asarray(Image.open(file)) for file in files]
+            images.append(comparison.read_samples(run.path / name))
     if not run.writes:
         return
     metrics = {key: value for each in runs for key, value in each.metrics.items()}
-    details = f"{describe_spec(config.data)} · {config.steps} steps"
+    title = "Objectives of the conditional GAN"
+    details = f"{describe_spec(config.data)} · {config.steps} steps of each GAN"
     totals = dict(seeds=config.all_seeds, steps=config.steps)
-    with write_report(run, TITLE, details, metrics, timer, bad_examples, **totals) as report:
+    with write_report(run, title, details, metrics, timer, bad_examples, **totals) as report:
         report.headline = [key for key in metrics if key.endswith("/judge_kernel_distance")][:4]
-        add_comparison(report, "The judge's scores on unseen captions", runs, COLUMNS, seeds=config.seeds)
-        if images:
-            report.add_images("Samples, one row per objective", np.stack(images), columns=len(files))
+        comparison.add_comparison(report, "The judge's scores on unseen captions", runs, seeds=config.seeds)
+        if any(images):
+            report.add_images("Samples, one row per objective", sum(images, []), columns=len(images[0]))
 
 
 if __name__ == "__main__":

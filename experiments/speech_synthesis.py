@@ -19,7 +19,7 @@ from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation import speech
 from xmodal_jax.evaluation.text import ReferenceTexts, source_modality
 from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
-from xmodal_jax.inference.translators import load_translator
+from xmodal_jax.inference.translators import load_recognizer
 from xmodal_jax.models.speech import SpeechConfig, log_mel_transform, make_speech
 from xmodal_jax.report import figures
 from xmodal_jax.report import speech as panels
@@ -54,7 +54,8 @@ def main(config: Config) -> None:
     config, run, timer, bad_examples, pretrained = start(config, smoke={"examples": 8})
 
     # Data: sentences and their speech, whose spectrogram is computed once.
-    model, recognise = config.model, config.recogniser and load_translator(config.recogniser).apply
+    model = config.model
+    recognise = load_recognizer(config.recogniser, sample_rate=model.features.sample_rate)
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         source_modality(splits.train, ("audio",))

@@ -19,7 +19,7 @@ import tyro
 
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
-from xmodal_jax.evaluation.image_judge import JudgeReport
+from xmodal_jax.evaluation.image_judge import JudgeReport, load_judge
 from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator, image_sizes
 from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.experiment import evaluate_seeds, last_losses, make_loader, start, subtitle, write_report
@@ -66,6 +66,7 @@ class Config(FrozenNetworksConfig):
 
 def main(config: Config) -> None:
     config, run, timer, bad_examples, frozen = start(config)
+    captioner = load_judge(config.judge)
 
     # Data: captions or labels, and their images.
     with timer("data"):
@@ -80,7 +81,7 @@ def main(config: Config) -> None:
         )
         evaluated = {**splits.tests, "validation": splits.validation}
         references = {name: ReferenceTexts(split, one_per_picture=True) for name, split in evaluated.items()}
-        judge = JudgeReport(config.judge, splits.train, references)
+        judge = JudgeReport(captioner, splits.train, references)
 
     # The method: generator and discriminator, and the frozen networks.
     sizes = image_sizes(splits.train, tokenize)

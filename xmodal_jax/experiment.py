@@ -19,8 +19,9 @@ import contextlib
 import dataclasses
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from xmodal_jax.core import runtime, trees
@@ -29,6 +30,7 @@ from xmodal_jax.data.mixture_splits import describe_spec
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.splits import choose_batch_size, prepare_source
+from xmodal_jax.report.comparison import ComparedRun, read_result, steps_of_equal_time
 from xmodal_jax.report.next_steps import next_steps
 from xmodal_jax.report.page import Report
 from xmodal_jax.train import config as run_config
@@ -102,6 +104,31 @@ def _resolve_pretrained(config: RunConfig) -> tuple[RunConfig, Any]:
     if isinstance(config, FrozenNetworksConfig):
         return load_frozen_networks(config)
     return config, None  # an experiment without pretrained encoders
+
+
+def run_experiment(script: ModuleType, config: RunConfig, folder: Path, **changes: Any) -> None:
+    """Runs another experiment ``script`` in ``folder``, with the options of ``config`` that it has and ``changes`` of
+    them; nothing if ``config`` resumes and the run in ``folder`` has ended."""
+    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(script.Config)}
+    options |= {**changes, "run_dir": folder}
+    if not config.resume or read_result(folder).get("steps", 0) != options["steps"]:
+        script.main(script.Config(**options))
+
+
+TIMING_STEPS = 50
+"""Steps of the short training that tells how long a step takes."""
+
+
+def run_for_equal_time(
+    script: ModuleType, config: RunConfig, folder: Path, runs: Sequence[ComparedRun], **changes: Any
+) -> None:
+    """`run_experiment` for as many steps as take the median training time of ``runs`` (``config.steps`` if there is
+    none). A short training without judge, in ``timing`` beside ``folder``, tells how long a step takes."""
+    timing = folder.parent / "timing" / folder.name
+    short = dict(steps=min(TIMING_STEPS, config.steps), judge=None, eval_every=0)
+    run_experiment(script, config, timing, **changes | short)
+    steps = steps_of_equal_time(runs, timing, default=config.steps)
+    run_experiment(script, config, folder, **changes | {"steps": steps})
 
 
 def make_loader(

@@ -339,7 +339,9 @@ def test_a_judge_is_a_captioning_run(tmp_path):
     model, method, tokenizer, params = save_run(tmp_path)
     images, train, drawn = np.random.default_rng(0).integers(0, 256, (3, N, 8, 8, 3)).astype(np.uint8)
     references = ReferenceTexts(ArraySource({"image": images, "caption": np.array(TEXTS, object)}))
-    panel = judging.JudgeReport(tmp_path, ArraySource({"image": train}), {"test": references})
+    panel = judging.JudgeReport(
+        judging.load_judge(tmp_path), ArraySource({"image": train}), {"test": references}
+    )
     judge = panel.judge
     assert judge.has_embeddings and judge.shape == (8, 8, 3)
     decodings = {"greedy": GreedySearchConfig()}

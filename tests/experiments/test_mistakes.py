@@ -4,8 +4,10 @@ import importlib.util
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
+from tests.inference.runs import save_run
 from xmodal_jax.train.command_line import choose_class, run_script
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -132,6 +134,13 @@ OTHERS = {
 }
 
 
+EARLY = {
+    "gan_zoo": "--judge", "text_to_image_flow": "--judge", "text_to_image_gan": "--judge",
+    "speech_synthesis": "--recogniser",
+}  # fmt: skip
+"""The scripts that a trained run judges, and the flag that names it."""
+
+
 @pytest.fixture(scope="module")
 def scripts():
     """The modules of the scripts, by name."""
@@ -182,4 +191,22 @@ def test_every_mistake_is_one_line_and_leaves_nothing(name, scripts, tmp_path, m
         assert (exit.value.code, message.count("\n")) == (2, 1), (words, message)
         assert "Traceback" not in message and len(message) > 10, words
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files, words
+        assert not any((tmp_path / "runs").glob("*")), words
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_a_wrong_judge_is_told_before_the_data_are_read(name, scripts, tmp_path, monkeypatch, capsys):
+    """Of two mistakes, the one in the judge is told: the data take longer to read than a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XMODAL_CONFIGURE", "0")
+    save_run(tmp_path / "other", {}, {"w": np.ones(2, np.float32)}, kind="contrastive")
+    for judge, expected in (("nowhere", "checkpoint"), ("other", "give a run of")):
+        words = [EARLY[name], judge, "--data", "folder:absent"]
+        monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *words])
+        with pytest.raises(SystemExit) as exit:
+            run(name, scripts[name])
+        message = capsys.readouterr().err
+        assert (exit.value.code, message.count("\n")) == (2, 1), message
+        assert f"{EARLY[name]}: " in message, message
+        assert expected in message and "absent" not in message, message
         assert not any((tmp_path / "runs").glob("*")), words

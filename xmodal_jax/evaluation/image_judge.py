@@ -90,6 +90,21 @@ class Judge:
         return embeddings["image"], embeddings["text"]
 
 
+def load_judge(run: pathlib.Path | None) -> Judge | None:
+    """The judge that ``--judge RUN`` names; None: there is none. A script loads it before the data, which take longer.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the run does not caption images, or has several seeds.
+    """
+    if run is None:
+        return None
+    try:
+        return Judge(run)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"--judge: {error}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class RealImages:
     """The captions of a split and its real images, which generated ones are compared with; each picture once."""
@@ -206,10 +221,10 @@ def r_precision_chance(name: str) -> float:
 class JudgeReport:
     """Scores and captions of the images of splits by a judge, a trained captioner; without a judge, none."""
 
-    def __init__(self, run: pathlib.Path | None, train: Source, splits: Mapping[str, ReferenceTexts]):
-        """``run``: the judge's run of captioning.py; None: there is no judge. ``train``: the training data, at most
-        generated images are compared with `TRAINING_IMAGES` of them. ``splits``: captions and real images by split."""
-        self.judge = None if run is None else Judge(run)
+    def __init__(self, judge: Judge | None, train: Source, splits: Mapping[str, ReferenceTexts]):
+        """``judge``: see `load_judge`. ``train``: the training data; generated images are compared with at most
+        `TRAINING_IMAGES` of them. ``splits``: captions and real images by split."""
+        self.judge = judge
         if self.judge is not None:
             train = one_per_picture(train)
             indices = np.arange(min(len(train), TRAINING_IMAGES))

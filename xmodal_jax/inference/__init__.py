@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "text": "Captioner SpeechRecognizer",
         "speech": "SpeechSynthesizer",
         "images": "FlowSynthesizer ImageSynthesizer",
-        "translators": "TranslationOptions Translator load_translator load_translators",
+        "translators": "TranslationOptions Translator load_recognizer load_translator load_translators",
         "translate": "TranslationInput apply_chain find_candidates find_chain find_further_input find_inputs "
         "read_inputs to_cell write_outputs",
     },

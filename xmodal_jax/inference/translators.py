@@ -13,7 +13,7 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.media import DEFAULT_RESIZE, Resize
 from xmodal_jax.inference.embed_data import ExampleReader
 from xmodal_jax.inference.index import Index
-from xmodal_jax.inference.loading import load
+from xmodal_jax.inference.loading import kind_of_run, load, make_model, restore
 from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.inference.neighbours import nearest
 from xmodal_jax.inference.queries import load_for_index
@@ -146,6 +146,34 @@ def load_translator(
         ways = ", ".join(f"{t.source} to {t.target}" for t in translators)
         raise ValueError(f"{run} translates several ways ({ways}): use `load_translators`")
     return translators[0]
+
+
+def load_recognizer(
+    run: pathlib.Path | None, *, sample_rate: int
+) -> Callable[[list[np.ndarray]], list[str]] | None:
+    """The recogniser that ``--recogniser RUN`` names, as a function from waveforms of ``sample_rate`` Hz to texts;
+    None: there is none. A script loads it before the data, which take longer.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the run does not recognise speech or takes another sample rate, or has several seeds.
+    """
+    if run is None:
+        return None
+    try:
+        restored = restore(run)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"--recogniser: {error}") from error
+    if kind_of_run(restored.checkpoint.metadata) != "speech_recognition":
+        raise ValueError(f"--recogniser: {run} recognises no speech: give a run of speech_recognition.py")
+    model = make_model(restored)
+    if model.format.sample_rate != sample_rate:
+        raise ValueError(
+            f"--recogniser: {run} takes speech of {model.format.sample_rate} Hz, and what is to be transcribed has "
+            f"{sample_rate} Hz: give a run of speech_recognition.py --sample-rate {sample_rate}"
+        )
+    (translator,) = _text_translators(model, TranslationOptions())
+    return translator.apply
 
 
 def _text_translators(model: Any, options: TranslationOptions) -> list[Translator]:

@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "classification_figures": "AttentionExample accuracy_bars attention",
-        "comparison": "ComparedRun add_comparison read_run",
+        "comparison": "ComparedRun add_comparison read_run read_samples steps_of_equal_time",
         "figures": "confusion_matrix curves embedding_map image_grid project_2d rank_histogram similarity_matrix "
         "spectrogram to_png video_strip",
         "page": "Audio Hit Item MarkedText Report png uri",

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import Image
+
+from xmodal_jax.core.cluster import agree
 from xmodal_jax.report.page import Report
 from xmodal_jax.train.run import format_value
+
+COSTS = {"steps": "steps", "step_ms": "ms per step, all seeds", "train_seconds": "training in s, all seeds"}
+"""The headings of the columns about a run's training, by the name of a value of `ComparedRun`."""
+
+
+JUDGE_SCORES = {
+    "judge_kernel_distance": "kernel distance", "judge_frechet_distance": "Fréchet distance",
+    "factor_accuracy": "factors right", "exact_accuracy": "captions right",
+    "precision": "precision", "recall": "recall", "coverage": "coverage",
+}  # fmt: skip
+"""The headings of columns of scores of generated images, by the name of a score (`evaluation.image_judge`)."""
 
 
 class ComparedRun(NamedTuple):
@@ -17,8 +33,8 @@ class ComparedRun(NamedTuple):
 
     name: str
     values: dict[str, Any]
-    """Test scores, each a number or one per seed, ``diverged`` (number of seeds) and ``step_ms`` (milliseconds per step
-    of all seeds)."""
+    """Test scores, each a number or one per seed, ``diverged`` (number of seeds), ``steps``, ``step_ms`` (milliseconds
+    per step of all seeds) and ``train_seconds`` (of all steps and seeds, without compilation)."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -44,32 +60,57 @@ def read_result(folder: Path) -> dict[str, Any]:
     return result
 
 
-def read_run(folder: Path, scores: Sequence[str]) -> ComparedRun:
+def read_run(folder: Path, scores: Collection[str] = tuple(JUDGE_SCORES)) -> ComparedRun:
     """The results of a finished run, named after its folder. ``scores``: names of metrics of its test split."""
     result = read_result(folder)
     # ``timing``: seconds by part of the run, None if not measured; ``resumed``: the step that training went on from.
     metrics = result["metrics"] | result.get("per_seed", {})  # the values of the seeds in place of their mean
     values = {name: metrics[f"test/{name}"] for name in scores if f"test/{name}" in metrics}
-    seconds = (result["timing"]["train"] or math.nan) / max(result["steps"] - result["resumed"], 1)
-    return ComparedRun(
-        folder.name, values | {"diverged": float(len(result["diverged"])), "step_ms": 1e3 * seconds}
-    )
+    steps = result["steps"]
+    seconds = (result["timing"]["train"] or math.nan) / max(steps - result["resumed"], 1)
+    values |= {"diverged": float(len(result["diverged"])), "steps": steps, "step_ms": 1e3 * seconds}
+    return ComparedRun(folder.name, values | {"train_seconds": steps * seconds})
+
+
+def steps_of_equal_time(runs: Sequence[ComparedRun], timing: Path, *, default: int) -> int:
+    """The number of steps that take the median training time of ``runs``, by the time of a step of the short run in the
+    folder ``timing``; the same in all processes.
+
+    ``default``: the number of steps if no time is known, because ``runs`` is empty or all have diverged.
+    """
+    times = [run.values["train_seconds"] for run in runs if "train_seconds" in run.values]
+    times = [seconds for seconds in times if math.isfinite(seconds)]
+    steps = default
+    if times:
+        steps = max(1, round(1e3 * statistics.median(times) / read_run(timing, ()).values["step_ms"]))
+    return int(agree(str(steps)))
+
+
+def read_samples(folder: Path, count: int = 12) -> list[np.ndarray]:
+    """The first ``count`` images that the run in ``folder`` has generated for test captions, uint8 ``[H, W, C]``."""
+    files = sorted((folder / "generated").glob("*.png"))[:count]
+    return [np.asarray(Image.open(file)) for file in files]
 
 
 def add_comparison(
-    report: Report, title: str, runs: Sequence[ComparedRun], scores: Mapping[str, str], *, seeds: int
+    report: Report,
+    title: str,
+    runs: Sequence[ComparedRun],
+    scores: Mapping[str, str] | None = None,
+    *,
+    seeds: int,
 ) -> None:
     """Adds a table with a row for each run and a column for each score that some run has.
 
-    ``scores``: the heading of each score's column, by the score's name. ``seeds``: number of seeds of each run. Of
-    ``diverged`` and ``step_ms`` in a run's values see `ComparedRun`.
+    ``scores``: the heading of each score's column, by the score's name; None: `JUDGE_SCORES`. ``seeds``: number of
+    seeds of each run. Of the other values see `ComparedRun`.
     """
-    rows = []
+    rows, scores = [], JUDGE_SCORES if scores is None else scores
     for name, values in runs:
-        step_ms = f"{values['step_ms']:.0f}" if "step_ms" in values else ""
         cells = [format_value(values[key]) if key in values else "" for key in scores]
-        rows.append([name, *cells, f"{values['diverged']:.0f} of {seeds}", step_ms])
-    headings = ["run", *scores.values(), "diverged", "ms per step, all seeds"]
+        costs = [f"{values[key]:.0f}" if key in values else "" for key in COSTS]
+        rows.append([name, *cells, f"{values['diverged']:.0f} of {seeds}", *costs])
+    headings = ["run", *scores.values(), "diverged", *COSTS.values()]
     # Transposed, to drop the columns that are empty below the heading, and back.
     columns = [column for column in zip(headings, *rows, strict=True) if any(column[1:])]
     headings, *rows = zip(*columns, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar, get_args
 
 from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.models.flow.conditions import FlowConditionConfig, WordsCondition
@@ -60,3 +60,12 @@ class FlowConfig:
             raise ValueError(
                 "guidance needs the unconditional model: set the condition's dropout above 0, or guidance to 1"
             )
+
+
+def with_condition_like(config: FlowConfig, condition: Any) -> FlowConfig:
+    """``config`` with the kind of condition, and the encoder of captions, that a GAN's ``condition`` has
+    (`models.gan.conditions`); without a condition there is no guidance."""
+    kinds = {kind.name: kind for kind in get_args(FlowConditionConfig)}
+    chosen = kinds[condition.name](**({"text": condition.text} if condition.reads_text else {}))
+    sampler = config.sampler if chosen.dropout else dataclasses.replace(config.sampler, guidance=1.0)
+    return dataclasses.replace(config, condition=chosen, sampler=sampler)

@@ -26,6 +26,7 @@ from xmodal_jax.models.vae.modalities import (
     SeriesConfig,
     TextConfig,
     VectorConfig,
+    as_batch,
     sizes_of,
 )
 from xmodal_jax.models.vae.multimodal import make_multimodal_vae
@@ -196,6 +197,12 @@ def test_outputs_are_what_people_hold(model):
         return jax.tree.map(lambda x: x[0], vae.decode(params, z, None))
 
     expected = jax.device_get(jax.jit(reconstruct)(model.params, batch))
+    ends = (
+        as_batch(model.config, {"audio": jax.numpy.asarray(expected["audio"])})["audio_mask"]
+        .sum(axis=1)
+        .tolist()
+    )
+    ends = np.minimum(ends, SAMPLES // 16)
     for k in range(3):
         picture = np.asarray(outputs["image"][k])
         assert picture.dtype == np.uint8
@@ -206,7 +213,7 @@ def test_outputs_are_what_people_hold(model):
         numbers = expected["vector"][k] * [10.0, 0.5, 0.0] + [30.0, 2.0, 7.0]
         np.testing.assert_allclose(outputs["vector"][k], numbers, rtol=1e-4)
         wave, rate = outputs["audio"][k]
-        assert rate == RATE and wave.shape == (SAMPLES // 16 * 16,) and np.abs(wave).max() <= 1
+        assert rate == RATE and wave.shape == (ends[k] * 16,) and np.abs(wave).max() <= 1
     one = model.reconstruct(**{m: x[:1] for m, x in held.items()})
     np.testing.assert_allclose(one["vector"][0], outputs["vector"][0], rtol=1e-4)
     assert np.abs(np.asarray(one["image"][0]).astype(int) - np.asarray(outputs["image"][0])).max() <= 1

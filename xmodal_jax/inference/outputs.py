@@ -56,11 +56,12 @@ def _to_texts(format: OutputFormat, modality: str, values: np.ndarray, mask: Any
 def _to_sounds(
     format: OutputFormat, modality: str, values: np.ndarray, mask: Any
 ) -> list[tuple[np.ndarray, int]]:
-    """Sounds of log-mel frames ``[B, F, mels]``, by Griffin-Lim."""
+    """Sounds of log-mel frames ``[B, F, mels]``, by Griffin-Lim; each ends where its ``mask`` does."""
     config = format.configs.for_modality(modality)
     source = ArraySource({"frames": values})
     waves = predict_all(_vocoder(config), {}, source, batch_size=16, few_shapes=True)
-    return [(wave, config.sample_rate) for wave in np.clip(waves, -1.0, 1.0)]
+    waves = config.cut_waveforms(np.clip(waves, -1.0, 1.0), np.asarray(mask))
+    return [(wave, config.sample_rate) for wave in waves]
 
 
 @functools.lru_cache(maxsize=8)

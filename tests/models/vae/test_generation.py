@@ -84,6 +84,17 @@ def test_audio_is_frames_as_data_hold_them():
     np.testing.assert_allclose(seen.inputs["audio"][0], x, rtol=1e-5, atol=1e-6)
 
 
+def test_generated_speech_ends_with_its_last_sound():
+    """Pauses within it belong to it, silence behind it does not; silence alone is one frame long."""
+    configs = ModalityConfigs(audio=AudioConfig(mel_mean=0.0, mel_scale=1.0))
+    loudest = np.array([[-8, -2, -9, -3, -7, -11], [-2, -8, -8, -8, -8, -5], [-9, -9, -9, -9, -9, -9]])
+    frames = np.stack([np.full_like(loudest, -11), loudest], axis=-1).astype(np.float32)
+    mask = as_batch(configs, {"audio": jnp.asarray(frames)})["audio_mask"]
+    np.testing.assert_array_equal(mask, np.arange(6) < np.array([[4], [6], [1]]))
+    waves = configs.audio.cut_waveforms(np.zeros((3, 5 * 200), np.float32), np.asarray(mask))
+    assert [len(wave) for wave in waves] == [800, 1000, 200]
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int8])
 def test_classes_are_labels_as_data_hold_them(dtype):
     found = as_batch(CONFIGS, {"label": jnp.asarray([3, 0, 2], dtype)})

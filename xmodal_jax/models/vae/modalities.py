@@ -82,6 +82,11 @@ from xmodal_jax.types import Batch, ExampleKeys, Key, is_measured, kind_of
 NO_AUGMENT = AugmentConfig(translate=0)
 """The augmentation that leaves images unchanged."""
 
+SILENCE = -6.0
+"""Generated frames of speech whose bands all have a log-mel value below this are silence. Recorded speech ends more
+loudly: the last frames of an utterance have about -3 in their loudest band, and digital silence is `AudioConfig.floor`,
+-11.5."""
+
 Masked = tuple[Array, Array | None]
 """An array and the mask of its content (None: everything is content)."""
 Decode = Callable[[Array | None], Array]
@@ -478,7 +483,20 @@ class AudioConfig(ModalityConfig):
         return DENSITIES[self.likelihood].sample(key, decode(tokens=None), self.scale)
 
     def as_fields(self, generated, end_id: int, pad_id: int) -> dict[str, Array]:
-        return {"": self.to_log_mel(generated), "_mask": jnp.ones(generated.shape[:2], bool)}
+        """The log-mel frames, and a mask of those up to the last one that is no `SILENCE`; at least of the first."""
+        log_mel = self.to_log_mel(generated)
+        is_loud = (log_mel.max(axis=-1) > SILENCE).at[:, 0].set(True)
+        follow = jnp.cumsum(is_loud[:, ::-1], axis=1)[
+            :, ::-1
+        ]  # how many such frames there are from this one on
+        return {"": log_mel, "_mask": follow > 0}
+
+    def cut_waveforms(
+        self, waves: Float[np.ndarray, "batch time"], mask: Bool[np.ndarray, "batch frames"]
+    ) -> list[np.ndarray]:
+        """Each waveform ``[T]`` of `waveforms` without the silence behind the last frame under ``mask``."""
+        lengths = mask.sum(axis=1) * self.spectrogram.hop
+        return [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
 
     def show(self, x: np.ndarray, mask, vocabulary: Vocabulary) -> np.ndarray:
         # Time goes to the right, low bands are at the bottom. Silence is black, and a log-mel value of 3 is white.

@@ -1,17 +1,18 @@
 """Any modality from any others by flow matching: an autoencoder for each, and one flow over all of their codes.
 
     python experiments/multimodal_flow.py
-    python experiments/multimodal_flow.py --missing 0.5 --model.flow.guidance 3
+    python experiments/multimodal_flow.py --recogniser RUN --missing 0.5 --model.flow.guidance 3
     python experiments/multimodal_flow.py --data poly:folder:PATH --views 5 --train-size 10000
 
 The first command translates between images, sketches, captions and speech of the embedded data set's scenes with one
-object. First the autoencoders are trained, whose codes are computed once; then the flow, on codes alone. Judges, a
-classifier of each modality, tell whether generated data show the right class.
+object. First the autoencoders are trained, whose codes are computed once; then the flow, on codes alone. A classifier
+of each modality (judge) tells which class generated data show, a run of speech_recognition.py what speech says.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import Annotated
 
 import tyro
@@ -21,21 +22,20 @@ from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.data.splits import choose_batch_size
 from xmodal_jax.evaluation import codes
 from xmodal_jax.evaluation import latent as evaluation
-from xmodal_jax.evaluation.latent_data import open_latent
+from xmodal_jax.evaluation.latent_data import open_latent, with_modalities
 from xmodal_jax.experiment import start, subtitle, write_report
+from xmodal_jax.inference.translators import load_recognizer
 from xmodal_jax.models.flow.multimodal import MultimodalFlowConfig, make_multimodal_flow
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import sizes_of
 from xmodal_jax.report import figures
 from xmodal_jax.report import latent as latent_report
+from xmodal_jax.report.transfer import add_multimodal_flow
 from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import stack_scores
 from xmodal_jax.transfer.autoencoders import LatentConfig
-
-SHAPES_MODALITIES = ("image", "image_sketch", "text", "audio")
-"""The modalities of the embedded data set, unless ``--modalities`` chooses others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ class Config(LatentConfig):
     """Examples per step of the autoencoders and of the judges."""
     judge_steps: int = 300
     """Training steps of each judge, a classifier that evaluates the generated data of one modality."""
+    recogniser: pathlib.Path | None = None
+    """Directory of a run of speech_recognition.py, which transcribes generated speech; None: no transcripts."""
     model: MultimodalFlowConfig = MultimodalFlowConfig()
     """Autoencoders, and the flow over their codes."""
     optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2, ema=0.999)
@@ -65,15 +67,15 @@ class Config(LatentConfig):
 
 
 def main(config: Config) -> None:
-    if config.data == "shapes" and config.input.modalities is None:
-        data_options = dataclasses.replace(config.input, modalities=SHAPES_MODALITIES)
-        config = dataclasses.replace(config, input=data_options)
+    config = with_modalities(config)
     config, run, timer, bad_examples, pretrained = start(config, shrink=codes.shrink_flow)
     model = config.model
+    recognise = load_recognizer(config.recogniser, sample_rate=model.audio.sample_rate)
 
     # Data: examples whose class is known, which the judges need; speech as frames, computed once.
     with timer("data"):
         data = open_latent(config, model, bad_examples)
+        speech = recognise and codes.SpeechEvaluator(recognise, model, data)
     batch_size = choose_batch_size(config.autoencoder_batch_size, data.source, bad_examples)
     loader = Loader(data.source, batch_size=batch_size, seed=config.seed, transform=data.transform)
     example = numeric_fields(loader.example())
@@ -101,17 +103,15 @@ def main(config: Config) -> None:
 
     # Test: generation across modalities and jointly.
     with timer("evaluation"):
-        results = codes.evaluate_seeds(evaluator, result, judge_params, data, config.evaluation)
+        results = codes.evaluate_seeds(flow, evaluator, result, judge_params, data, config.evaluation, speech)
     metrics = stack_scores([each.metrics for each in results])
     if not run.writes:
         return
 
     title, details = "Any modality from any others", subtitle(config, result, "flow matching")
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        headline = [k for k in metrics if k.startswith(("cross/coherence", "joint_prior/coherence"))][:6]
-        chance = {k: 1 / data.classes for k in headline if "cross" in k}
-        latent_report.add_metric_tables(report, metrics, headline, chance)
-        latent_report.add_latent(report, evaluator, result.params[0], data, results[0], run.path)
+        latent_report.add_coherence_tables(report, metrics, classes=data.classes)
+        add_multimodal_flow(report, flow, evaluator, result.params[0], data, results[0], run.path)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
 
 

@@ -23,7 +23,7 @@ from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.data.splits import choose_batch_size
 from xmodal_jax.evaluation import latent as evaluation
 from xmodal_jax.evaluation.embeddings import take_evenly
-from xmodal_jax.evaluation.latent_data import open_latent
+from xmodal_jax.evaluation.latent_data import open_latent, with_modalities
 from xmodal_jax.experiment import start, subtitle, write_report
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import sizes_of
@@ -36,9 +36,6 @@ from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import stack_scores
 from xmodal_jax.transfer.autoencoders import LatentConfig
-
-SHAPES_MODALITIES = ("image", "image_sketch", "text", "audio")
-"""The modalities of the embedded data set, unless ``--modalities`` chooses others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +61,7 @@ class Config(LatentConfig):
 
 
 def main(config: Config) -> None:
-    if config.data == "shapes" and config.input.modalities is None:
-        data_options = dataclasses.replace(config.input, modalities=SHAPES_MODALITIES)
-        config = dataclasses.replace(config, input=data_options)
+    config = with_modalities(config)
     config, run, timer, bad_examples, pretrained = start(config, shrink=evaluation.shrink_latent)
     model = config.model
 
@@ -107,10 +102,7 @@ def main(config: Config) -> None:
 
     title, details = "One latent space for several modalities", subtitle(config, result, model.name)
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        leading = ("cross/coherence", "joint_prior/coherence", "likelihood/")
-        headline = [k for k in metrics if k.startswith(leading)][:6]
-        chance = {k: 1 / data.classes for k in headline if "cross" in k}
-        latent_report.add_metric_tables(report, metrics, headline, chance)
+        latent_report.add_coherence_tables(report, metrics, classes=data.classes)
         latent_report.add_latent(report, evaluator, result.params[0], data, results[0], run.path)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
 

@@ -7,6 +7,7 @@
     python experiments/translate.py --from photos/ --to speech --runs runs/captioning runs/speech_synthesis
     python experiments/translate.py --from photo.png --with "what colour is the star?" --to text --runs runs/fusion
     python experiments/translate.py --from clip.wav --to image_sketch --runs runs/multimodal_vae
+    python experiments/translate.py --from sketch.png --as image_sketch --to image --runs runs/multimodal_flow
     python experiments/translate.py --from "a red circle" --to image --candidates photos/ --runs runs/contrastive
 
 The results are in the run's directory, under `out/`, and in its report.
@@ -38,6 +39,8 @@ class Config:
     """A file (picture, sound, video, or .txt with a text per line), a folder of such files, or the text itself."""
     to: str
     """Modality to translate into: text, speech, image, or another one of the runs, such as image_sketch."""
+    source_modality: Annotated[str | None, tyro.conf.arg(name="as")] = None
+    """Modality of the inputs where the runs have several of their kind, such as image_sketch; None: by the file."""
     runs: tuple[pathlib.Path, ...]
     """Trained runs of any kind. A classifier (fusion.py) answers by text, an autoencoder generates each of its
     modalities from the others, a shared embedding space (contrastive.py) finds the nearest of --candidates."""
@@ -72,12 +75,11 @@ class Config:
 
 def main(config: Config) -> None:
     runtime.configure()
-    timer = runtime.Timer()
-    bad_examples = BadExamples(config.on_bad_example)
+    timer, bad_examples = runtime.Timer(), BadExamples(config.on_bad_example)
     target = "audio" if config.to == "speech" else config.to
 
     with timer("restore"):
-        source_inputs = translate.find_inputs(config.source)
+        source_inputs = translate.find_inputs(config.source, config.source_modality)
         further = tuple(map(translate.find_further_input, config.further_inputs))
         candidates = None if config.candidates is None else translate.find_candidates(config.candidates)
         general = (config.generation, config.speed, config.seed, config.copies > 1)
@@ -99,8 +101,7 @@ def main(config: Config) -> None:
     output = dict(sample_rate=rates[-1], modality=steps[-1].target)
     translate.write_outputs(run.path / "out", names, stages[-1], **output)
 
-    metrics = {"translate/inputs": len(names), "translate/seconds": timer.seconds["translate"]}
-    run.log(1, metrics)
+    run.log(1, metrics := {"translate/inputs": len(names), "translate/seconds": timer.seconds["translate"]})
     for name, output in list(zip(names, stages[-1], strict=True))[:20]:
         if isinstance(output, str | pathlib.Path):
             print(f"{name}: {output}")

@@ -1,7 +1,9 @@
 """The training of autoencoders within a run, and the codes of a data set."""
 
 import numpy as np
+import pytest
 
+from tests.evaluation import painters
 from tests.models.flow.test_multimodal import codes_model
 from tests.models.vae.multimodal import NAMES, make_batch
 from tests.support import assert_trees_identical, shared_programs
@@ -9,7 +11,7 @@ from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.evaluation.codes import encode_source, fit_autoencoders, make_code_loader
+from xmodal_jax.evaluation.codes import code_likelihood, encode_source, fit_autoencoders, make_code_loader
 from xmodal_jax.models.flow.multimodal import CODES
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.optim import Optimizer
@@ -61,3 +63,21 @@ def check_codes(encoded):
     batch = next(loader)
     loader.close()
     assert set(batch["present"]) == set(NAMES) and batch[NAMES[0] + CODES].shape == (8, 2, 3)
+
+
+def test_the_likelihood_of_codes_is_a_mean_over_complete_examples():
+    """With its standard error, per dimension; too few of them have none."""
+    evaluator = painters.explore(("image", "text"))
+    there = np.array([True, False, True, True])
+    data = painters.source(("image", "text"), [0, 1, 2, 3], present={"text": there})
+    log_density = lambda params, batch: -params * (batch["label"] + 1.0)
+    metrics = code_likelihood(log_density, 10, evaluator, 5.0, data)
+    nats = np.array([1.0, 3.0, 4.0]) * 5.0 / 10
+    assert metrics == pytest.approx(
+        {
+            "likelihood/code_nats_per_dim": nats.mean(),
+            "likelihood/code_nats_per_dim_se": np.std(nats, ddof=1) / np.sqrt(3),
+        }
+    )
+    few = painters.source(("image", "text"), [0, 1, 2, 3], present={"text": there & (np.arange(4) == 0)})
+    assert code_likelihood(log_density, 10, evaluator, 5.0, few) == {}

@@ -73,6 +73,7 @@ OTHERS = {
         --from words --to text --runs full --on-bad-example ignore
         --from words --to text --runs full --run-dir gs://bucket/run
         --from words --to text --runs gs://bucket/run
+        --from words --to text --runs full --as image_sketch
         --from words --to text --runs full --with nothing.png
         --from words --to text --runs full --with file
         --from words --to text --runs full --candidates nowhere
@@ -136,7 +137,7 @@ OTHERS = {
 
 EARLY = {
     "gan_zoo": "--judge", "text_to_image_flow": "--judge", "text_to_image_gan": "--judge",
-    "speech_synthesis": "--recogniser",
+    "multimodal_flow": "--recogniser", "speech_synthesis": "--recogniser",
 }  # fmt: skip
 """The scripts that a trained run judges, and the flag that names it."""
 

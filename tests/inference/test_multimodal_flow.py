@@ -1,9 +1,14 @@
 """A trained flow over several modalities on new data."""
 
+import importlib.util
+import pathlib
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.inference import test_autoencoders
 from tests.inference.runs import save_run
@@ -11,10 +16,11 @@ from tests.inference.test_autoencoders import RATE, SAMPLES, TOKENIZER, TRANSFOR
 from tests.support import random_params
 from xmodal_jax.evaluation.codes import flow_metadata
 from xmodal_jax.evaluation.latent_data import LatentData
-from xmodal_jax.inference import load
+from xmodal_jax.inference import MultimodalFlowModel, load
 from xmodal_jax.models.flow.multimodal import CodeFlowConfig, MultimodalFlowConfig, make_multimodal_flow
 from xmodal_jax.models.vae.modalities import sizes_of
 
+ROOT = pathlib.Path(__file__).parents[2]
 KINDS = ("image", "text", "vector")
 MODALITIES = KINDS
 CONFIG = MultimodalFlowConfig(
@@ -24,10 +30,11 @@ CONFIG = MultimodalFlowConfig(
 )  # fmt: skip
 
 
-def save(folder):
+def save(folder, modalities=MODALITIES):
     """A run with random parameters."""
-    batch, _ = arrays(1, MODALITIES)
-    sizes = sizes_of(batch, MODALITIES, CONFIG, vocab_size=TOKENIZER.vocab_size)
+    batch, _ = arrays(1, modalities)
+    batch |= {m: np.zeros((1, 11, 11, 3), np.uint8) for m in modalities if m.startswith("image")}
+    sizes = sizes_of(batch, modalities, CONFIG, vocab_size=TOKENIZER.vocab_size)
     flow = make_multimodal_flow(CONFIG, sizes)
     autoencoders = random_params(flow.codes.init, jax.random.key(0), batch)
     one = {m: {"mean": jnp.full(s, 0.1), "std": jnp.full(s, 2.0)} for m, s in flow.flow.shapes.items()}
@@ -76,3 +83,44 @@ def test_translations_and_joint_samples(model):
     assert set(drawn) == set(MODALITIES) and drawn["image"][0].size == (11, 11)
     np.testing.assert_allclose(drawn["vector"][:2], model.sample(2, seed=1)["vector"], rtol=1e-3, atol=1e-3)
     assert model.kind == "multimodal_flow" and "translate" in model.actions
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The module of experiments/translate.py."""
+    spec = importlib.util.spec_from_file_location("translate_script", ROOT / "experiments" / "translate.py")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_turns_pictures_into_sketches_and_sketches_into_pictures(script, tmp_path, monkeypatch):
+    """From files, as `translate` does from Python."""
+    monkeypatch.chdir(tmp_path)
+    run = save(tmp_path / "flow", ("image", "image_sketch"))
+    model = load(run)
+    pixels = np.random.default_rng(2).integers(0, 256, (11, 11, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    as_array, calls, translate = (
+        lambda picture: np.asarray(picture).astype(int),
+        [],
+        MultimodalFlowModel.translate,
+    )
+
+    def record(self, target, **inputs):
+        calls.append((*(m for m in inputs if inputs[m] is not None), target))
+        return translate(self, target, **inputs)
+
+    monkeypatch.setattr(MultimodalFlowModel, "translate", record)
+    for ways in (("image", "image_sketch"), ("image_sketch", "image")):
+        source, target = ways
+        folder = tmp_path / target
+        script.main(
+            script.Config(source="photo.png", source_modality=source, to=target, runs=(run,), run_dir=folder)
+        )
+        assert calls.pop() == ways and not calls
+        (expected,) = translate(model, target, **{source: [pixels]})
+        (file,) = (folder / "out").iterdir()
+        assert np.abs(as_array(Image.open(file)) - as_array(expected)).max() <= 1, ways
+    with pytest.raises(ValueError, match="--as audio: photo.png is of the kind image"):
+        script.main(script.Config(source="photo.png", source_modality="audio", to="image", runs=(run,)))

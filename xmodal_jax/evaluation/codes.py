@@ -16,6 +16,8 @@ from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.splits import choose_batch_size
 from xmodal_jax.evaluation import latent
 from xmodal_jax.evaluation.embeddings import predict_all, take_evenly
+from xmodal_jax.evaluation.generated_speech import EXAMPLES as SPEECH_EXAMPLES
+from xmodal_jax.evaluation.generated_speech import SpeechEvaluator, complete_examples, speech_metrics
 from xmodal_jax.evaluation.latent import (
     SMOKE,
     LatentEvaluation,
@@ -26,7 +28,7 @@ from xmodal_jax.evaluation.latent import (
 )
 from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.models.flow.codes import CodeModel
-from xmodal_jax.models.flow.multimodal import CODES, FROZEN, code_statistics
+from xmodal_jax.models.flow.multimodal import CODES, FROZEN, MultimodalFlow, code_statistics
 from xmodal_jax.models.vae.networks import make_groups
 from xmodal_jax.nets.decoders import Size
 from xmodal_jax.train.config import RunConfig
@@ -136,11 +138,47 @@ def shrink_flow(config: Any) -> Any:
 
 
 def evaluate_seeds(
+    flow: MultimodalFlow,
     evaluator: LatentEvaluator,
     trained: TrainingResult,
     judge_params: Any,
     data: LatentData,
     evaluation: LatentEvaluation,
+    speech: SpeechEvaluator | None = None,
 ) -> list[LatentResults]:
-    """`evaluation.latent.evaluate_seeds` of a flow, whose likelihood is that of codes and not of data."""
-    return latent.evaluate_seeds(evaluator, trained, judge_params, data, evaluation, has_likelihood=False)
+    """`evaluation.latent.evaluate_seeds` of a flow, whose likelihood is that of codes and not of data
+    (`code_likelihood`). ``speech``: transcribes generated speech; None: nothing does."""
+    results = latent.evaluate_seeds(evaluator, trained, judge_params, data, evaluation, has_likelihood=False)
+    log_density = lambda params, batch: flow.code_log_density(params, batch, evaluator.key)
+    for k, params in enumerate(trained.params):
+        metrics = code_likelihood(log_density, flow.dim, evaluator, params, data.test)
+        if speech is not None:
+            count = min(evaluation.examples, SPEECH_EXAMPLES)
+            transcribed = speech(evaluator, params, data.test, results[k].draws["prior"], examples=count)
+            metrics |= speech_metrics(transcribed)
+            results[k] = results[k]._replace(speech=transcribed)
+        results[k] = results[k]._replace(metrics=results[k].metrics | metrics)
+    return results
+
+
+LIKELIHOOD_EXAMPLES = 100
+"""Largest number of test examples whose codes' likelihood is computed."""
+
+
+def code_likelihood(
+    log_density: Callable[[Any, Any], Any], dim: int, evaluator: LatentEvaluator, params: Any, source: Source
+) -> dict[str, float]:
+    """``likelihood/code_nats_per_dim``: the mean over examples of the negative log-density of the standardised codes of
+    all modalities, by their dimensions; lower is better, and a standard normal distribution has about 1.42.
+    ``likelihood/code_nats_per_dim_se``: its standard error. Nothing if fewer than two examples have all modalities.
+
+    ``log_density(params, batch) -> [B]`` in nats, of codes of ``dim`` dimensions.
+    """
+    complete = complete_examples(evaluator, source)
+    if complete is None or len(complete) < 2:
+        return {}
+    chosen = take_evenly(complete, LIKELIHOOD_EXAMPLES)
+    nats = -np.float64(predict_all(log_density, params, chosen, transform=evaluator.transform)) / dim
+    error = float(nats.std(ddof=1) / np.sqrt(len(nats)))
+    name = "likelihood/code_nats_per_dim"
+    return {name: float(nats.mean()), f"{name}_se": error}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from xmodal_jax.evaluation.information_gain import (
 )
 from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.evaluation.latent_density import LatentDensity, fit_flow, fit_gaussian_mixture
+from xmodal_jax.evaluation.speech import TranscribedSpeech
 from xmodal_jax.metrics.classification import linear_probe
 from xmodal_jax.metrics.clustering import kmeans_clustering
 from xmodal_jax.metrics.coherence import coherence_matrix, cross_coherence, joint_coherence, subsets
@@ -642,6 +644,8 @@ class LatentResults(NamedTuple):
     """The information that each missing modality gives; None: it is not measured."""
     wants_gains: bool = False
     """Whether ``gains`` would be measured if the model had them."""
+    speech: Mapping[str, TranscribedSpeech] = MappingProxyType({})
+    """Generated speech by what it was generated from (`evaluation.generated_speech`); empty without a recogniser."""
 
 
 def evaluate_latent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +64,18 @@ class LatentData(NamedTuple):
     def pad_id(self) -> int:
         """The token of padding; -1 if the vocabulary has none, or without texts."""
         return self.tokenize.tokenizer.pad_id if self.tokenize else -1
+
+
+SHAPES_MODALITIES = ("image", "image_sketch", "text", "audio")
+"""The modalities of the embedded data set, unless ``--modalities`` chooses others."""
+
+
+def with_modalities(config: Any) -> Any:
+    """The configuration ``config`` of an experiment, with `SHAPES_MODALITIES` where no flag chooses modalities of the
+    embedded data set."""
+    if config.data != "shapes" or config.input.modalities is not None:
+        return config
+    return dataclasses.replace(config, input=dataclasses.replace(config.input, modalities=SHAPES_MODALITIES))
 
 
 def open_latent(

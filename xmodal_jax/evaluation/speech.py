@@ -143,6 +143,20 @@ class RecognizedSpeech(NamedTuple):
     """Transcripts of the last set of utterances; None without a recogniser."""
 
 
+class TranscribedSpeech(NamedTuple):
+    """Speech, what a recogniser hears in it, and what it should say."""
+
+    waves: Sequence[np.ndarray]
+    """Waveforms ``[T]``, floats in [-1, 1]."""
+    transcripts: list[str]
+    texts: list[str]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Word and character error rates, ``wer`` and ``cer``; empty if the texts have no words."""
+        return error_rates(self.transcripts, self.texts) if any(t.split() for t in self.texts) else {}
+
+
 def recognize(
     recognizer: Callable[[list[np.ndarray]], list[str]] | None, texts: Sequence[str], **speech: Utterances
 ) -> RecognizedSpeech:

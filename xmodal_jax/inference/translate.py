@@ -38,13 +38,26 @@ class TranslationInput(NamedTuple):
     text: str = ""
 
 
-def find_inputs(source: str) -> TranslationInput:
+def find_inputs(source: str, modality: str | None = None) -> TranslationInput:
     """The input that a string names: a file, all files in a folder and its subfolders, or else the text itself.
+
+    ``modality``: what the input is, such as image_sketch; None: the kind of the files.
 
     Raises:
       FileNotFoundError: the string is a file name, and there is no such file.
-      ValueError: the file is of an unknown kind, or the folder holds files of no or of several modalities.
+      ValueError: the file is of an unknown kind, or the folder holds files of no or of several modalities; or these are
+        of another kind than ``modality``.
     """
+    inputs = _find_inputs(source)
+    if modality is None:
+        return inputs
+    if kind_of(modality) != inputs.modality:
+        raise ValueError(f"--as {modality}: {source} is of the kind {inputs.modality}")
+    return inputs._replace(modality=modality)
+
+
+def _find_inputs(source: str) -> TranslationInput:
+    """The files or the text that a string names, with their kind."""
     path = Path(source)
     if path.is_dir():
         files = tuple(sorted(p for p in path.rglob("*") if p.is_file() and _modality(p) is not None))
@@ -180,7 +193,7 @@ def read_inputs(
     for file in inputs.files:
         name = str(file.relative_to(root))  # lines of a text file: "notes.txt:1", "notes.txt:2", …
         try:
-            examples = READERS[inputs.modality](file, first, bad_examples)
+            examples = READERS[kind_of(inputs.modality)](file, first, bad_examples)
         except Exception as error:  # decoders raise many kinds
             bad_examples.add(file, 0, str(error))
             continue

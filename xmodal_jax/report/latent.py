@@ -36,7 +36,7 @@ MAP_EXAMPLES = 300
 GROUPS = {
     "cross": "Generation across modalities", "joint": "Generation from the latent space",
     "likelihood": "Likelihood (nats)", "reconstruction": "Reconstruction", "latent": "Latent probes",
-    "judge": "Judges on real data",
+    "speech": "Error rates of generated speech", "judge": "Judges on real data",
 }  # fmt: skip
 """Titles of the tables of metrics, by the first word of a metric's name."""
 
@@ -58,6 +58,18 @@ def add_metric_tables(
         }
         if members:
             report.add_metrics(members, headline=(), title=title)
+
+
+LEADING = ("cross/coherence", "joint_prior/coherence", "speech_from_text/wer", "likelihood/")
+"""What the names of the metrics on cards begin with."""
+
+
+def add_coherence_tables(report: Report, metrics: Mapping[str, Any], *, classes: int) -> None:
+    """`add_metric_tables` with cards of the first six metrics in `LEADING`, and the chance of one in ``classes`` on
+    those of generation across modalities."""
+    headline = [name for name in metrics if name.startswith(LEADING)][:6]
+    chance = {name: 1 / classes for name in headline if "cross" in name}
+    add_metric_tables(report, metrics, headline, chance)
 
 
 class ExampleRenderer:
@@ -99,6 +111,12 @@ class ExampleRenderer:
         return [Audio(np.clip(wave, -1.0, 1.0), sample_rate) for wave in waves]
 
 
+def make_renderer(evaluator: LatentEvaluator, data: LatentData) -> ExampleRenderer:
+    """Renders examples of ``data`` and what the model generates."""
+    decode_text = data.tokenize.tokenizer.decode if data.tokenize else None
+    return ExampleRenderer(evaluator.configs, Vocabulary(decode_text, data.class_names), data.standardise)
+
+
 def _image_names(evaluator: LatentEvaluator) -> list[str]:
     """The modalities that are images."""
     return [m for m in evaluator.modalities if evaluator.configs.for_modality(m).is_image]
@@ -109,7 +127,7 @@ def _sound_names(evaluator: LatentEvaluator) -> list[str]:
     return [m for m in evaluator.modalities if evaluator.configs.for_modality(m).is_sound]
 
 
-def _with_frames(evaluator: LatentEvaluator, batch: Mapping[str, Any]) -> dict[str, Any]:
+def with_frames(evaluator: LatentEvaluator, batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch of data with log-mel frames in place of waveforms, since the model reconstructs frames."""
     names = _sound_names(evaluator)
     if not names:
@@ -172,7 +190,7 @@ def add_translations(
     latents = jax.jit(evaluator.vae.infer)(params, batch, observed, evaluator.key).z
     decode = jax.jit(lambda params, z: _decode_one_sample(evaluator, params, z))
     generated = [jax.tree.map(np.asarray, decode(params, z)) for z in latents]  # a batch for each subset
-    real, rows = _with_frames(evaluator, batch), []
+    real, rows = with_frames(evaluator, batch), []
     for k in range(count):
         rows.append(["data", *(renderer.cell(m, real, k) for m in names)])
         for title, outputs in zip(titles, generated, strict=True):
@@ -356,8 +374,7 @@ def add_latent(
 
     ``params``: of the model in ``evaluator``. ``results``: its evaluation. ``folder``: where images are also written.
     """
-    decode_text = data.tokenize.tokenizer.decode if data.tokenize else None
-    renderer = ExampleRenderer(evaluator.configs, Vocabulary(decode_text, data.class_names), data.standardise)
+    renderer = make_renderer(evaluator, data)
     add_translations(report, evaluator, params, data.test, renderer, folder, count=count)
     if len(evaluator.modalities) > 1:
         report.add_figure("Coherence", coherence_figure(evaluator, results.classes, results.labels))

@@ -285,6 +285,30 @@ def test_guidance_moves_toward_what_is_observed():
     assert np.linalg.norm(b) > 1.2 * np.linalg.norm(a)
 
 
+def test_an_edited_code_keeps_what_the_time_leaves_of_it():
+    """Of Gaussians with the exact velocity: from time 1 nothing changes, from time 0 the code is a new one given what
+    is observed; what is neither has no influence. Of standard normal codes an edited one is known exactly: the state at
+    the start, in its standard units."""
+    flow, covariance = gaussian_flow(steps=12, guidance=1.0)
+    n = 4000
+    given = np.float32([0.7, -1.1, 0.4, 1.3, -0.6])
+    codes, keys = as_codes(jnp.broadcast_to(given, (n, 5))), example_keys(jax.random.key(0), jnp.arange(n))
+    observed, edited = jnp.array([False, True, False]), jnp.array([True, False, False])
+    edit = jax.jit(lambda s, codes, start: flow.edit(s, codes, observed, edited, keys, start=start))
+    same = edit(covariance, codes, 1.0)
+    np.testing.assert_allclose(same["a"], codes["a"], atol=1e-6)
+    anew = edit(covariance, {**codes, "a": 100 + codes["a"], "c": jnp.full_like(codes["c"], jnp.nan)}, 0.0)
+    np.testing.assert_array_equal(anew["b"], codes["b"])
+    s = np.float64(covariance)
+    gain = s[:2, 2:4] @ np.linalg.inv(s[2:4, 2:4])
+    z = np.asarray(anew["a"]).reshape(n, 2)
+    np.testing.assert_allclose(z.mean(axis=0), gain @ given[2:4], atol=0.06)
+    np.testing.assert_allclose(np.cov(z.T), s[:2, :2] - gain @ s[2:4, :2], atol=0.07)
+    half = edit(jnp.eye(5), codes, 0.5)["a"]
+    state = 0.5 * flow.noise(keys)["a"] + 0.5 * codes["a"]
+    np.testing.assert_allclose(half, state / np.sqrt(0.5), rtol=1e-3)
+
+
 def test_the_log_density_of_gaussians_is_exact():
     """Joint, conditional and marginal, with the exact divergence."""
     flow, covariance = gaussian_flow(steps=10)

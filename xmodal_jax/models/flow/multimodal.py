@@ -226,6 +226,38 @@ class CodeFlow:
         x = ode.solve(velocity, noise, ode.time_grid(c.steps), solver=c.solver)
         return choose(codes, x)
 
+    def edit(
+        self,
+        params: Params,
+        codes: Codes,
+        observed: Bool[Array, "m"],
+        edited: Bool[Array, "m"],
+        keys: ExampleKeys,
+        *,
+        start: float | Array,
+    ) -> Codes:
+        """The codes with those of ``edited`` modalities changed toward the ``observed`` ones, from the time ``start``;
+        noise in place of the others. See `MultimodalFlow.edit`."""
+        c, noise = self.config, self.noise(keys)
+        is_observed, is_edited = (
+            dict(zip(self.modalities, rows, strict=True)) for rows in (observed, edited)
+        )
+        fixed = {m: jnp.where(is_observed[m], codes[m], noise[m]) for m in noise}
+
+        def velocity(x: Codes, t: Float[Array, "batch"]) -> Codes:
+            """The guided velocity of the edited codes; nothing else moves."""
+            inputs = []
+            for others, other_times in ((fixed, observed.astype(t.dtype)), (noise, jnp.zeros(len(edited)))):
+                times = jnp.where(edited[:, None], t[None], other_times[:, None])
+                inputs.append(({m: jnp.where(is_edited[m], x[m], others[m]) for m in x}, times))
+            v = jax.tree.map(lambda a, b: guide(a, b, c.guidance), *self._velocities(params, inputs))
+            return {m: jnp.where(is_edited[m], v[m], 0.0) for m in v}
+
+        starts = jnp.broadcast_to(jnp.asarray(start, jnp.float32), keys.shape)
+        x = {m: jnp.where(is_edited[m], interpolate(codes[m], noise[m], starts), fixed[m]) for m in noise}
+        times = start + (1.0 - start) * ode.time_grid(c.steps)
+        return ode.solve(velocity, x, times, solver=c.solver)
+
     def _velocities(self, params: Params, inputs: list[tuple[Codes, Float[Array, "m batch"]]]) -> list[Codes]:
         """The velocities of several sets of codes and times, computed as one batch."""
         codes = jax.tree.map(lambda *x: jnp.concatenate(x), *[codes for codes, _ in inputs])
@@ -395,6 +427,31 @@ class MultimodalFlow:
 
         observed = jnp.asarray(observed)
         return infer_from(observed) if observed.ndim == 1 else jax.lax.map(infer_from, observed)
+
+    def edit(
+        self, params: Params, batch: Batch, observed: Any, edited: Any, key: Key, *, start: float | Array
+    ) -> LatentSamples:
+        """Latents in which the codes of the ``edited [M]`` modalities are changed toward the ``observed [M]`` ones.
+
+        Noise is mixed into them as at the time ``start``, from which the flow goes on (Meng et al. 2022,
+        arXiv:2108.01073): 1 changes nothing, 0 generates anew. The other modalities are noise. All examples have to
+        have both.
+        """
+        codes, _ = self.encode(params, batch)
+        keys = example_keys(key, batch_index(batch))
+        observed, edited = jnp.asarray(observed), jnp.asarray(edited)
+        return self._as_samples(
+            self.join(self.flow.edit(params["flow"], codes, observed, edited, keys, start=start))[None]
+        )
+
+    def code_log_density(
+        self, params: Params, batch: Batch, key: Key, *, steps: int = 20
+    ) -> Float[Array, "batch"]:
+        """``log p`` of the standardised codes of all modalities in nats, of examples that have all, with Hutchinson's
+        estimate of the divergence; see `CodeFlow.log_density`."""
+        codes, present = self.encode(params, batch)
+        keys, none = example_keys(key, batch_index(batch)), jnp.zeros(present.shape, bool)
+        return self.flow.log_density(params["flow"], codes, (True,) * len(codes), none, keys, steps=steps)
 
     def _as_samples(self, latents: Float[Array, "samples batch dim"]) -> LatentSamples:
         """Latents as the samples of a multimodal VAE. Every modality is decoded from all latents, of which its decoder

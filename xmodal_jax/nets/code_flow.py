@@ -36,15 +36,15 @@ class CodeVelocity(nn.Module):
         for k, (name, (tokens, _)) in enumerate(self.shapes):
             position = self.param(f"position_{name}", small, (tokens, self.width))
             x.append(nn.Dense(self.width, name=f"in_{name}")(codes[name]) + position[None])
-            # The same for all tokens of a modality: [B, tokens, width].
             modality = self.param(f"modality_{name}", small, (self.width,))
-            c.append(jnp.broadcast_to((embedded_times[k] + modality[None])[:, None], x[-1].shape))
-        x, c = shard_examples(jnp.concatenate(x, axis=1)), jnp.concatenate(c, axis=1)
+            c.append(embedded_times[k] + modality[None])  # the same for all tokens of a modality: [B, width]
+        x = shard_examples(jnp.concatenate(x, axis=1))
+        counts, together = tuple(tokens for _, (tokens, _) in self.shapes), jnp.stack(c, axis=1)
         for layer in range(self.depth):
-            x = DiTBlock(self.heads, name=f"layers_{layer}")(x, c)
+            x = DiTBlock(self.heads, name=f"layers_{layer}")(x, together, counts=counts)
         velocities, start = {}, 0
-        for name, (tokens, dims) in self.shapes:
+        for k, (name, (tokens, dims)) in enumerate(self.shapes):
             part = slice(start, start + tokens)
-            velocities[name] = DiTOutput(dims, name=f"out_{name}")(x[:, part], c[:, part])
+            velocities[name] = DiTOutput(dims, name=f"out_{name}")(x[:, part], c[k])
             start += tokens
         return velocities

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from xmodal_jax.core.checks import check_at_least
@@ -98,6 +99,8 @@ class DiTBlock(nn.Module):
         c: Float[Array, "batch ..."],
         context: Tokens | None = None,
         keys: ExampleKeys | None = None,
+        *,
+        counts: tuple[int, ...] | None = None,
     ) -> Float[Array, "batch tokens width"]:
         """The block's output.
 
@@ -106,6 +109,8 @@ class DiTBlock(nn.Module):
           c: the condition ``[B, D]``, or ``[B, N, D]`` with one vector for each token.
           context: the tokens that cross-attention attends to; None without ``cross``.
           keys: one key per example, for dropout; None in evaluation.
+          counts: the number of tokens of each group of neighbouring tokens that share a condition; ``c`` is then ``[B,
+            G, D]``, one vector for each of the G groups. None: there are no groups.
         """
         if self.cross != (context is not None):
             raise ValueError("a block with cross=True needs context, one without takes none")
@@ -115,6 +120,10 @@ class DiTBlock(nn.Module):
             branches["cross"] = lambda y: cross(y, context.values, context.mask)
         branches["mlp"] = MLP(self.mlp_ratio, self.dtype, name="mlp")
         vectors = Modulation(3 * len(branches), x.shape[-1], self.dtype, name="modulation")(c)
+        if counts is not None:
+            vectors = [
+                jnp.repeat(v, np.asarray(counts), axis=1, total_repeat_length=sum(counts)) for v in vectors
+            ]
         for i, (name, branch) in enumerate(branches.items()):
             shift, scale, gate = vectors[3 * i : 3 * i + 3]
             norm = nn.LayerNorm(

@@ -1,6 +1,7 @@
 """Checks that every method must pass, whatever it learns."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 from unittest import mock
@@ -108,10 +109,10 @@ def loss_and_gradient(method, batch, *, state=None, **options):
 
 
 def assert_device_invariant(
-    method, batch, *, layouts=LAYOUTS, rtol=1e-5, initialize=False, parts=2, **options
+    method, batch, *, layouts=LAYOUTS, rtol=1e-5, initialize=False, parts=None, **options
 ):
     """The same global batch and key give the same loss and gradient on any number of devices, in all three modes, and
-    computed in ``parts`` parts (1: for losses that are refused in parts).
+    computed in ``parts`` parts (1: for losses that are refused in parts; None: 2, or 1 with a ``config``).
 
     All layouts start from the same random parameters; with ``initialize`` each one initializes them itself, to the same
     values. ``options`` are those of `gradient_engine`. A gradient leaf is compared relative to its largest element, or,
@@ -128,8 +129,11 @@ def assert_device_invariant(
         (f"{mode} on {devices} devices, fsdp {fsdp}", options | dict(mode=mode, devices=devices, fsdp=fsdp))
         for mode, devices, fsdp in layouts
     ]
-    if parts > 1 and not isinstance(method, GAN) and "config" not in options:
-        variants.append((f"in {parts} parts", options | dict(config=Optimizer(accumulate=parts))))
+    config = options.get("config")
+    parts = parts or (2 if config is None else 1)
+    if parts > 1 and not isinstance(method, GAN):
+        in_parts = dataclasses.replace(config or Optimizer(), accumulate=parts)
+        variants.append((f"in {parts} parts", options | dict(config=in_parts)))
     for where, changes in variants:
         other, other_grads = loss_and_gradient(method, batch, state=state, **changes)
         for name, value in metrics.items():

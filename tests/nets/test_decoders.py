@@ -267,3 +267,25 @@ def test_features_of_images_keep_places_and_those_of_text_ignore_padding():
     run = jax.jit(lambda ids: text.apply({"params": params}, ids, mask, None))
     np.testing.assert_array_equal(run(IDS), run(jnp.where(mask, IDS, 3)))
     assert np.abs(np.asarray(run(IDS) - run(IDS % (V - 1) + 1))).max() > 1e-3
+
+
+def test_parts_of_a_latent_are_decoded_to_their_own_parts_of_the_image():
+    """By one layer for all parts, whose parts of the feature map are in the order of the image."""
+    decoder = decoders.ConvDecoder((16, 32, 3), width=4, grid=2)
+    z = jnp.asarray(RNG.normal(size=(1, 4 * D)), jnp.float32)
+    params = drawn(decoder, z)
+    assert params["start"]["kernel"].shape == (D, 2 * 4 * 4)  # a quarter of a map of 4 x 8 x 4
+    apply = jax.jit(lambda z: decoder.apply({"params": params}, z)[0])
+    for part, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        other = apply(z.at[:, part * D : (part + 1) * D].add(1.0))
+        changed = np.asarray(jnp.abs(other - apply(z)).max(axis=-1) > 1e-5)
+        halves = changed.reshape(2, 8, 2, 16)
+        assert halves[row, :, column].mean() > 0.8
+        assert not changed[12 * (1 - row) : 12 * (1 - row) + 4].any()
+        assert not changed[:, 28 * (1 - column) : 28 * (1 - column) + 4].any()
+    odd = decoders.ConvDecoder((28, 28, 3), width=4, grid=2)  # whose smallest map has 7 x 7 positions
+    shapes = jax.eval_shape(odd.init, KEY, z)["params"]
+    assert shapes["start"]["kernel"].shape == (D, 4 * 4 * 4)
+    assert jax.eval_shape(odd.apply, {"params": shapes}, z).shape == (1, 28, 28, 3)
+    with pytest.raises(ValueError, match="choose another grid"):
+        decoders.ConvDecoder((16, 32, 3), width=4, grid=3).init(KEY, z)

@@ -68,12 +68,16 @@ class ConvDecoder(nn.Module):
     """Images by the mirror of `nets.image.PlainConvNet`: a dense layer to the smallest feature map with ``width``
     channels, then transposed 4x4 convolutions of stride 2 with ReLU between them, each with half the channels.
 
+    With a ``grid`` of G the latent consists of G x G equal parts, row by row, each of which gives its own part of the
+    smallest feature map, by the same dense layer.
+
     Raises:
-      ValueError: if the sides of the image cannot be halved.
+      ValueError: if the sides of the image cannot be halved, or the latent does not divide into G x G parts.
     """
 
     shape: tuple[int, int, int]
     width: int = 64
+    grid: int = 1
 
     @nn.compact
     def __call__(
@@ -85,14 +89,26 @@ class ConvDecoder(nn.Module):
         """
         height, width, channels = self.shape
         stages = upsampling_stages(self.shape, "decoder")
-        height, width = height // 2**stages, width // 2**stages
-        x = nn.Dense(height * width * self.width, name="start")(z).reshape(
-            z.shape[0], height, width, self.width
-        )
+        x = self.smallest_map(z, height // 2**stages, width // 2**stages)
         for k in range(stages):
             out = channels if k == stages - 1 else max(self.width // 2 ** (k + 1), 1)
             x = shard_examples(ConvTranspose(out, (4, 4), strides=2, name=f"up_{k}")(nn.relu(x)))
         return x
+
+    def smallest_map(
+        self, z: Float[Array, "rows latent"], height: int, width: int
+    ) -> Float[Array, "rows height width channels"]:
+        """The smallest feature map; where the grid does not divide its sides, the last parts are cut."""
+        g = self.grid
+        if z.shape[1] % g**2:
+            raise ValueError(
+                f"a latent of {z.shape[1]} dimensions does not divide into {g} x {g} parts: choose another grid of the "
+                "decoder"
+            )
+        rows, columns = -(-height // g), -(-width // g)  # of each part
+        x = nn.Dense(rows * columns * self.width, name="start")(z.reshape(z.shape[0], g, g, -1))
+        x = x.reshape(-1, g, g, rows, columns, self.width).swapaxes(2, 3)
+        return x.reshape(-1, g * rows, g * columns, self.width)[:, :height, :width]
 
 
 class ResidualDecoder(ResidualPixels):
@@ -298,9 +314,15 @@ class ConvDecoderConfig(DecoderConfig):
     name: ClassVar[str] = "conv"
     width: int = 64
     """Channels at the smallest resolution; they halve with every doubling of the resolution."""
+    grid: int = 1
+    """The latent is divided into grid x grid equal parts, each of which is decoded to its own part of the image."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "grid")
 
     def build(self, size: Size) -> ConvDecoder:
-        return ConvDecoder(size.output_shape, self.width)
+        return ConvDecoder(size.output_shape, self.width, self.grid)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from tests.models.vae.multimodal import CLASSES, CONFIGS, NAMES, make_batch
 from tests.support import assert_device_invariant, assert_resumes, random_params
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.models.flow.codes import CodeConfig, join_tokens, make_codes
+from xmodal_jax.models.flow.codes import CodeConfig, join_patches, join_tokens, make_codes
 from xmodal_jax.models.flow.multimodal import (
     CODES,
     FROZEN,
@@ -21,7 +21,9 @@ from xmodal_jax.models.flow.multimodal import (
     draw_roles,
     make_multimodal_flow,
 )
-from xmodal_jax.models.vae.modalities import sizes_of
+from xmodal_jax.models.vae.modalities import ImageConfig, sizes_of
+from xmodal_jax.nets.decoders import ConvDecoderConfig, Size
+from xmodal_jax.nets.encoders import DCGANEncoderConfig
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.types import Tokens
 
@@ -161,6 +163,36 @@ def test_a_sequence_becomes_a_fixed_number_of_tokens():
     joined = join_tokens(Tokens(values, mask), 3)
     np.testing.assert_array_equal(joined, [[[1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 0, 0]]])
     assert join_tokens(Tokens(values, None), 8).shape == (1, 8, 2)
+
+
+def test_each_token_of_a_picture_holds_the_encoders_tokens_of_its_part():
+    """Of pictures twice as wide as high, whose encoder makes 2 x 4 tokens, 2 x 2 of them."""
+    values = jnp.arange(8.0).reshape(1, 8, 1)
+    joined = join_patches(values, 2, (10, 20))
+    np.testing.assert_array_equal(joined, [[[0, 1], [2, 3], [4, 5], [6, 7]]])
+    square = join_patches(jnp.arange(16.0).reshape(1, 16, 1), 2, (7, 7))
+    np.testing.assert_array_equal(square[0, 1], [2, 3, 6, 7])
+    cut = join_patches(jnp.arange(1.0, 10.0).reshape(1, 9, 1), 2, (7, 7))  # 3 x 3 tokens
+    np.testing.assert_array_equal(cut, [[[1, 2, 4, 5], [3, 0, 6, 0], [7, 8, 0, 0], [9, 0, 0, 0]]])
+    with pytest.raises(ValueError, match="form no grid"):
+        join_patches(jnp.zeros((1, 5, 1)), 2, (8, 8))  # such as a class token and four patches
+
+
+def test_pictures_have_a_code_of_as_many_tokens_as_the_grid_of_their_decoder():
+    """A token tells of its own part: another picture in the lower right corner leaves the first token as it is."""
+    image = ImageConfig(DCGANEncoderConfig(width=4, norm="none"), ConvDecoderConfig(width=4, grid=2))
+    sizes = {"image": Size((32, 32, 1))}
+    model = make_codes(CodeConfig(image=image, dims=3, hidden=5), sizes)
+    assert model.shapes() == {"image": (4, 3)}
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
+    pictures[1, :, :24] = pictures[0, :, :24]  # the left half, and what its tokens see of the right one
+    batch = {"image": pictures, "index": np.arange(2, dtype=np.int32)}
+    params = random_params(model.init, jax.random.key(0), batch)
+    codes = jax.jit(model.encode)(params, batch)[0]["image"]
+    assert codes.shape == (2, 4, 3)
+    np.testing.assert_allclose(codes[0, ::2], codes[1, ::2], atol=1e-5)  # left
+    assert np.all(np.abs(codes[0, 1::2] - codes[1, 1::2]).max(axis=-1) > 1e-3)  # right
+    assert jax.eval_shape(model.decode, params, {"image": codes})["image"].shape == pictures.shape
 
 
 def test_statistics_are_those_of_the_codes_that_are_present():

@@ -1,8 +1,9 @@
 """Autoencoders of several modalities, whose codes are sequences of tokens ``[B, tokens, dims]``.
 
-A code is what a flow over several modalities generates (`models.flow.multimodal`). Images, vectors and classes become
-the tokens of their code by one linear layer; in texts, speech and series neighbouring tokens of the encoder are joined,
-so that every token of the code tells of its own part of the sequence.
+A code is what a flow over several modalities generates (`models.flow.multimodal`). In texts, speech and series
+neighbouring tokens of the encoder are joined, so that every token of the code tells of its own part of the sequence;
+likewise in images whose decoder has a grid, where every token tells of its own part of the picture. Vectors, classes
+and other images become the tokens of their code by one linear layer.
 
 The decoders get codes with noise, and codes are drawn toward 0, so that codes between those of two examples decode to
 something in between. The codes of one example's modalities are aligned by a contrastive loss: it brings out what the
@@ -14,7 +15,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,11 +31,13 @@ from xmodal_jax.losses.contrastive import info_nce
 from xmodal_jax.losses.gradient_cache import chunked
 from xmodal_jax.models.towers import Encoders, first_example
 from xmodal_jax.models.vae.modalities import (
+    AudioConfig,
     ImageConfig,
     ModalityConfig,
     ModalityConfigs,
     NetworkInputs,
     preprocess,
+    token_encoder,
     used_configs,
 )
 from xmodal_jax.models.vae.networks import (
@@ -43,8 +48,8 @@ from xmodal_jax.models.vae.networks import (
     stack_group,
     stack_modalities,
 )
-from xmodal_jax.nets.decoders import ConvDecoderConfig, Size
-from xmodal_jax.nets.encoders import DCGANEncoderConfig
+from xmodal_jax.nets.decoders import ConvDecoderConfig, FrameDecoderConfig, Size
+from xmodal_jax.nets.encoders import AudioTransformerConfig, DCGANEncoderConfig
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params, Tokens
 
 Codes = dict[str, Array]
@@ -56,17 +61,23 @@ class CodeConfig(ModalityConfigs):
     """Encoders, decoders and codes of the modalities."""
 
     image: ImageConfig = ImageConfig(
-        DCGANEncoderConfig(width=32, norm="none"), ConvDecoderConfig(width=32), scale=0.3
+        DCGANEncoderConfig(width=64, norm="none"), ConvDecoderConfig(width=64, grid=2), scale=0.1
     )
     """Encoder, decoder and likelihood of images."""
+    audio: AudioConfig = AudioConfig(
+        AudioTransformerConfig(width=64, downsample=8), FrameDecoderConfig(width=128)
+    )
+    """Encoder, decoder and likelihood of speech."""
     tokens: int = 1
-    """Tokens of the code of an image, a vector or a class."""
+    """Tokens of the code of a vector, a class, or an image whose decoder has no grid (``image.decoder.grid``); with a
+    grid of G an image's code has G x G tokens."""
     sequence_tokens: int = 8
     """Tokens of the code of a text, of speech or of a series; each stands for an equal part of the longest one."""
-    dims: int = 48
+    dims: int = 96
     """Dimensions of each token of a code."""
     hidden: int = 256
-    """Units of the hidden layer between the encoder of an image, a vector or a class and its code."""
+    """Units of the hidden layer between the encoder of an image (or of each part of it), a vector or a class and its
+    code."""
     code_noise: float = 0.3
     """Standard deviation of the noise on the codes that decoders get in training. Codes have about unit variance."""
     code_weight: float = 1e-2
@@ -84,27 +95,40 @@ class CodeConfig(ModalityConfigs):
         check_at_least(self, 0, "code_noise", "code_weight", "align_weight")
 
 
+class CodeLayout(NamedTuple):
+    """What the tokens of a code stand for."""
+
+    kind: Literal["vector", "sequence", "grid"]
+    """For the whole example, for parts of a sequence, or for the parts of a picture, row by row."""
+    tokens: int
+    """The number of tokens."""
+
+
 class _Encoder(nn.Module):
     """The code ``[B, tokens, dims]`` of a modality."""
 
     features: nn.Module
-    """From inputs to features ``[B, hidden]``, or to the tokens of a sequence."""
-    is_sequence: bool
-    tokens: int
+    """From inputs to features ``[B, hidden]``, or to the tokens of a sequence or of a picture."""
+    layout: CodeLayout
     dims: int
+    hidden: int
+    """Units of the hidden layer of each part of a picture."""
 
     @nn.compact
     def __call__(self, inputs, mask, keys: ExampleKeys | None) -> Float[Array, "batch tokens dims"]:
         """``inputs`` and ``mask`` are those of the encoder; ``keys``: of dropout, or None."""
-        if not self.is_sequence:
-            h = self.features(inputs, mask, keys)
-            return nn.Dense(self.tokens * self.dims, name="code")(h).reshape(-1, self.tokens, self.dims)
-        joined = join_tokens(self.features(inputs, mask, keys), self.tokens)
-        return nn.Dense(self.dims, name="code")(joined)
+        kind, count = self.layout
+        features = self.features(inputs, mask, keys)
+        if kind == "vector":
+            return nn.Dense(count * self.dims, name="code")(features).reshape(-1, count, self.dims)
+        if kind == "sequence":
+            return nn.Dense(self.dims, name="code")(join_tokens(features, count))
+        parts = join_patches(features.values, math.isqrt(count), inputs.shape[1:3])
+        return nn.Dense(self.dims, name="code")(nn.relu(nn.Dense(self.hidden, name="hidden")(parts)))
 
 
-class _Sequence(nn.Module):
-    """An encoder of sequences, whose parameters have the path that those of other encoders have."""
+class _Tokens(nn.Module):
+    """An encoder's tokens; its parameters have the path that those of other encoders have."""
 
     encoder: nn.Module
 
@@ -122,6 +146,29 @@ def join_tokens(sequence: Tokens, count: int) -> Float[Array, "batch count joine
     joined = -(-x.shape[1] // count)
     x = jnp.pad(x, ((0, 0), (0, count * joined - x.shape[1]), (0, 0)))
     return x.reshape(x.shape[0], count, -1)
+
+
+def join_patches(
+    values: Float[Array, "batch tokens width"], grid: int, sides: tuple[int, int]
+) -> Float[Array, "batch parts joined"]:
+    """The tokens of pictures of ``sides`` (height, width), row by row, as ``grid * grid`` tokens, each of which holds
+    those of its own part of the picture side by side; zeros where the grid does not divide the rows and columns.
+
+    Raises:
+      ValueError: the tokens form no rows and columns in proportion to the picture's sides.
+    """
+    count, width = values.shape[1:]
+    rows = max(round(math.sqrt(count * sides[0] / sides[1])), 1)
+    columns = count // rows
+    if rows * columns != count:
+        raise ValueError(
+            f"{count} tokens of images of {sides[0]} x {sides[1]} form no grid, as the decoder's grid needs: choose "
+            "another encoder (--model.image.encoder), or --model.image.decoder.grid 1"
+        )
+    x = values.astype(jnp.float32).reshape(-1, rows, columns, width)
+    x = jnp.pad(x, ((0, 0), (0, -rows % grid), (0, -columns % grid), (0, 0)))
+    x = x.reshape(x.shape[0], grid, x.shape[1] // grid, grid, x.shape[2] // grid, width)
+    return x.swapaxes(2, 3).reshape(x.shape[0], grid * grid, -1)
 
 
 class _Projection(nn.Module):
@@ -152,15 +199,25 @@ class CodeNetwork(nn.Module):
         c = self.config
         experts, decoders, projections = {}, {}, {}
         for group in self.groups:
-            modality = self.modalities[group.kind]
-            encoder = modality.token_encoder(group.size)
-            is_sequence = encoder is not None
-            features = _Sequence(encoder) if is_sequence else modality.features(group.size, c.hidden)
-            tokens = c.sequence_tokens if is_sequence else c.tokens
-            experts[group.name] = stack_modalities(_Encoder)(features, is_sequence, tokens, c.dims)
+            modality, layout = self.modalities[group.kind], self.layout(group)
+            if layout.kind == "vector":
+                features = modality.features(group.size, c.hidden)
+            elif layout.kind == "sequence":
+                features = _Tokens(modality.token_encoder(group.size))
+            else:
+                features = _Tokens(token_encoder(group.kind, modality.encoder, group.size))
+            experts[group.name] = stack_modalities(_Encoder)(features, layout, c.dims, c.hidden)
             decoders[group.name] = stack_modalities(Decoder)(modality, group.size)
             projections[group.name] = stack_modalities(_Projection)(c.align_dims)
         self.experts, self.decoders, self.projections = experts, decoders, projections
+
+    def layout(self, group: ModalityGroup) -> CodeLayout:
+        """What the tokens of the codes of a group's modalities stand for."""
+        c, modality = self.config, self.modalities[group.kind]
+        if modality.token_encoder(group.size) is not None:
+            return CodeLayout("sequence", c.sequence_tokens)
+        grid = getattr(modality.decoder, "grid", 1)
+        return CodeLayout("grid", grid * grid) if grid > 1 else CodeLayout("vector", c.tokens)
 
     def encode(self, inputs: NetworkInputs, keys: ExampleKeys | None = None) -> Codes:
         """The code of each modality; ``keys``: of dropout, one for each example, or None."""
@@ -237,11 +294,10 @@ class CodeModel:
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Tokens and dimensions of each modality's code."""
-        c, counts = self.config, {}
+        shapes = {}
         for group in self.network.groups:
-            is_sequence = self.network.modalities[group.kind].token_encoder(group.size) is not None
-            counts |= dict.fromkeys(group.names, c.sequence_tokens if is_sequence else c.tokens)
-        return {m: (count, c.dims) for m, count in counts.items()}
+            shapes |= dict.fromkeys(group.names, (self.network.layout(group).tokens, self.config.dims))
+        return shapes
 
     @property
     def method(self) -> Method:

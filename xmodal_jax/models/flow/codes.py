@@ -104,6 +104,14 @@ class CodeLayout(NamedTuple):
     """The number of tokens."""
 
 
+def code_layout(config: CodeConfig, modality: ModalityConfig, size: Size) -> CodeLayout:
+    """The layout of the codes of modalities of one kind and size."""
+    if modality.token_encoder(size) is not None:
+        return CodeLayout("sequence", config.sequence_tokens)
+    grid = getattr(modality.decoder, "grid", 1)
+    return CodeLayout("grid", grid * grid) if grid > 1 else CodeLayout("vector", config.tokens)
+
+
 class _Encoder(nn.Module):
     """The code ``[B, tokens, dims]`` of a modality."""
 
@@ -199,7 +207,8 @@ class CodeNetwork(nn.Module):
         c = self.config
         experts, decoders, projections = {}, {}, {}
         for group in self.groups:
-            modality, layout = self.modalities[group.kind], self.layout(group)
+            modality = self.modalities[group.kind]
+            layout = code_layout(c, modality, group.size)
             if layout.kind == "vector":
                 features = modality.features(group.size, c.hidden)
             elif layout.kind == "sequence":
@@ -210,14 +219,6 @@ class CodeNetwork(nn.Module):
             decoders[group.name] = stack_modalities(Decoder)(modality, group.size)
             projections[group.name] = stack_modalities(_Projection)(c.align_dims)
         self.experts, self.decoders, self.projections = experts, decoders, projections
-
-    def layout(self, group: ModalityGroup) -> CodeLayout:
-        """What the tokens of the codes of a group's modalities stand for."""
-        c, modality = self.config, self.modalities[group.kind]
-        if modality.token_encoder(group.size) is not None:
-            return CodeLayout("sequence", c.sequence_tokens)
-        grid = getattr(modality.decoder, "grid", 1)
-        return CodeLayout("grid", grid * grid) if grid > 1 else CodeLayout("vector", c.tokens)
 
     def encode(self, inputs: NetworkInputs, keys: ExampleKeys | None = None) -> Codes:
         """The code of each modality; ``keys``: of dropout, one for each example, or None."""
@@ -296,7 +297,8 @@ class CodeModel:
         """Tokens and dimensions of each modality's code."""
         shapes = {}
         for group in self.network.groups:
-            shapes |= dict.fromkeys(group.names, (self.network.layout(group).tokens, self.config.dims))
+            layout = code_layout(self.config, self.network.modalities[group.kind], group.size)
+            shapes |= dict.fromkeys(group.names, (layout.tokens, self.config.dims))
         return shapes
 
     @property

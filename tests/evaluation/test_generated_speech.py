@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.painters import CLASSES, CONFIG, END, FRAMES, explore, of_the_first, perfect, source
-from xmodal_jax.evaluation.generated_speech import SpeechEvaluator, count_frames, speech_metrics
+from xmodal_jax.evaluation.generated_speech import SpeechEvaluator, speech_metrics
 from xmodal_jax.evaluation.latent_data import LatentData
 
 NAMES = ("image", "text", "audio")
@@ -95,11 +95,3 @@ def test_a_limit_on_the_examples(recognizer):
     result = speech(evaluator, {}, source(NAMES, LABELS), np.zeros((9, 2)), examples=3)
     assert {name: len(each.waves) for name, each in result.items()} == dict.fromkeys(result, 3)
     assert result["text"].transcripts[-1] == f"{WORDS[LABELS[-1] + 2]} {WORDS[LABELS[-1] + 3]}"
-
-
-def test_silence_at_the_end_is_not_transcribed():
-    """That within speech is."""
-    loud, silent = np.zeros(3), np.full(3, np.log(1e-5) + 1.0)
-    quiet = np.array([silent[0], silent[0], np.log(1e-5) + 2.5])
-    frames = np.stack([[loud, silent, quiet, silent], [silent] * 4, [loud] * 4])
-    np.testing.assert_array_equal(count_frames(frames, 1e-5), [3, 1, 4])

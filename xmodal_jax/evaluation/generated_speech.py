@@ -29,20 +29,6 @@ def complete_examples(evaluator: LatentEvaluator, source: Source) -> Source | No
     return Subset(source, indices) if len(indices) else None
 
 
-SILENCE = 2.0
-"""A frame is silent if all of its bands lie at most this much above the smallest log-mel value, in nats."""
-
-
-def count_frames(frames: np.ndarray, floor: float) -> np.ndarray:
-    """The number of log-mel frames of each example of ``frames [N, F, mels]`` without the silence at its end, at least
-    1. The model generates it as a part of its fixed number of frames, and a recogniser hears words in it.
-
-    ``floor``: the smallest power of a band.
-    """
-    is_loud = frames.max(axis=2) > np.log(floor) + SILENCE
-    return np.maximum(np.where(is_loud, np.arange(1, frames.shape[1] + 1)[None], 0).max(axis=1), 1)
-
-
 class SpeechEvaluator:
     """Generates speech from what test examples hold and jointly, and has it transcribed.
 
@@ -149,13 +135,14 @@ class SpeechEvaluator:
 
     def _transcribe(self, frames: np.ndarray, texts: list[str]) -> TranscribedSpeech:
         """Log-mel frames as sound, and what the recogniser hears in it."""
-        waves = predict_all(self._to_waves, {}, ArraySource({"frames": np.asarray(frames)}), batch_size=50)
-        lengths = self.audio.spectrogram.hop * count_frames(np.asarray(frames), self.audio.floor)
-        waves = [wave[:length] for wave, length in zip(np.clip(waves, -1.0, 1.0), lengths, strict=True)]
+        source = ArraySource({"frames": np.asarray(frames)})
+        waves, mask = predict_all(self._to_waves, {}, source, batch_size=50)
+        waves = self.audio.cut_waveforms(np.clip(waves, -1.0, 1.0), mask)
         return TranscribedSpeech(waves, self.recognizer(waves), texts)
 
     def _to_waves(self, params: Any, batch: Any):
-        return self.audio.waveforms(batch["frames"])
+        """The waveforms of the batch's ``frames``, and which frames are not the silence at the end."""
+        return self.audio.waveforms(batch["frames"]), self.audio.speech_mask(batch["frames"])
 
 
 def speech_metrics(speech: dict[str, TranscribedSpeech]) -> dict[str, float]:

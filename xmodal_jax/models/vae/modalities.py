@@ -82,10 +82,9 @@ from xmodal_jax.types import Batch, ExampleKeys, Key, is_measured, kind_of
 NO_AUGMENT = AugmentConfig(translate=0)
 """The augmentation that leaves images unchanged."""
 
-SILENCE = -6.0
-"""Generated frames of speech whose bands all have a log-mel value below this are silence. Recorded speech ends more
-loudly: the last frames of an utterance have about -3 in their loudest band, and digital silence is `AudioConfig.floor`,
--11.5."""
+SILENCE = 5.5
+"""A frame of speech is silent if all of its bands lie at most this much above the smallest log-mel value, in nats: what
+decoders make of silence lies below, and the last frames of spoken words, about 8 in their loudest band, lie above."""
 
 Masked = tuple[Array, Array | None]
 """An array and the mask of its content (None: everything is content)."""
@@ -483,13 +482,16 @@ class AudioConfig(ModalityConfig):
         return DENSITIES[self.likelihood].sample(key, decode(tokens=None), self.scale)
 
     def as_fields(self, generated, end_id: int, pad_id: int) -> dict[str, Array]:
-        """The log-mel frames, and a mask of those up to the last one that is no `SILENCE`; at least of the first."""
+        """The log-mel frames, and the mask of those before the silence at the end (`speech_mask`)."""
         log_mel = self.to_log_mel(generated)
-        is_loud = (log_mel.max(axis=-1) > SILENCE).at[:, 0].set(True)
-        follow = jnp.cumsum(is_loud[:, ::-1], axis=1)[
-            :, ::-1
-        ]  # how many such frames there are from this one on
-        return {"": log_mel, "_mask": follow > 0}
+        return {"": log_mel, "_mask": self.speech_mask(log_mel)}
+
+    def speech_mask(self, log_mel: Float[Array, "batch frames mels"]) -> Bool[Array, "batch frames"]:
+        """True up to the last frame that is not silent (`SILENCE`), at least in the first. A model generates the
+        silence as a part of its fixed number of frames, and a recogniser hears words in it."""
+        is_loud = (log_mel.max(axis=-1) > jnp.log(self.floor) + SILENCE).at[:, 0].set(True)
+        loud_from_here = jnp.cumsum(is_loud[:, ::-1], axis=1)[:, ::-1]
+        return loud_from_here > 0
 
     def cut_waveforms(
         self, waves: Float[np.ndarray, "batch time"], mask: Bool[np.ndarray, "batch frames"]

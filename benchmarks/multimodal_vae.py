@@ -68,7 +68,10 @@ COLUMNS = (
     "log_p",
     "judge_frechet_distance",
     "ms",
+    "train_s",
 )
+"""Columns of the table. "prior" and "mixture" are the agreement of all modalities in samples of the joint distribution;
+"ms" is the median time of a training step, "train_s" that of all training steps of a model together, in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +103,10 @@ class Config:
     private: int = 32
     """Dimensions of each private latent, in models that have them."""
     autoencoder_steps: int = 600
-    """Training steps of the autoencoders of the flow, of 128 examples."""
-    flow_steps: int = 2000
+    """Training steps of the autoencoders of the flow."""
+    autoencoder_batch_size: int = 64
+    """Examples per step of the autoencoders of the flow."""
+    flow_steps: int = 800
     """Training steps of the flow, of 256 examples."""
     judge_steps: int = 600
     """Training steps of the judges."""
@@ -198,8 +203,12 @@ class Bench:
         mixture: Images | None,
         log_p: float | None,
         ms: float,
+        train_s: float | None = None,
     ) -> dict[str, float | None]:
-        """A row of the table, from the images generated from each subset of the modalities and from draws."""
+        """A row of the table, from the images generated from each subset of the modalities and from draws.
+
+        ``train_s``: seconds of all training steps; None: those of ``config.steps`` steps of ``ms`` milliseconds.
+        """
         classes, distances = [], []
         for members, images in zip(self.subsets, translations, strict=True):
             subset_classes, features = self.judge(images)
@@ -214,7 +223,9 @@ class Bench:
             "prior": joint_coherence(self.judge(prior)[0]),
             "mixture": None if mixture is None else joint_coherence(self.judge(mixture)[0]),
         }
-        metrics |= {"judge_frechet_distance": float(np.mean(distances)), "ms": ms, "log_p": log_p}
+        train_s = self.config.steps * ms / 1e3 if train_s is None else train_s
+        metrics |= {"judge_frechet_distance": float(np.mean(distances)), "log_p": log_p}
+        metrics |= {"ms": ms, "train_s": train_s}
         return {k: None if metrics.get(k) is None else float(metrics[k]) for k in COLUMNS}
 
 
@@ -224,9 +235,12 @@ def run_flow(bench: Bench, setting: str, seed: int) -> dict[str, float | None]:
     image = ImageConfig(
         DCGANEncoderConfig(width=2 * c.width, norm="none"), ConvDecoderConfig(width=2 * c.width), "laplace", 0.75
     )  # fmt: skip
-    flow = make_multimodal_flow(MultimodalFlowConfig(image=image), bench.sizes)
+    config = MultimodalFlowConfig(image=image, tokens=1, dims=48)
+    flow = make_multimodal_flow(config, bench.sizes)
     codes, source = flow.codes, bench.train[setting]
-    autoencoders, _ = bench.fit(codes.method, muon, setting, seed, c.autoencoder_steps, batch_size=128)
+    autoencoders, code_ms = bench.fit(
+        codes.method, muon, setting, seed, c.autoencoder_steps, batch_size=c.autoencoder_batch_size
+    )
     encoded = encode_source(codes, autoencoders, source, None)
     method = flow.method(autoencoders, encoded.statistics)
     optimizer = freeze_trained(dataclasses.replace(muon, ema=0.999))
@@ -249,7 +263,8 @@ def run_flow(bench: Bench, setting: str, seed: int) -> dict[str, float | None]:
     translations = [translate(observed) for observed in bench.subsets]
     draws = jax.jit(vae.sample_prior, static_argnums=2)(params, key, c.examples)
     joint = [generate(vae.decoder_latents(params, draws[i], None)) for i in _chunks(c.examples)]
-    return bench.metrics(translations, _concatenate(joint), None, None, ms)
+    train_s = (c.autoencoder_steps * code_ms + c.flow_steps * ms) / 1e3
+    return bench.metrics(translations, _concatenate(joint), None, None, ms, train_s)
 
 
 def run_ours(bench: Bench, name: str, setting: str, seed: int) -> dict[str, float | None]:
@@ -388,7 +403,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = []
         for column in COLUMNS:
             values = [s[column] for s in scores if s.get(column) is not None]
-            digits = 0 if column in ("log_p", "ms") else 1 if column == "judge_frechet_distance" else 3
+            digits = (
+                0 if column in ("log_p", "ms", "train_s") else 1 if column == "judge_frechet_distance" else 3
+            )
             spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.{digits}f}{spread}" if values else "")
         lines.append(f"| {name} | {setting} | {len(scores)} | {' | '.join(cells)} |")

@@ -39,14 +39,14 @@ class Config(RunConfig):
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(
         train_size=20_000, modalities=("text", "image")
     )
-    steps: int = 2400
-    batch_size: int = 64
-    eval_every: int = 1200
+    steps: int = 5000
+    batch_size: int = 32
+    eval_every: int = 2500
     judge: pathlib.Path | None = None
     """Directory of a run of captioning.py, whose captioner scores the generated images; None: no such scores."""
     model: FlowConfig = FlowConfig(
-        objective=FlowMatching(prediction="data", time_mean=-1.6),
-        network=DiTConfig(depth=4),
+        objective=FlowMatching(prediction="data", time_mean=-1.2, time_std=0.8),
+        network=DiTConfig(width=96, depth=3),
         sampler=HeunSampler(guidance=2.0, steps=12),
     )
     """Network, objective and sampler of the flow."""

@@ -14,7 +14,7 @@ Shapes = tuple[tuple[str, tuple[int, int]], ...]
 
 
 class CodeVelocity(nn.Module):
-    """A diffusion transformer over the tokens of all codes; what modulates a token (adaLN-zero) is the time of its
+    """A diffusion transformer over the tokens of all codes; what modulates a token (adaLN) is the time of its
     modality, so that one forward pass may hold noise, data and anything in between.
 
     The velocities are exactly 0 at the start of training.

@@ -158,6 +158,9 @@ class TextTransformerConfig(TransformerEncoderConfig):
     """Position embedding of the tokens: learned, or fixed sines and cosines (sincos)."""
     causal: bool = False
     """Whether tokens attend to earlier tokens only."""
+    embedding_std: float = 0.02
+    """Standard deviation of the initial word embeddings. The first block adds vectors of about 0.3 to them: at 0.02
+    the words of a sentence are hardly told apart at first, at 1 they are, which takes fewer steps of training."""
 
     def build(self, *, vocab_size: int, max_length: int) -> TextTransformer:
         """The text encoder for this vocabulary and these lengths of texts.
@@ -174,6 +177,7 @@ class TextTransformerConfig(TransformerEncoderConfig):
             max_length,
             causal=self.causal,
             positions=self.positions,
+            embedding_std=self.embedding_std,
             **self.transformer_options(),
         )
 

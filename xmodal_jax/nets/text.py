@@ -28,6 +28,8 @@ class TextTransformer(TransformerEncoder):
     """The largest number of ids."""
     causal: bool = False
     """Whether a token attends to itself and earlier ones only."""
+    embedding_std: float = 0.02
+    """Standard deviation of the initial embeddings."""
 
     @nn.compact
     def __call__(
@@ -49,7 +51,7 @@ class TextTransformer(TransformerEncoder):
             self.vocab_size,
             self.width,
             dtype=self.dtype,
-            embedding_init=nn.initializers.normal(0.02),
+            embedding_init=nn.initializers.normal(self.embedding_std),
             name="embed",
         )(jnp.clip(inputs, 0, self.vocab_size - 1))
         # Adds positions (and the class token), then runs the transformer.

@@ -77,7 +77,7 @@ class SentenceCondition(_Conditional):
     name: ClassVar[str] = "sentence"
     reads_text: ClassVar[bool] = True
     uses_words: ClassVar[bool] = False
-    text: TextEncoder = TextTransformerConfig(width=128)
+    text: TextEncoder = TextTransformerConfig(width=128, positions="sincos", embedding_std=1.0)
     """Encoder of captions, trained with the flow."""
 
     def build(self, sizes: DataSizes) -> CaptionEncoder:

@@ -235,7 +235,7 @@ def run_flow(bench: Bench, setting: str, seed: int) -> dict[str, float | None]:
     image = ImageConfig(
         DCGANEncoderConfig(width=2 * c.width, norm="none"), ConvDecoderConfig(width=2 * c.width), "laplace", 0.75
     )  # fmt: skip
-    config = MultimodalFlowConfig(image=image, tokens=1, dims=48)
+    config = MultimodalFlowConfig(image=image, tokens=1, dims=48, align_weight=0.1)
     flow = make_multimodal_flow(config, bench.sizes)
     codes, source = flow.codes, bench.train[setting]
     autoencoders, code_ms = bench.fit(

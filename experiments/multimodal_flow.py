@@ -48,7 +48,7 @@ class Config(LatentConfig):
     """Training steps of the flow."""
     batch_size: int = 256
     """Examples per step of the flow, over all devices together."""
-    autoencoder_steps: int = 600
+    autoencoder_steps: int = 1000
     """Training steps of the autoencoders."""
     autoencoder_batch_size: int = 128
     """Examples per step of the autoencoders and of the judges."""

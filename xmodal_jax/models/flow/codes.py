@@ -82,7 +82,7 @@ class CodeConfig(ModalityConfigs):
     """Standard deviation of the noise on the codes that decoders get in training. Codes have about unit variance."""
     code_weight: float = 1e-2
     """Weight of half the mean squared code in the loss."""
-    align_weight: float = 0.1
+    align_weight: float = 0.5
     """Weight of the contrastive loss that aligns the codes of an example's modalities; 0: none. Reconstruction is
     measured in nats for each element of the data, such as a pixel's colour."""
     align_dims: int = 64

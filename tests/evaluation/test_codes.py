@@ -65,6 +65,17 @@ def check_codes(encoded):
     assert set(batch["present"]) == set(NAMES) and batch[NAMES[0] + CODES].shape == (8, 2, 3)
 
 
+def test_a_modality_that_no_example_has_is_named(monkeypatch):
+    batch = make_batch(4)
+    present = {**batch.get("present", {}), NAMES[1]: np.zeros(4, bool)}
+    data = ArraySource({**{k: v for k, v in batch.items() if k not in ("index", "step")}, "present": present})
+    codes = {m: np.ones((4, 2, 3), np.float32) for m in NAMES}
+    there = np.array([[m != NAMES[1] for m in codes_model().modalities]] * 4)
+    monkeypatch.setattr("xmodal_jax.evaluation.codes.predict_all", lambda *_, **__: (codes, there))
+    with pytest.raises(ValueError, match=f"no example has the modality {NAMES[1]}: leave it out"):
+        encode_source(codes_model(), None, data, None)
+
+
 def test_the_likelihood_of_codes_is_a_mean_over_complete_examples():
     """With its standard error, per dimension; too few of them have none."""
     evaluator = painters.explore(("image", "text"))

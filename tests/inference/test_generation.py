@@ -13,7 +13,7 @@ from tests.models.gan.test_method import WORDS_ALONE
 from tests.support import random_params
 from xmodal_jax.data.text import train_tokenizer
 from xmodal_jax.inference import load
-from xmodal_jax.models.flow import FlowConfig, HeunSampler, WordsCondition, make_flow
+from xmodal_jax.models.flow import AdaptiveSampler, FlowConfig, HeunSampler, WordsCondition, make_flow
 from xmodal_jax.models.gan import ClassCondition, make_gan
 from xmodal_jax.models.gan.conditions import NoCondition
 from xmodal_jax.models.seq2seq import SamplingConfig
@@ -135,13 +135,13 @@ def save_text_gan(folder):
     )  # fmt: skip
 
 
-def save_text_flow(folder):
+def save_text_flow(folder, sampler=None):
     """A flow from texts to pictures with random parameters."""
     tokenizer = train_tokenizer(COLOURS, "word")
     config = FlowConfig(
         condition=WordsCondition(text=TextTransformerConfig(width=8, depth=1, heads=2)),
         network=DiTConfig(width=8, depth=1, heads=2),
-        sampler=HeunSampler(steps=3, guidance=2.0),
+        sampler=sampler or HeunSampler(steps=3, guidance=2.0),
     )
     sizes = {"vocab_size": tokenizer.vocab_size, "length": 5, "classes": 0}
     params = random_params(make_flow(config, shape=(8, 8, 3), **sizes).init, jax.random.key(0), {})
@@ -149,6 +149,16 @@ def save_text_flow(folder):
         folder, {"model": config}, params, kind="text_to_image_flow", source="text", target="image",
         shape=(8, 8, 3), shapes={"image": (8, 8, 3)}, tokenizer=tokenizer.files(), **sizes,
     )  # fmt: skip
+
+
+def test_a_flow_with_adaptive_steps_edits_and_inpaints(tmp_path):
+    """Inpainting takes fixed steps, which can keep what is known."""
+    flow = load(save_text_flow(tmp_path, AdaptiveSampler(guidance=2.0, tolerance=0.1)))
+    red = np.full((8, 8, 3), (200, 0, 0), np.uint8)
+    assert (np.asarray(flow.edit([red], ["blue"], strength=0.0)[0]) == red).all()
+    assert (np.asarray(flow.edit([red], ["blue"])[0]) != red).any()
+    filled = np.asarray(flow.inpaint([red], np.arange(64).reshape(8, 8) % 8 < 3, ["blue"])[0])
+    assert (filled[:, 3:] == red[:, 3:]).all() and (filled[:, :3] != red[:, :3]).any()
 
 
 def test_a_flow_synthesizes_edits_and_inpaints(tmp_path):

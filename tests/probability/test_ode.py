@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from xmodal_jax.probability import ode
+from xmodal_jax.probability.transport import optimal_assignment
 
 MEANS, SCALES, WEIGHTS = np.array([-2.0, 1.5]), np.array([0.4, 0.7]), np.array([0.3, 0.7])
 
@@ -132,6 +133,11 @@ def test_the_grid_is_shifted_toward_the_noise():
             "euler, midpoint",
         ),
         (lambda: ode.solve(lambda x, t: x, jnp.ones((1, 1)), jnp.zeros(1)), "at least two"),
+        (
+            lambda: ode.log_density(lambda x, t: x, jnp.ones((1, 1)), ode.time_grid(2)[::-1]),
+            "must increase",
+        ),
+        (lambda: optimal_assignment(jnp.zeros((3, 2))), r"cost must be \[n, n\]"),
     ],
 )
 def test_mistakes_are_named(call, message):

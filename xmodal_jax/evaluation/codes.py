@@ -89,6 +89,8 @@ def encode_source(
     present = dict(zip(model.modalities, np.ascontiguousarray(present.T), strict=True))
     fields, statistics = {}, {}
     for m in model.modalities:
+        if not present[m].any():
+            raise ValueError(f"no example has the modality {m}: leave it out, or give examples that have it")
         s = code_statistics(codes[m], present[m])
         statistics[m] = {"mean": s.mean, "std": s.std}
         standard = (codes[m] - s.mean) / s.std

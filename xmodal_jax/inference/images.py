@@ -13,7 +13,7 @@ from xmodal_jax.evaluation.images import ImageGenerator
 from xmodal_jax.inference.inputs import as_list, check_count, positions_of
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.inference.outputs import to_picture
-from xmodal_jax.models.flow import FlowConfig, make_flow
+from xmodal_jax.models.flow import AdaptiveSampler, FlowConfig, HeunSampler, make_flow
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.preprocess.image import to_pixels
@@ -152,12 +152,17 @@ class FlowSynthesizer(ImageSynthesizer):
 
     def _make_method(self, config: FlowConfig, sizes: dict[str, Any]) -> tuple[Any, int]:
         self.flow = make_flow(config, **sizes)
+        # Adaptive steps cannot keep what is known.
+        is_adaptive = isinstance(config.sampler, AdaptiveSampler)
+        fixed_steps = HeunSampler(config.sampler.guidance) if is_adaptive else None
         # Functions that `predict` compiles once.
         self._edit = lambda params, batch: to_pixels(
             self.flow.edit(params, batch, batch["noise"], start=batch["start"])
         )
         self._inpaint = lambda params, batch: to_pixels(
-            self.flow.inpaint(params, batch, batch["noise"], known=batch["known"][..., None])
+            self.flow.inpaint(
+                params, batch, batch["noise"], known=batch["known"][..., None], sampler=fixed_steps
+            )
         )
         return self.flow.method, self.flow.dimensions
 
@@ -185,6 +190,8 @@ class FlowSynthesizer(ImageSynthesizer):
 
     def inpaint(self, images: Any, mask: Any, conditions: Any = None, *, seed: int = 0) -> list[Image.Image]:
         """Synthesizes a part of images anew, which fits the rest and the texts or classes.
+
+        A run whose sampler is adaptive uses Heun's method with its default steps here.
 
         Args:
           images: paths, Pillow images or arrays.

@@ -65,8 +65,9 @@ def squared_error(a: Float[Array, "batch ..."], b: Float[Array, "batch ..."]) ->
 def data_to_velocity(
     predicted: Float[Array, "batch ..."], z: Float[Array, "batch ..."], t: Float[Array, "batch"]
 ) -> Float[Array, "batch ..."]:
-    """The velocity ``(predicted - z) / (1 - t)`` of a network that predicts the data x from z; ``1 - t`` is at least
-    `MIN_GAP`. It equals ``x - noise`` where the prediction is right (Li and He 2025, arXiv:2511.13720, table 1)."""
+    """The velocity ``(predicted - z) / (1 - t)`` of a network that predicts the data x from z (Li and He 2025,
+    arXiv:2511.13720, table 1). The divisor is at least `MIN_GAP`: up to the time ``1 - MIN_GAP`` a right prediction has
+    the velocity ``x - noise``, after it a smaller one."""
     return (predicted - z) / per_example(jnp.maximum(1.0 - t, MIN_GAP), z)
 
 
@@ -74,7 +75,8 @@ def adaptive_weight(
     error: Float[Array, "batch"], *, power: float = 1.0, constant: float = 1e-3
 ) -> Float[Array, "batch"]:
     """The loss ``error / stop_gradient(error + constant)^power``, in which examples with a large error count less (Geng
-    et al. 2025, arXiv:2505.13447, eq. 22, for power 1)."""
+    et al. 2025, arXiv:2505.13447, eq. 22, whose error is the sum over elements where that of `squared_error` is their
+    mean, so that the same ``constant`` counts for more here)."""
     return error / jax.lax.stop_gradient(error + constant) ** power
 
 

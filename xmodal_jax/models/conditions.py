@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core.examples import per_example
@@ -114,7 +115,16 @@ class ClassEncoder(ConditionEncoder):
         return {"classes": {"embedding": embedding}}
 
     def encode(self, params, frozen, batch, keys) -> Condition:
-        return Condition(params["classes"]["embedding"][batch["label"]])
+        """The classes' embeddings. Raises ValueError: there are no labels, or they are no classes from 0 to
+        ``classes`` - 1 or -1 (which is not checked of labels that are traced)."""
+        labels = condition_field(batch, "label", 1)
+        if not isinstance(labels, jax.core.Tracer) and labels.size:
+            wrong = np.asarray(labels)[(np.asarray(labels) < -1) | (np.asarray(labels) >= self.classes)]
+            if wrong.size:
+                raise ValueError(
+                    f"label must be from 0 to {self.classes - 1}, or -1 where it is unknown, got {wrong[0]}"
+                )
+        return Condition(params["classes"]["embedding"][labels])
 
     def is_known(self, batch) -> Bool[Array, "batch"]:
         return batch["label"] >= 0
@@ -189,9 +199,10 @@ class CaptionEncoder(ConditionEncoder):
 
         ``keys``: of dropout, one for each example; None: no dropout.
         """
+        ids = condition_field(batch, "text", 2)
         encoder_params = params["text"] if "text" in params else frozen["text"]
         variables = {"params": encoder_params}
-        sentence, words = self.encoder.apply(variables, batch["text"], _mask(batch), keys=keys)
+        sentence, words = self.encoder.apply(variables, ids, _mask(batch), keys=keys)
         return Condition(sentence, words)
 
     def generator_input(self, condition: Condition) -> Condition:
@@ -213,6 +224,25 @@ class CaptionEncoder(ConditionEncoder):
         image tokens ``tokens [B, length, D]``."""
         logits = self.predictor.apply({"params": params}, batch["text"][:, :-1], Tokens(tokens, mask=None))
         return sequence.token_cross_entropy(logits, batch["text"][:, 1:], _mask(batch)[:, 1:])
+
+
+def condition_field(batch: Batch, name: str, rank: int) -> Int[Array, "batch ..."]:
+    """The batch's field ``name``, integers with ``rank`` axes, from which the condition is read.
+
+    Raises:
+      ValueError: the batch has no such field, or it holds something else.
+    """
+    expected = (
+        f'the condition is read from the field "{name}", integers {"[B]" if rank == 1 else "[B, length]"}'
+    )
+    if name not in batch:
+        raise ValueError(
+            f"{expected}, which the batch does not have (fields: {', '.join(sorted(batch)) or 'none'})"
+        )
+    values = batch[name]
+    if jnp.ndim(values) != rank or not jnp.issubdtype(jnp.result_type(values), jnp.integer):
+        raise ValueError(f"{expected}, got {jnp.result_type(values)} {list(jnp.shape(values))}")
+    return values
 
 
 def _mask(batch: Batch) -> Any:

@@ -81,8 +81,8 @@ class Modulation(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """A transformer block with adaLN: ``x += g * attention(s LN(x) + b)`` and the same for the MLP, where gates g,
-    factors 1 + s and shifts b are computed from the condition.
+    """A transformer block with adaLN: ``x += g * attention((1 + s) LN(x) + b)`` and the same for the MLP, where gates g,
+    scales s and shifts b are computed from the condition.
 
     With ``cross`` there is a second attention, to the tokens ``context``, between the two (Chen et al. 2024,
     arXiv:2310.00426, sec. 2.3), gated likewise.
@@ -337,8 +337,15 @@ class DiTConfig(FlowNetworkConfig):
             raise ValueError(f"heads ({self.heads}) and 2 must divide width ({self.width})")
 
     def build(self, shape, *, words: bool) -> DiT:
-        if len(shape) != 3 or shape[0] % self.patch or shape[1] % self.patch:
-            raise ValueError(f"patches of {self.patch} pixels do not tile {shape}: choose another patch")
+        if len(shape) != 3:
+            raise ValueError(
+                f"the network dit is for images, the data have the shape {shape}: choose mlp for vectors"
+            )
+        if shape[0] % self.patch or shape[1] % self.patch:
+            raise ValueError(
+                f"patches of {self.patch} pixels do not tile images of {shape[0]} x {shape[1]}: choose a patch that "
+                "divides both sides"
+            )
         return DiT(
             self.patch,
             self.width,

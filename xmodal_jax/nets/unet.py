@@ -168,7 +168,11 @@ class UNetConfig(FlowNetworkConfig):
 
     def build(self, shape, *, words: bool) -> UNet:
         factor = 2 ** (len(self.multipliers) - 1)
-        if len(shape) != 3 or shape[0] % factor or shape[1] % factor:
+        if len(shape) != 3:
+            raise ValueError(
+                f"the network unet is for images, the data have the shape {shape}: choose mlp for vectors"
+            )
+        if shape[0] % factor or shape[1] % factor:
             raise ValueError(
                 f"a U-Net of {len(self.multipliers)} resolutions is for images whose sides are multiples of {factor}, "
                 f"the data have the shape {shape}: choose fewer multipliers"

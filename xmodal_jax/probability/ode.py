@@ -111,8 +111,8 @@ def solve(
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if times.shape[0] < 2:
-        raise ValueError(f"times must be at least two, got {times.shape[0]}")
+    if not jnp.ndim(times) or len(times) < 2:
+        raise ValueError(f"times must be an array of at least two, such as time_grid(steps), got {times}")
     batch = jax.tree.leaves(x)[0].shape[0]
     step = SOLVERS[solver].step
 
@@ -164,8 +164,8 @@ class _Progress(NamedTuple):
 def solve_adaptive(
     velocity: Velocity,
     x: State,
-    start: float = 0.0,
-    end: float = 1.0,
+    start: float | Float[Array, "batch"] = 0.0,
+    end: float | Float[Array, "batch"] = 1.0,
     *,
     rtol: float = 1e-4,
     atol: float = 1e-4,
@@ -179,12 +179,14 @@ def solve_adaptive(
     Args:
       velocity: ``v(x, t [B])``.
       x: the state at the time ``start``, a pytree of arrays ``[B, ...]``.
-      start, end: the times between which the equation is solved; ``end`` may be the smaller one.
+      start, end: the times between which the equation is solved, one for all or one per example ``[B]``; ``end`` may be
+        the smaller one.
       rtol, atol: relative and absolute tolerance of the error of one step.
       max_steps: the largest number of steps, rejected ones included.
     """
     batch = jax.tree.leaves(x)[0].shape[0]
-    sign = 1.0 if end >= start else -1.0
+    start, end = (jnp.broadcast_to(jnp.asarray(time, jnp.float32), (batch,)) for time in (start, end))
+    sign = jnp.where(end >= start, 1.0, -1.0)
 
     def active(progress):
         return (sign * (end - progress.t) > 1e-6) & (progress.steps < max_steps)
@@ -204,8 +206,7 @@ def solve_adaptive(
             steps=progress.steps + running,
         )
 
-    full = lambda value, dtype=jnp.float32: jnp.full((batch,), value, dtype)
-    first = _Progress(x, full(start), full(abs(end - start) / 20), full(0, jnp.int32))
+    first = _Progress(x, start, jnp.abs(end - start) / 20, jnp.zeros(batch, jnp.int32))
     last = jax.lax.while_loop(lambda progress: active(progress).any(), body, first)
     return AdaptiveSolution(last.x, len(_NODES) * last.steps, ~(sign * (end - last.t) > 1e-6))
 
@@ -296,7 +297,11 @@ def log_density(
       solver: a key of `SOLVERS`.
     Returns:
       ``(log p(x) [B], noise [B, ...])``.
+    Raises:
+      ValueError: the times decrease (which is not checked of times that are traced), or as in `solve`.
     """
+    if not isinstance(times, jax.core.Tracer) and times[0] > times[-1]:
+        raise ValueError(f"times must increase from 0 (noise) to 1 (data), got {times[0]} to {times[-1]}")
     probe = None
     if keys is not None:
         probe = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from xmodal_jax.core.checks import check_shapes
+
 
 def squared_distances(x: Float[Array, "n ..."], y: Float[Array, "m ..."]) -> Float[Array, "n m"]:
     """``|x_i - y_j|^2`` for all pairs, summed over all other axes."""
@@ -14,6 +16,7 @@ def squared_distances(x: Float[Array, "n ..."], y: Float[Array, "m ..."]) -> Flo
     return jnp.square(x).sum(1)[:, None] + jnp.square(y).sum(1)[None] - 2.0 * products
 
 
+@check_shapes
 def optimal_assignment(cost: Float[Array, "n n"]) -> Int[Array, "n"]:
     """The permutation p with the least total ``cost[i, p[i]]``, exactly (the Hungarian algorithm of Optax).
 

@@ -11,6 +11,7 @@ from tests.support import random_initial_params as random_params
 from xmodal_jax.models.flow import (
     AdaptiveSampler,
     ClassCondition,
+    CodeFlowConfig,
     EulerSampler,
     FlowConfig,
     FlowMatching,
@@ -30,6 +31,7 @@ from xmodal_jax.nets.encoders import TextTransformerConfig
 from xmodal_jax.nets.unet import UNetConfig
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.step import make_training
+from xmodal_jax.types import Condition
 
 TEXT = TextTransformerConfig(width=16, depth=1, heads=2)
 NETWORK = DiTConfig(patch=4, width=16, depth=2, heads=2, dropout=0.1)
@@ -324,6 +326,12 @@ def test_a_network_of_your_own():
         (lambda: UNetConfig(multipliers=()), "at least one"),
         (lambda: UNetConfig(width=9, heads=4), "must divide the channels"),
         (lambda: DiTConfig(width=30, heads=4), "must divide width"),
+        (lambda: CodeFlowConfig(width=30, heads=4), r"heads \(4\) must divide width \(30\)"),
+        (lambda: make_flow(FlowConfig(condition=NoCondition()), shape=(2,)), "choose mlp"),
+        (
+            lambda: make_flow(FlowConfig(condition=NoCondition(), network=UNetConfig()), shape=(2,)),
+            "choose mlp",
+        ),
         (lambda: HeunSampler(steps=0), "at least 1"),
         (lambda: AdaptiveSampler(tolerance=0.0), "positive"),
         (lambda: MeanFlow(step_fraction=0.0), "step_fraction"),
@@ -333,6 +341,137 @@ def test_a_network_of_your_own():
 def test_mistakes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         change()
+
+
+def without(batch, *names):
+    return {k: v for k, v in batch.items() if k not in names}
+
+
+ONE_STEP = EulerSampler(steps=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        # Data.
+        (
+            lambda f, p, b, z: f.loss(p, {**b, "image": b["image"][..., :1]}, KEY),
+            r"image must be \[B, 8, 12, 3\]",
+        ),
+        (lambda f, p, b, z: f.loss(p, {**b, "image": b["image"][..., 0]}, KEY), r"got \[16, 8, 12\]"),
+        (lambda f, p, b, z: f.loss(p, {**b, "image": b["image"][:, :, :8]}, KEY), r"got \[16, 8, 8, 3\]"),
+        (lambda f, p, b, z: f.loss(p, without(b, "image"), KEY), "no field 'image'"),
+        # Conditions.
+        (lambda f, p, b, z: f.loss(p, without(b, "label"), KEY), 'the field "label", integers'),
+        (lambda f, p, b, z: f.sample(p, {}, z), "fields: none"),
+        (lambda f, p, b, z: f.sample(p, {"label": jnp.ones(16)}, z), r"got float32 \[16\]"),
+        (lambda f, p, b, z: f.sample(p, {"label": 1}, z), r"got int32 \[\]"),
+        (lambda f, p, b, z: f.sample(p, {"label": jnp.full(16, 5)}, z), "from 0 to 4, or -1 .* got 5"),
+        (lambda f, p, b, z: f.sample(p, {"label": jnp.ones(3, int)}, z), "3 conditions for 16 examples"),
+        (lambda f, p, b, z: f.predict(p, {**b, "noise": z, "toward_label": b["label"]}), 'no "blend"'),
+        (lambda f, p, b, z: f.predict(p, {**b, "noise": z, "toward_name": b["label"]}), 'no field "name"'),
+        # Noise.
+        (lambda f, p, b, z: f.predict(p, b), 'no "noise", float32'),
+        (lambda f, p, b, z: f.sample(p, b, z[:, :100]), r"noise must be \[B, 288\] or \[B, 8, 12, 3\]"),
+        (lambda f, p, b, z: f.sample(p, b, z[0]), r"got \[288\]"),
+        (lambda f, p, b, z: f.edit(p, b, z[:3], start=0.5), r"noise must be \[16, 288\]"),
+        # Times and masks.
+        (lambda f, p, b, z: f.edit(p, b, z, start=-0.5), r"start must lie in \[0, 1\]"),
+        (lambda f, p, b, z: f.edit(p, b, z, start=jnp.full(16, 1.5)), r"start must lie in \[0, 1\]"),
+        (lambda f, p, b, z: f.edit(p, b, z, start=float("nan")), r"start must lie in \[0, 1\]"),
+        (lambda f, p, b, z: f.edit(p, b, z, start=jnp.zeros(3)), "one for each of 16 examples"),
+        (lambda f, p, b, z: f.inpaint(p, b, z, known=jnp.ones((16, 8, 12), bool)), r"known\[..., None\]"),
+        (lambda f, p, b, z: f.inpaint(p, b, z, known=jnp.ones((2, 16, 8, 12, 3), bool)), "known must have"),
+        (
+            lambda f, p, b, z: f.inpaint(
+                p, b, z, known=jnp.ones((8, 12, 1), bool), sampler=AdaptiveSampler()
+            ),
+            "choose one with fixed steps",
+        ),
+    ],
+)
+def test_wrong_inputs_are_named(call, message):
+    """By an error that says what was expected, before anything is computed."""
+    flow, batch = make("class", network=FIXED_WIDTH), make_batch()
+    with pytest.raises(ValueError, match=message):
+        call(flow, {"condition": flow.encoder.init(KEY) | {"null": NULL}}, batch, noise())
+
+
+KEY = jax.random.key(0)
+FIXED_WIDTH = DiTConfig(patch=4, width=8, depth=1, heads=1)
+NULL = {"embedding": jnp.zeros((2, 8))}
+
+
+def test_guidance_needs_an_unconditional_model_that_was_trained():
+    """Also of a sampler that is not that of the configuration."""
+    guided, batch = EulerSampler(steps=1, guidance=3.0), make_batch()
+    for condition in (NoCondition(), ClassCondition(dropout=0.0)):
+        flow = make_flow(FlowConfig(condition=condition, network=FIXED_WIDTH), **SIZES)
+        with pytest.raises(ValueError, match="guidance needs the unconditional model"):
+            jax.eval_shape(lambda: flow.sample(flow.init(KEY, batch), batch, noise(), sampler=guided))  # noqa: B023
+
+
+def test_the_exact_likelihood_of_large_images_is_refused():
+    flow, batch = make_flow(FlowConfig(condition=NoCondition()), shape=(32, 32, 3)), {}
+    batch = {"image": jnp.zeros((2, 32, 32, 3), jnp.uint8), "index": jnp.arange(2)}
+    with pytest.raises(ValueError, match="3072 derivatives .* give a key"):
+        flow.log_likelihood({}, batch)
+
+
+def test_one_condition_serves_all_noise():
+    """With guidance as without it."""
+    flow, batch = make("class", network=FIXED_WIDTH), make_batch()
+    params = random_params(flow.method, KEY, batch)
+    guided = EulerSampler(steps=1, guidance=3.0)
+    got = sample(flow, params, {"label": jnp.ones(1, int)}, noise(), sampler=guided)
+    want = sample(flow, params, {"label": jnp.ones(16, int)}, noise(), sampler=guided)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_blending_toward_an_unknown_class_is_blending_toward_no_condition():
+    flow, batch = make("class", network=FIXED_WIDTH), make_batch()
+    params = random_params(flow.method, KEY, batch)
+    none = jnp.full(16, -1)
+    toward = {**batch, "toward_label": none, "blend": jnp.ones(16)}
+    want = sample(flow, params, {**batch, "label": none}, noise(), sampler=ONE_STEP)
+    assert np.abs(want - sample(flow, params, batch, noise(), sampler=ONE_STEP)).max() > 0.01
+    np.testing.assert_allclose(sample(flow, params, toward, noise(), sampler=ONE_STEP), want, atol=1e-5)
+
+
+def test_adaptive_steps_start_at_a_time_of_each_example():
+    """As in editing; of ``dz/dt = z``, whose solution is the exponential function. 1 changes nothing."""
+    start, z = jnp.array([0.0, 0.3, 0.8, 1.0]), noise(4, 2)
+    got = AdaptiveSampler(tolerance=1e-5).sample(lambda z, t: z, z, start=start)
+    np.testing.assert_allclose(got, z * jnp.exp(1.0 - start)[:, None], rtol=1e-4)
+    np.testing.assert_array_equal(got[3], z[3])
+
+
+def test_what_adaptive_steps_do_not_finish_is_not_a_number():
+    still, fast = jnp.zeros((1, 2)), jnp.full((1, 2), 100.0)
+    velocity = lambda z, t: jnp.where(z > 50.0, 100.0 * z, 0.0)
+    x = AdaptiveSampler(max_steps=3).sample(velocity, jnp.concatenate([still, fast]))
+    np.testing.assert_array_equal(np.isnan(x), [[False, False], [True, True]])
+
+
+@pytest.mark.parametrize("condition", ["class", "sentence"])
+def test_optimal_transport_ignores_what_is_missing(condition):
+    """The noise of absent data, and the conditions that are missing, have no influence on the pairs."""
+    flow = make(condition, coupling=OptimalTransport(condition_weight=2.0), network=FIXED_WIDTH)
+    rng, batch = np.random.default_rng(1), make_batch()
+    x, z = (jnp.asarray(rng.normal(size=(16, 5)), jnp.float32) for _ in range(2))
+    vectors = jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)
+    pair = jax.jit(
+        lambda x, z, vectors, batch: flow._paired_noise(z, x, Condition(vectors, None), batch, None)
+    )
+    present = jnp.arange(16) % 3 != 0
+    absent = {**batch, "present": {"image": present, "text": jnp.ones(16, bool)}}
+    some = {k: v[present] for k, v in batch.items()}
+    got = pair(jnp.where(present[:, None], x, 0.0), z, vectors, absent)
+    np.testing.assert_array_equal(got[present], pair(x[present], z[present], vectors[present], some))
+    if condition == "sentence":
+        unknown = {**batch, "present": {"image": jnp.ones(16, bool), "text": present}}
+        other = jnp.where(present[:, None], vectors, 0.0)
+        np.testing.assert_array_equal(pair(x, z, vectors, unknown), pair(x, z, other, unknown))
 
 
 def test_a_jump_needs_a_network_of_mean_velocities():

@@ -368,6 +368,48 @@ def test_an_edited_code_keeps_what_the_time_leaves_of_it():
     np.testing.assert_allclose(half, state / np.sqrt(0.5), rtol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda flow, batch: flow.infer(NONE, batch, [True, False], KEY),
+            "observed must have one boolean for each",
+        ),
+        (lambda flow, batch: flow.infer(NONE, batch, True, KEY), r"observed .* got the shape \[\]"),
+        (
+            lambda flow, batch: flow.edit(NONE, batch, *[np.ones((2, 3))] * 2, KEY, start=0.5),
+            "observed must have",
+        ),
+        (lambda flow, batch: flow.edit(NONE, batch, EACH, [True], KEY, start=0.5), "edited must have"),
+        (lambda flow, batch: flow.edit(NONE, batch, EACH, EACH, KEY, start=1.5), r"start must lie in \[0, 1\]"),
+        (lambda flow, batch: flow.edit(NONE, batch, EACH, EACH, KEY, start=jnp.zeros(3)), "each of 8 examples"),
+    ],
+)
+def test_wrong_masks_and_times_are_named(call, message, monkeypatch):
+    """By an error that says what was expected."""
+    flow, batch = whole().flow, jax.tree.map(jnp.asarray, make_batch(8))
+    codes = {m: jnp.zeros((8, *shape)) for m, shape in flow.flow.shapes.items()}
+    monkeypatch.setattr(type(flow), "encode", lambda *_: (codes, jnp.ones((len(NAMES), 8), bool)))
+    with pytest.raises(ValueError, match=message):
+        call(flow, batch)
+
+
+NONE = {"flow": {}}
+KEY, EACH = jax.random.key(0), [True] * len(NAMES)
+
+
+def test_codes_are_edited_from_a_time_of_each_example():
+    """As each by itself; 1 changes nothing."""
+    flow, keys = small_flow(steps=2), example_keys(KEY, jnp.arange(2))
+    params = random_params(flow.init, KEY)
+    codes = {m: jnp.full((2, *shape), 0.5) for m, shape in SHAPES.items()}
+    masks = jnp.array([True, False, False]), jnp.array([False, True, False])
+    edit = jax.jit(lambda start: flow.edit(params, codes, *masks, keys, start=start)["image_1"])
+    got = edit(jnp.array([0.3, 1.0]))
+    np.testing.assert_allclose(got[0], edit(0.3)[0], atol=1e-6)
+    np.testing.assert_array_equal(got[1], 0.5)
+
+
 def test_the_log_density_of_gaussians_is_exact():
     """Joint, conditional and marginal, with the exact divergence."""
     flow, covariance = gaussian_flow(steps=10)

@@ -56,10 +56,15 @@ class FlowConfig:
                 f"the sampler {self.sampler.name} needs a network that predicts mean velocities: choose the objective "
                 "mean_flow or shortcut, or another sampler"
             )
-        if self.sampler.guidance != 1.0 and not self.condition.dropout:
-            raise ValueError(
-                "guidance needs the unconditional model: set the condition's dropout above 0, or guidance to 1"
-            )
+        check_guidance(self.condition, self.sampler)
+
+
+def check_guidance(condition: FlowConditionConfig, sampler: Sampler) -> None:
+    """Raises ValueError: the ``sampler`` has guidance, and the unconditional model is not trained."""
+    if sampler.guidance != 1.0 and not condition.dropout:
+        raise ValueError(
+            "guidance needs the unconditional model: set the condition's dropout above 0, or guidance to 1"
+        )
 
 
 def with_condition_like(config: FlowConfig, condition: Any) -> FlowConfig:

@@ -24,13 +24,16 @@ from xmodal_jax.models.flow.conditions import (
     init_condition,
     null_condition,
 )
-from xmodal_jax.models.flow.config import FlowConfig
-from xmodal_jax.models.flow.samplers import Sampler
+from xmodal_jax.models.flow.config import FlowConfig, check_guidance
+from xmodal_jax.models.flow.samplers import Sampler, start_times
 from xmodal_jax.models.towers import presence_masks
 from xmodal_jax.preprocess.image import to_float
 from xmodal_jax.probability import ode
 from xmodal_jax.probability.transport import optimal_assignment, squared_distances
 from xmodal_jax.types import Batch, Condition, ExampleKeys, Key, Method, Params, kind_of
+
+MAX_EXACT_DIMENSIONS = 1000
+"""Largest number of dimensions whose exact likelihood `FlowModel.log_likelihood` computes."""
 
 
 def make_flow(
@@ -133,8 +136,21 @@ class FlowModel:
         return collectives.batch_mean(terms, present.astype(jnp.float32), axis_name=axis_name), {}
 
     def data(self, batch: Batch) -> Float[Array, "batch ..."]:
-        """The data that are generated, as real numbers: images in [-1, 1]."""
+        """The data that are generated, as real numbers: images in [-1, 1].
+
+        Raises:
+          ValueError: the batch has none, or they have another shape than the flow.
+        """
+        if self.modality not in batch:
+            raise ValueError(
+                f"the batch has no field {self.modality!r}, the data of the flow (fields: {', '.join(sorted(batch))})"
+            )
         values = batch[self.modality]
+        if tuple(values.shape[1:]) != self.shape:
+            raise ValueError(
+                f"{self.modality} must be {_dimensions(self.shape)}, as the flow was made for, got "
+                f"{list(values.shape)}: resize the data, or make a flow of their shape"
+            )
         return to_float(values) if kind_of(self.modality) == "image" else values.astype(jnp.float32)
 
     def _apply(self, params, condition, z, t, r, *, keys=None) -> Array:
@@ -157,18 +173,24 @@ class FlowModel:
         weight = self.config.coupling.condition_weight
         if weight and condition.vector is not None:
             cost = cost + weight * self._condition_distances(gather, condition, batch)
+        # Absent data keep the noise of absent data: the others are paired as in a batch without them.
+        absent = gather(~presence_masks(batch, (self.modality,))[self.modality])
+        forbidden = 1.0 + cost.shape[0] * (cost.max() - cost.min())  # more than all other pairs can differ by
+        cost = cost + jnp.where(absent[:, None] != absent[None], forbidden, 0.0)
         pairing = optimal_assignment(jax.lax.stop_gradient(cost))
         index = collectives.global_index(x.shape[0], axis_name=axis_name)
         return all_noise[pairing[index]]
 
     def _condition_distances(self, gather, condition: Condition, batch: Batch) -> Array:
-        """Distances of the conditions of all pairs of the global batch: 0 or 1 for classes, 1 - cosine for captions."""
+        """Distances of the conditions of all pairs of the global batch: 0 or 1 for classes, 1 - cosine for captions. Of
+        a condition that is missing it is 0 to others that are missing, and 1 to all that are not."""
         if not self.config.condition.reads_text:
             labels = gather(batch["label"])
             return (labels[:, None] != labels[None]).astype(jnp.float32)
-        vectors = jax.lax.stop_gradient(gather(condition.vector))
+        known = gather(has_condition(self.encoder, batch, condition.vector.shape[0]))
+        vectors = jnp.where(known[:, None], jax.lax.stop_gradient(gather(condition.vector)), 1.0)
         vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
-        return 1.0 - vectors @ vectors.T
+        return jnp.where(known[:, None] == known[None], 1.0 - vectors @ vectors.T, 1.0)
 
     # -- generation --
 
@@ -179,6 +201,10 @@ class FlowModel:
         ``toward_text`` and ``toward_text_mask``), the condition is interpolated linearly: ``blend [B]`` is the weight
         of the second one, from 0 to 1.
         """
+        if "noise" not in batch:
+            raise ValueError(
+                f'the batch has no "noise", float32 [B, {self.dimensions}], from which data are generated'
+            )
         return self.sample(params, batch, batch["noise"])
 
     def sample(
@@ -193,9 +219,13 @@ class FlowModel:
 
         ``sampler``: how the equation is solved; None: ``config.sampler``. An example without its condition is generated
         by the unconditional model.
+
+        Raises:
+          ValueError: the noise has another shape, there are not as many conditions (or one for all), or the sampler
+            needs what the flow was not trained for: mean velocities, or guidance the unconditional model.
         """
         sampler = sampler or self.config.sampler
-        z = noise.reshape(noise.shape[0], *self.shape).astype(jnp.float32)
+        z = self._reshape_noise(noise).astype(jnp.float32)
         condition, null = self._conditions(params, batch, z.shape[0])
         return sampler.sample(self._field(params, condition, null, sampler), z)
 
@@ -209,11 +239,17 @@ class FlowModel:
         sampler: Sampler | None = None,
     ) -> Float[Array, "batch ..."]:
         """The batch's data changed toward its conditions: noise is mixed in as at the time ``start``, from which the
-        flow goes on (Meng et al. 2022, arXiv:2108.01073). 1 changes nothing, 0 generates anew."""
+        flow goes on (Meng et al. 2022, arXiv:2108.01073). 1 changes nothing, 0 generates anew.
+
+        ``noise`` and ``sampler`` are those of `sample`; ``start``: one time for all examples, or ``[B]``.
+
+        Raises:
+          ValueError: as in `sample`, or ``start`` has another shape or lies outside [0, 1].
+        """
         sampler = sampler or self.config.sampler
         x = self.data(batch)
-        t = jnp.broadcast_to(jnp.asarray(start, jnp.float32), (x.shape[0],))
-        z = losses.interpolate(x, noise.reshape(x.shape), t)
+        t = start_times(start, x.shape[0])
+        z = losses.interpolate(x, self._reshape_noise(noise, x.shape[0]), t)
         condition, null = self._conditions(params, batch, x.shape[0])
         return sampler.sample(self._field(params, condition, null, sampler), z, start=t)
 
@@ -226,13 +262,22 @@ class FlowModel:
         known: Bool[Array, "..."],
         sampler: Sampler | None = None,
     ) -> Float[Array, "batch ..."]:
-        """The batch's data where ``known`` (of their shape, or one that broadcasts to it), and generated elsewhere.
+        """The batch's data where ``known`` (of their shape, or one that broadcasts to it, such as ``[H, W, 1]``), and
+        generated elsewhere.
 
         After every step the known part is set to its state at that time, ``(1 - t) noise + t x``.
+
+        Raises:
+          ValueError: as in `sample`, or ``known`` has another shape, or the sampler has no fixed steps.
         """
         sampler = sampler or self.config.sampler
         x = self.data(batch)
-        noise = noise.reshape(x.shape)
+        noise = self._reshape_noise(noise, x.shape[0])
+        if not _broadcasts(jnp.shape(known), x.shape):
+            raise ValueError(
+                f"known must have the shape {list(x.shape)} of the data or one that broadcasts to it, got "
+                f"{list(jnp.shape(known))}: a mask of pixels needs a last axis for the channels, known[..., None]"
+            )
         clamp = lambda z, t: jnp.where(known, losses.interpolate(x, noise, t), z)
         condition, null = self._conditions(params, batch, x.shape[0])
         return sampler.sample(self._field(params, condition, null, sampler), noise, correct=clamp)
@@ -255,9 +300,18 @@ class FlowModel:
         """The log-density of the batch's data given their conditions, in nats, of images in units of [-1, 1].
 
         With ``key`` the divergence is Hutchinson's estimate, and 8-bit pixels are dequantised with uniform noise (if
-        ``dequantise``); without, it is exact, which takes one derivative for each dimension. See
-        `probability.ode.log_density` and, for bits per dimension, `probability.ode.bits_per_dimension`.
+        ``dequantise``); without, it is exact, which takes one derivative for each dimension, and pixels are not
+        dequantised. See `probability.ode.log_density` and, for bits per dimension,
+        `probability.ode.bits_per_dimension`.
+
+        Raises:
+          ValueError: there is no key, and the data have more than `MAX_EXACT_DIMENSIONS`.
         """
+        if key is None and self.dimensions > MAX_EXACT_DIMENSIONS:
+            raise ValueError(
+                f"the exact likelihood takes {self.dimensions} derivatives in every step, more than "
+                f"{MAX_EXACT_DIMENSIONS}: give a key for Hutchinson's estimate, or call probability.ode.log_density"
+            )
         x, keys = self.data(batch), None
         if key is not None:
             keys = example_keys(key, batch_index(batch))
@@ -269,18 +323,44 @@ class FlowModel:
         velocity = functools.partial(self.config.objective.velocity, network)
         return ode.log_density(velocity, x, ode.time_grid(steps), keys=keys)[0]
 
+    def _reshape_noise(self, noise: Array, count: int | None = None) -> Array:
+        """``noise [B, D]`` as ``[B, *shape]``. Raises ValueError: it has another size, or is not for ``count``
+        examples."""
+        if math.prod(noise.shape[1:]) != self.dimensions or count not in (None, noise.shape[0]):
+            raise ValueError(
+                f"noise must be [{count or 'B'}, {self.dimensions}] or {_dimensions(self.shape, count)}, got "
+                f"{list(noise.shape)}"
+            )
+        return noise.reshape(noise.shape[0], *self.shape)
+
     def _conditions(self, params: Params, batch: Batch, count: int) -> tuple[Condition, Condition]:
         """``(condition, null)``: the conditions of a batch, between two of them if it holds ``toward_NAME``, and those
         of the unconditional model."""
-        condition = encode_condition(self.encoder, params["condition"], batch, None)
-        null = null_condition(params["condition"], condition)
-        if condition.vector is None:
-            return condition, null
-        condition = select_examples(has_condition(self.encoder, batch, count), condition, null)
+
+        def encode(batch: Batch) -> tuple[Condition, Condition]:
+            """The conditions of ``count`` examples, ``null`` where there is none, and ``null``."""
+            condition = encode_condition(self.encoder, params["condition"], batch, None)
+            if condition.vector is None:
+                return condition, condition
+            if condition.vector.shape[0] not in (1, count):
+                raise ValueError(
+                    f"there are {condition.vector.shape[0]} conditions for {count} examples: give one for each"
+                )
+            condition = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape[1:])), condition)
+            null = null_condition(params["condition"], condition)
+            return select_examples(has_condition(self.encoder, batch, count), condition, null), null
+
+        condition, null = encode(batch)
         second = {k.removeprefix("toward_"): v for k, v in batch.items() if k.startswith("toward_")}
-        if second:
-            end = encode_condition(self.encoder, params["condition"], {**batch, **second}, None)
-            condition = interpolate_conditions(condition, end, fraction=batch["blend"])
+        if second and condition.vector is not None:
+            if unknown := sorted(name for name in second if name.removesuffix("_mask") not in batch):
+                raise ValueError(f'the batch has a field "toward_{unknown[0]}", but no field "{unknown[0]}"')
+            if "blend" not in batch:
+                raise ValueError('the batch has a second condition, but no "blend" [B], the weight of it')
+            first = {k: v for k, v in batch.items() if k != "present"}  # of the first condition
+            condition = interpolate_conditions(
+                condition, encode({**first, **second})[0], fraction=batch["blend"]
+            )
         return condition, null
 
     def _field(self, params: Params, condition: Condition, null: Condition, sampler: Sampler) -> Any:
@@ -294,8 +374,9 @@ class FlowModel:
                 return network(z, *times)
             return self.config.objective.velocity(network, z, *times)
 
-        if sampler.guidance == 1.0 or condition.vector is None:
+        if sampler.guidance == 1.0:
             return functools.partial(evaluate, condition)
+        check_guidance(self.config.condition, sampler)
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition, null)
 
         def guided(z, *times):
@@ -305,3 +386,14 @@ class FlowModel:
             return losses.guide(with_condition, without, sampler.guidance)
 
         return guided
+
+
+def _dimensions(shape: tuple[int, ...], count: int | None = None) -> str:
+    """The shape of a batch as text, such as ``[B, 32, 32, 3]``."""
+    return f"[{', '.join(map(str, (count or 'B', *shape)))}]"
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of ``shape`` broadcasts to the shape ``to``."""
+    ends = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in ends)

@@ -35,6 +35,7 @@ from xmodal_jax.core.parts import check_choices
 from xmodal_jax.core.random import batch_index, batch_keys, example_keys, fold_in_name, normal_like
 from xmodal_jax.losses.flow import guide, interpolate, logit_normal_times, velocity_loss
 from xmodal_jax.models.flow.codes import CodeConfig, CodeModel, Codes, make_codes
+from xmodal_jax.models.flow.samplers import start_times
 from xmodal_jax.models.towers import Encoders
 from xmodal_jax.models.vae.inference import LatentSamples
 from xmodal_jax.models.vae.multimodal import MultimodalVAE
@@ -79,6 +80,8 @@ class CodeFlowConfig:
         check_at_least(self, 1, "width", "depth", "heads", "steps")
         check_at_least(self, 0, "condition_noise", "guidance", "agreement")
         check_rates(self, "joint", "drop")
+        if self.width % self.heads:
+            raise ValueError(f"CodeFlowConfig.heads ({self.heads}) must divide width ({self.width})")
 
 
 class CodeStatistics(NamedTuple):
@@ -253,9 +256,12 @@ class CodeFlow:
             v = jax.tree.map(lambda a, b: guide(a, b, c.guidance), *self._velocities(params, inputs))
             return {m: jnp.where(is_edited[m], v[m], 0.0) for m in v}
 
-        starts = jnp.broadcast_to(jnp.asarray(start, jnp.float32), keys.shape)
+        starts = start_times(start, keys.shape[0])
         x = {m: jnp.where(is_edited[m], interpolate(codes[m], noise[m], starts), fixed[m]) for m in noise}
-        times = start + (1.0 - start) * ode.time_grid(c.steps)
+        grid = ode.time_grid(c.steps)
+        if jnp.ndim(start):
+            start, grid = start[None], grid[:, None]  # times [steps + 1, B]
+        times = start + (1.0 - start) * grid
         return ode.solve(velocity, x, times, solver=c.solver)
 
     def _velocities(self, params: Params, inputs: list[tuple[Codes, Float[Array, "m batch"]]]) -> list[Codes]:
@@ -409,6 +415,9 @@ class MultimodalFlow:
         others. With several masks ``observed [S, M]`` all arrays have a leading axis S.
 
         Without a key the noise is the same for all examples, so that a translation is a function of its inputs.
+
+        Raises:
+          ValueError: ``observed`` has another shape.
         """
         codes, present = self.encode(params, batch)
         index = batch_index(batch)
@@ -425,8 +434,19 @@ class MultimodalFlow:
 
             return self._as_samples(jax.lax.map(draw, jnp.arange(samples)))
 
-        observed = jnp.asarray(observed)
+        observed = self._check_mask("observed", observed, several=True)
         return infer_from(observed) if observed.ndim == 1 else jax.lax.map(infer_from, observed)
+
+    def _check_mask(self, name: str, mask: Any, several: bool = False) -> Bool[Array, "*masks m"]:
+        """The mask over modalities as an array ``[M]``, or, if ``several`` are allowed, ``[S, M]``. Raises ValueError:
+        it has another shape."""
+        mask, modalities = jnp.asarray(mask), self.flow.modalities
+        if mask.ndim not in (1, 1 + several) or mask.shape[-1] != len(modalities):
+            raise ValueError(
+                f"{name} must have one boolean for each of {', '.join(modalities)}, in this order, got the shape "
+                f"{list(mask.shape)}"
+            )
+        return mask
 
     def edit(
         self, params: Params, batch: Batch, observed: Any, edited: Any, key: Key, *, start: float | Array
@@ -435,11 +455,14 @@ class MultimodalFlow:
 
         Noise is mixed into them as at the time ``start``, from which the flow goes on (Meng et al. 2022,
         arXiv:2108.01073): 1 changes nothing, 0 generates anew. The other modalities are noise. All examples have to
-        have both.
+        have both. ``start``: one time for all examples, or ``[B]``.
+
+        Raises:
+          ValueError: a mask has another shape, or ``start`` lies outside [0, 1].
         """
         codes, _ = self.encode(params, batch)
         keys = example_keys(key, batch_index(batch))
-        observed, edited = jnp.asarray(observed), jnp.asarray(edited)
+        observed, edited = self._check_mask("observed", observed), self._check_mask("edited", edited)
         return self._as_samples(
             self.join(self.flow.edit(params["flow"], codes, observed, edited, keys, start=start))[None]
         )

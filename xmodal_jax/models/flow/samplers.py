@@ -11,10 +11,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Float
 
 from xmodal_jax.core.checks import check_at_least
-from xmodal_jax.core.examples import per_example
+from xmodal_jax.core.examples import per_example, select_examples
 from xmodal_jax.core.parts import Basic
 from xmodal_jax.probability import ode
 
@@ -100,7 +101,7 @@ class AdaptiveSampler(SamplerConfig):
     tolerance: Basic[float] = 1e-3
     """Relative and absolute tolerance of the error of a step."""
     max_steps: int = 200
-    """Largest number of steps, each of seven evaluations of the network."""
+    """Largest number of steps, each of seven evaluations of the network. An example that needs more is NaN."""
 
     def __post_init__(self):
         check_at_least(self, 1, "max_steps")
@@ -108,17 +109,23 @@ class AdaptiveSampler(SamplerConfig):
             raise ValueError(f"tolerance must be positive, got {self.tolerance}")
 
     def sample(self, velocity, z, *, start=0.0, correct=None) -> Array:
-        """As `EulerSampler.sample`. Raises ValueError: ``correct`` or a start for each example is given, which only
-        samplers with fixed steps take."""
-        if correct is not None or jnp.ndim(start):
-            raise ValueError("choose a sampler with fixed steps (heun): adaptive steps cannot be corrected")
+        """As `EulerSampler.sample`. Raises ValueError: ``correct`` is given, which only samplers with fixed steps
+        take."""
+        if correct is not None:
+            raise ValueError(
+                "the sampler adaptive cannot keep parts of the data known: choose one with fixed steps, such as heun"
+            )
         options = dict(rtol=self.tolerance, atol=self.tolerance, max_steps=self.max_steps)
-        return ode.solve_adaptive(velocity, z, start, 1.0, **options).x
+        solution = ode.solve_adaptive(velocity, z, start, 1.0, **options)
+        return select_examples(solution.finished, solution.x, jnp.full_like(z, jnp.nan))
 
 
 @dataclasses.dataclass(frozen=True)
 class JumpSampler(SamplerConfig):
-    """Steps of mean velocity, for the objectives mean_flow and shortcut: one step generates."""
+    """Steps of mean velocity, for the objectives mean_flow and shortcut: one step generates.
+
+    The objective shortcut trains only steps whose number is a power of 2, from noise on.
+    """
 
     name: ClassVar[str] = "jump"
     uses_mean: ClassVar[bool] = True
@@ -140,6 +147,23 @@ class JumpSampler(SamplerConfig):
             return z if correct is None else correct(z, r), None
 
         return jax.lax.scan(body, z, (times[:-1], times[1:]))[0]
+
+
+def start_times(start: float | Array, count: int) -> Float[Array, "batch"]:
+    """The time ``start`` of each of ``count`` examples, one for all or ``[B]``.
+
+    Raises:
+      ValueError: it has another shape, or lies outside [0, 1] (which is not checked of values that are traced).
+    """
+    if jnp.shape(start) not in ((), (count,)):
+        raise ValueError(
+            f"start must be one time, or one for each of {count} examples, got {jnp.shape(start)}"
+        )
+    if not isinstance(start, jax.core.Tracer):
+        times = np.asarray(start, np.float32)
+        if not ((times >= 0.0) & (times <= 1.0)).all():
+            raise ValueError(f"start must lie in [0, 1], from noise (0) to data (1), got {start}")
+    return jnp.broadcast_to(jnp.asarray(start, jnp.float32), (count,))
 
 
 Sampler = HeunSampler | EulerSampler | MidpointSampler | AdaptiveSampler | JumpSampler

@@ -81,8 +81,8 @@ class Modulation(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """A transformer block with adaLN: ``x += g * attention((1 + s) LN(x) + b)`` and the same for the MLP, where gates g,
-    scales s and shifts b are computed from the condition.
+    """A transformer block with adaLN: ``x += g * attention((1 + s) LN(x) + b)`` and the same for the MLP, where gates
+    g, scales s and shifts b are computed from the condition.
 
     With ``cross`` there is a second attention, to the tokens ``context``, between the two (Chen et al. 2024,
     arXiv:2310.00426, sec. 2.3), gated likewise.

@@ -381,8 +381,14 @@ def test_an_edited_code_keeps_what_the_time_leaves_of_it():
             "observed must have",
         ),
         (lambda flow, batch: flow.edit(NONE, batch, EACH, [True], KEY, start=0.5), "edited must have"),
-        (lambda flow, batch: flow.edit(NONE, batch, EACH, EACH, KEY, start=1.5), r"start must lie in \[0, 1\]"),
-        (lambda flow, batch: flow.edit(NONE, batch, EACH, EACH, KEY, start=jnp.zeros(3)), "each of 8 examples"),
+        (
+            lambda flow, batch: flow.edit(NONE, batch, EACH, EACH, KEY, start=1.5),
+            r"start must lie in \[0, 1\]",
+        ),
+        (
+            lambda flow, batch: flow.edit(NONE, batch, EACH, EACH, KEY, start=jnp.zeros(3)),
+            "each of 8 examples",
+        ),
     ],
 )
 def test_wrong_masks_and_times_are_named(call, message, monkeypatch):

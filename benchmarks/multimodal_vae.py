@@ -48,6 +48,7 @@ from xmodal_jax.train.step import make_training
 OURS: dict[str, dict[str, Any]] = {
     "jmvae": {}, "mvae": {}, "mmvae": dict(posterior="laplace", posterior_scale="softmax", learn_prior=True),
     "mopoe": {}, "mmjsd": {}, "mvtcae": {}, "dmvae": {}, "mmvae_plus": {}, "cmvae": {}, "crmvae": {},
+    "mmvm": {}, "code_vae": {},
 }  # fmt: skip
 """Our models, and the options that are not their defaults."""
 FLOW = "flow"
@@ -199,7 +200,7 @@ class Bench:
     def metrics(
         self,
         translations: list[Images],
-        prior: Images,
+        prior: Images | None,
         mixture: Images | None,
         log_p: float | None,
         ms: float,
@@ -207,7 +208,8 @@ class Bench:
     ) -> dict[str, float | None]:
         """A row of the table, from the images generated from each subset of the modalities and from draws.
 
-        ``train_s``: seconds of all training steps; None: those of ``config.steps`` steps of ``ms`` milliseconds.
+        ``prior``, ``mixture``: None where the model has none. ``train_s``: seconds of all training steps; None: those
+        of ``config.steps`` steps of ``ms`` milliseconds.
         """
         classes, distances = [], []
         for members, images in zip(self.subsets, translations, strict=True):
@@ -219,10 +221,8 @@ class Bench:
                     for m in range(len(self.names)) if not members[m]
                 ]  # fmt: skip
         metrics: dict[str, Any] = cross_coherence(np.stack(classes), self.labels, self.subsets)
-        metrics |= {
-            "prior": joint_coherence(self.judge(prior)[0]),
-            "mixture": None if mixture is None else joint_coherence(self.judge(mixture)[0]),
-        }
+        for draws, images in (("prior", prior), ("mixture", mixture)):
+            metrics[draws] = None if images is None else joint_coherence(self.judge(images)[0])
         train_s = self.config.steps * ms / 1e3 if train_s is None else train_s
         metrics |= {"judge_frechet_distance": float(np.mean(distances)), "log_p": log_p}
         metrics |= {"ms": ms, "train_s": train_s}
@@ -296,11 +296,14 @@ def run_ours(bench: Bench, name: str, setting: str, seed: int) -> dict[str, floa
     translations = [translate(observed) for observed in bench.subsets]
     samples = evaluator.encode(params, take_evenly(bench.train["complete"], 4000)).samples
     mixture = fit_gaussian_mixture(samples, components=10, seed=seed).sample(c.examples, seed)
-    prior = evaluator.sample_prior(params, c.examples)
-    everything = (True,) * len(bench.names)
-    few = take_evenly(bench.test, c.likelihood_examples)
-    log_p = evaluator.log_likelihood(params, few, everything, everything, c.likelihood_samples).mean()
-    return bench.metrics(translations, generate(prior), generate(mixture), float(log_p), ms)
+    prior, log_p = None, None
+    if config.has_prior:
+        prior = generate(evaluator.sample_prior(params, c.examples))
+        everything, few = (True,) * len(bench.names), take_evenly(bench.test, c.likelihood_examples)
+        log_p = float(
+            evaluator.log_likelihood(params, few, everything, everything, c.likelihood_samples).mean()
+        )
+    return bench.metrics(translations, prior, generate(mixture), log_p, ms)
 
 
 def train_theirs(bench: Bench, name: str, setting: str, seed: int):

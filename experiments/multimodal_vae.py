@@ -95,7 +95,10 @@ def main(config: Config) -> None:
 
     # Test: generation across modalities and from the prior, likelihood, latent probes.
     with timer("evaluation"):
-        results = evaluation.evaluate_seeds(evaluator, result, judge_params, data, config.evaluation)
+        options = dict(has_likelihood=model.has_prior)
+        results = evaluation.evaluate_seeds(
+            evaluator, result, judge_params, data, config.evaluation, **options
+        )
     metrics = stack_scores([each.metrics for each in results])
     if not run.writes:
         return

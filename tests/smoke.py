@@ -45,6 +45,7 @@ def pretrained(**encoders: str) -> str:
 
 SMOKES = {
     "multimodal_vae": Smoke("multimodal_vae"),
+    "vae_without_prior": Smoke("multimodal_vae", "--model mmvm --missing 0.3"),
     "multimodal_flow": Smoke("multimodal_flow"),
     "contrastive": Smoke("contrastive"),
     "captioning": Smoke("captioning"),

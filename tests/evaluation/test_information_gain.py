@@ -22,7 +22,7 @@ from xmodal_jax.models.vae.multimodal import MultimodalVAE
 from xmodal_jax.probability import as_mixture
 
 NAMES = tuple(f"vector_{k}" for k in range(len(WEIGHTS)))
-UNKNOWN = {"nexus", "mhvae", "jnf"}
+UNKNOWN = {"nexus", "mhvae", "jnf", "mmvm"}
 
 
 def linear_gaussian_vae():

@@ -30,7 +30,12 @@ from xmodal_jax.models.vae.modalities import (
     sizes_of,
 )
 from xmodal_jax.models.vae.multimodal import make_multimodal_vae
-from xmodal_jax.models.vae.multimodal_models import MMVAEPlusConfig, MVTCAEConfig, NexusConfig
+from xmodal_jax.models.vae.multimodal_models import (
+    MMVAEPlusConfig,
+    MMVMConfig,
+    MVTCAEConfig,
+    NexusConfig,
+)
 from xmodal_jax.models.vae.single import make_vae
 from xmodal_jax.models.vae.single_models import AAEConfig, AEConfig, CVAEConfig, VAEConfig
 from xmodal_jax.nets.decoders import FrameDecoderConfig, MLPDecoderConfig, ParallelDecoderConfig
@@ -391,6 +396,15 @@ def test_only_a_model_with_a_prior_samples(tmp_path, config):
     else:
         with pytest.raises(ValueError, match="no prior to sample from: nothing in the training of 'ae'"):
             model.sample(2)
+
+
+def test_a_multimodal_model_without_a_prior_translates(tmp_path):
+    model = load(save(tmp_path, MMVMConfig(**SMALL), ("image", "vector")))
+    assert "sample" not in model.actions and "translate" in model.actions
+    with pytest.raises(ValueError, match="no prior to sample from: nothing in the training of 'mmvm'"):
+        model.sample(2)
+    picture = png_bytes(plain_picture("red", (30, 20)))
+    assert model.dim == D and np.shape(model.translate("vector", image=picture, count=3)) == (1, 3, 3)
 
 
 @pytest.mark.parametrize(

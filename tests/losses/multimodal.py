@@ -26,6 +26,7 @@ PRESENT = np.array(
     [[1, 1, 0, 1, 0, 0, 1], [1, 0, 1, 1, 0, 0, 1], [1, 0, 1, 0, 1, 0, 1], [1, 0, 0, 1, 1, 1, 1]], bool
 )
 ALPHA, PRIVATE_BETA, TOP_BETA, GAMMA = 0.3, 0.6, 1.7, 0.4
+CORRELATION, ENTROPY_WEIGHT = 0.4, 3.0
 AFTER = np.array([1.0, -0.7, 0.4, 2.0, 1.3, -1.1, 0.9])
 """What the examples' losses are multiplied by before they are summed."""
 
@@ -34,6 +35,7 @@ AXES: dict[str, tuple] = {
     **dict.fromkeys(["aux_mean", "aux_log_scale", "stretch", "shift", "message", "tell", "seen"], ("m",)),
     "choose_subset": ("m",), "choose_expert": ("m",), "choose_middle": (None, "m"), "choose_any": (None, "m"),
     "each": ("m",), "rows": ("1+m",), "rows_and_two": ("1+m",), "own_rows": ("m", "1+m"), "every": ("s",),
+    "subset_logits": ("s",),
     "first": (None, "m"), "many": (None, "m"), "first_own": (None, "m"), "many_own": (None, "m"),
     "first_aux": ("m", None, "m"), "many_aux": ("m", None, "m"),
 }  # fmt: skip
@@ -77,6 +79,7 @@ def make_world(seed=0, present=PRESENT, gone=None, dim=D):
         "two": n(2, B, dim), "above": n(B, T),
         "first": n(1, M, B, dim), "first_own": n(1, M, B, P), "first_aux": n(M, 1, M, B, P),
         "many": n(K, M, B, dim), "many_own": n(K, M, B, P), "many_aux": n(M, K, M, B, P),
+        "subset_logits": n(2**M - 1),
     }  # fmt: skip
 
 
@@ -373,6 +376,40 @@ def _mhvae(subsets):
     return Case(run, of, draws, chooses=chooses, experts=not subsets)
 
 
+def _mmvm(alpha=0.0, samples=0):
+    def of(e, held):
+        if samples:
+            divergence = oracle.mmvm_by_samples(e.experts, e["many"][:samples], alpha)
+        else:
+            divergence = oracle.mmvm_bound(e.experts, alpha)
+        return oracle.mmvm(e.rec, e.experts, e["each"], divergence, e.beta)
+
+    run = lambda p, beta: objectives.mmvm(p, beta=beta, alpha=alpha, kl_samples=samples)
+    return Case(run, of, {"experts": "each", "divergence": "many"})
+
+
+def _code_vae(subsets=0):
+    def of(e, held):
+        options = dict(correlation=CORRELATION, entropy_weight=ENTROPY_WEIGHT)
+        drawn, noise = None, e["every"]
+        if subsets:
+            ways, whole = oracle.subsets(range(e.count)), e.full["choose_any"][:subsets]
+            chosen = zip(e.chosen("choose_any")[:subsets], e["two"], whole, strict=True)
+            kept = [(ways.index(members), n) for members, n, is_whole in chosen if is_whole]
+            drawn, noise = zip(*kept, strict=True)
+            options["share"] = len(ways) / min(subsets, len(ways))
+        return oracle.code_vae(
+            e.rec, e.experts, e.world["subset_logits"], noise, e.beta, drawn=drawn, **options
+        )
+
+    run = lambda p, beta: objectives.code_vae(
+        p, p.networks.t["subset_logits"], beta=beta, correlation=CORRELATION,
+        entropy_weight=ENTROPY_WEIGHT, subsets=subsets,
+    )  # fmt: skip
+    chooses, draws = ("choose_any", "two") if subsets else ("", "every")
+    return Case(run, of, {"subsets": draws}, chooses=chooses, experts=not subsets)
+
+
 def _unimodal(family=Normal):
     kl_of = oracle.normal_kl if family is Normal else oracle.laplace_kl
     of = lambda e, held: oracle.unimodal_elbos(e.rec, e.experts, e["each"], e.beta, kl_of)
@@ -442,4 +479,10 @@ CASES: dict[str, Case] = {
     "nexus, dropout": _nexus(0.5),
     "mhvae": _mhvae(0),
     "mhvae, two subsets": _mhvae(2),
+    "mmvm": _mmvm(),
+    "mmvm, standard normal": _mmvm(ALPHA),
+    "mmvm, by samples": _mmvm(samples=K),
+    "mmvm, standard normal, by samples": _mmvm(ALPHA, K),
+    "code_vae": _code_vae(),
+    "code_vae, two subsets": _code_vae(2),
 }

@@ -9,6 +9,7 @@ import scipy.stats
 
 from tests.losses.multimodal import (
     AFTER,
+    ALPHA,
     CASES,
     PRESENT,
     SCALE,
@@ -38,7 +39,7 @@ from xmodal_jax.probability.priors import Prior
 LEARNED = [
     "mean", "log_scale", "own_mean", "own_log_scale", "joint_mean", "joint_log_scale", "w", "offset", "components",
     "component_log_scale", "logits", "own_prior", "own_prior_log_scale", "aux_mean", "aux_log_scale", "stretch",
-    "shift", "message", "gather", "tell",
+    "shift", "message", "gather", "tell", "subset_logits",
 ]  # fmt: skip
 OF_MODALITIES = ["mean", "log_scale", "own_mean", "own_log_scale"]
 WORLD = make_world()
@@ -327,6 +328,148 @@ def test_the_prior_is_a_mixture():
         [w + k.logpdf(z) for w, k in zip(scipy.special.log_softmax(logits), known, strict=True)], axis=0
     )
     np.testing.assert_allclose(prior.log_prob(of(z)), want, rtol=1e-5)
+
+
+# A prior that is the mixture of the posteriors
+
+
+def wide_apart(seed=7, scale=1.0):
+    """A world whose posteriors are ``scale`` times as far apart."""
+    world = make_world(seed)
+    return world | {"mean": scale * world["mean"]}
+
+
+@pytest.mark.parametrize("name", ["mmvm", "mmvm, standard normal"])
+def test_the_divergence_of_mmvm_lies_above_that_from_the_mixture(name):
+    """The bound exceeds the Monte-Carlo estimate of the definition in every example with several modalities, and both
+    are 0 for posteriors that agree (and have no share of N(0, 1) to differ from)."""
+    alpha = 0.0 if name == "mmvm" else ALPHA
+    world = wide_apart()
+    bound = run(name, world).metrics["kl"]
+    estimate, error = mixture_divergence(world, alpha)
+    several = world["present"].sum(axis=0) > 1
+    assert np.all(bound[several] > estimate[several] + 4 * error[several])
+    if not alpha:  # one modality is its own prior
+        np.testing.assert_allclose(bound[~several], 0.0, atol=1e-5)
+    same = world | {"mean": 0 * world["mean"] + 0.7, "log_scale": 0 * world["log_scale"] - 0.2}
+    agreed = run(name, same).metrics["kl"]
+    to_standard = alpha * oracle.to_prior((np.full(D, 0.7), np.full(D, np.exp(-0.2))))
+    np.testing.assert_allclose(agreed, to_standard * world["present"].sum(axis=0), rtol=1e-5, atol=1e-5)
+
+
+def mixture_divergence(world, alpha, samples=120):
+    """``sum_m KL(q_m || h)`` of each example by NumPy's draws, and the standard error."""
+    rng, means, errors = np.random.default_rng(0), [], []
+    for b in range(B):
+        e = Example(world, b, CASES["mmvm"])
+        draws = [
+            oracle.mmvm_by_samples(e.experts, rng.normal(size=(1, e.count, D)), alpha) for _ in range(samples)
+        ]
+        means.append(np.mean(draws))
+        errors.append(np.std(draws) / samples**0.5)
+    return np.array(means), np.array(errors)
+
+
+@pytest.mark.parametrize("alpha", [0.0, ALPHA])
+def test_the_samples_of_mmvm_estimate_the_divergence_of_its_definition(alpha):
+    """By quadrature in one dimension. Without N(0, 1) it is the Jensen-Shannon divergence times the number of
+    posteriors, which is at most log M."""
+    count, samples = 3, 20_000
+    q = [(-1.0, 0.7), (0.5, 1.2), (2.0, 0.4)]
+    of = lambda k: jnp.asarray([x[k] for x in q], jnp.float32)[:, None, None]
+    inputs = ObjectiveInputs(
+        jnp.ones((count, 1), bool), lambda z: jnp.zeros(z.shape[:3]), None, None,
+        example_keys(jax.random.key(1), jnp.arange(1)), experts=Normal(of(0), jnp.log(of(1))),
+    )  # fmt: skip
+    found = jax.jit(lambda: objectives.mmvm(inputs, alpha=alpha, kl_samples=samples).metrics["kl"][0])()
+    x = np.linspace(-12, 12, 20_001)
+    density = [scipy.stats.norm.pdf(x, *each) for each in q]
+    h = alpha * scipy.stats.norm.pdf(x) + (1 - alpha) * np.mean(density, axis=0)
+    want = sum(np.trapezoid(p * np.log(np.maximum(p, 1e-300) / np.maximum(h, 1e-300)), x) for p in density)
+    np.testing.assert_allclose(found, want, atol=0.03)
+    if not alpha:
+        entropy = lambda p: -np.trapezoid(p * np.log(np.maximum(p, 1e-300)), x)
+        np.testing.assert_allclose(
+            want, count * (entropy(h) - np.mean([entropy(p) for p in density])), rtol=1e-6
+        )
+        assert want < count * np.log(count)
+
+
+# Learned weights of subsets
+
+
+def test_the_weights_of_subsets_sum_to_one_over_those_that_are_there():
+    """An example without anything has no weight at all."""
+    allowed = np.array([PRESENT[list(s)].all(axis=0) for s in oracle.subsets(range(M))])
+    allowed = np.concatenate([allowed, np.zeros_like(allowed[:, :1])], axis=1)
+    logits = 5 * np.random.default_rng(0).normal(size=len(allowed))
+
+    def weights(logits):
+        log_weights = objectives._log_subset_weights(logits, jnp.asarray(allowed))
+        return jnp.where(jnp.asarray(allowed), jnp.exp(log_weights), 0.0)
+
+    found = np.asarray(weights(jnp.asarray(logits, jnp.float32)))
+    np.testing.assert_allclose(found.sum(axis=0), allowed.any(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(found[~allowed], 0.0)
+    for b in range(B):
+        np.testing.assert_allclose(
+            found[allowed[:, b], b], scipy.special.softmax(logits[allowed[:, b]]), rtol=1e-5
+        )
+
+
+def test_a_subset_with_a_missing_modality_does_not_learn():
+    """Where a modality is missing from all examples, exactly; the other subsets do."""
+    gone = 1
+    present = PRESENT & (np.arange(M) != gone)[:, None]
+    _, grads = evaluate("code_vae", make_world(2, present))
+    holds = np.array([gone in s for s in oracle.subsets(range(M))])
+    np.testing.assert_array_equal(grads["subset_logits"][holds], 0.0)
+    assert np.all(grads["subset_logits"][~holds])
+
+
+def test_the_best_weights_are_the_softmax_of_the_elbos():
+    """Of one example, whose subsets' losses come from weights of one subset alone: there the gradient is 0, and the
+    loss is minus the logarithm of the sum of their exponentials, a lower value than from other weights."""
+    world, ways = all_there(), oracle.subsets(range(M))
+    e = Example(world, 0, CASES["code_vae"])
+    options = dict(beta=1.0, correlation=0.4, entropy_weight=3.0)
+    alone = [np.where(np.arange(len(ways)) == k, 0.0, -500.0) for k in range(len(ways))]
+    losses = [oracle.code_vae(e.rec, e.experts, logits, e["every"], **options) for logits in alone]
+    case = CASES["code_vae"]
+    t = as_tree(world, case) | {"beta": jnp.ones(B)}
+    loss = jax.jit(jax.value_and_grad(lambda logits: terms_of(case, t | {"subset_logits": logits}).loss[0]))
+    value, grad = loss(jnp.asarray(-np.array(losses) / 3.0, jnp.float32))
+    np.testing.assert_allclose(value, -3.0 * scipy.special.logsumexp(-np.array(losses) / 3.0), rtol=1e-5)
+    _, other = loss(jnp.zeros(len(ways)))
+    assert np.abs(grad).max() < 1e-3 * np.abs(other).max()
+
+
+def test_without_correlation_and_with_equal_weights_code_vae_has_the_divergence_of_mopoe():
+    equal = lambda p, beta: objectives.code_vae(p, jnp.zeros(2**M - 1), beta=beta, correlation=0.0)
+    found = run("code_vae", WORLD, equal)
+    np.testing.assert_allclose(found.metrics["kl"], base("mopoe, never")[0].metrics["kl"], rtol=1e-5)
+    counts = [sum(PRESENT[list(s), b].all() for s in oracle.subsets(range(M))) for b in range(B)]
+    np.testing.assert_allclose(found.metrics["subset_entropy"], np.log(counts), rtol=1e-5, atol=1e-6)
+
+
+def test_random_subsets_stand_for_all():
+    """The mean of 3000 examples' reconstruction losses, within four standard errors of that from all subsets, and the
+    same divergence. The posteriors are points, so that nothing else is random; half of the examples lack a modality."""
+    count = 3000
+    present = jnp.stack([jnp.arange(count) % 2 == 0, *[jnp.ones(count, bool)] * 2])
+    mean = jnp.broadcast_to(jnp.float32([1.0, -2.0, 3.0])[:, None, None], (3, count, 1))
+    inputs = ObjectiveInputs(
+        present, lambda z: jnp.where(present[:, None], -jnp.square(z[..., 0]), 0.0),
+        lambda q, there: jnp.square(q.mean).sum(axis=-1), None,
+        example_keys(jax.random.key(0), jnp.arange(count)),
+        experts=Normal(mean, jnp.full((3, count, 1), -20.0)),
+    )  # fmt: skip
+    logits = jnp.linspace(-1.0, 1.0, 7)
+    every, two = (jax.jit(lambda k=k: objectives.code_vae(inputs, logits, subsets=k))() for k in (0, 2))
+    np.testing.assert_allclose(two.metrics["kl"], every.metrics["kl"], rtol=1e-6)
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        gap = np.float64(two.metrics["reconstruction"] - every.metrics["reconstruction"])[half]
+        assert gap.std() > 0.1 and abs(gap.mean()) < 4 * gap.std() / len(gap) ** 0.5
 
 
 # What is drawn

@@ -190,6 +190,55 @@ def dreg_of_mmvae(score, experts, noise, log_weights, beta):
     return grads
 
 
+def consensus(experts, correlation):
+    """By the covariance of the experts' errors in each dimension, inverted (Winkler 1981)."""
+    mean, scale = [], []
+    for m, s in zip(*(np.stack(x, axis=-1) for x in zip(*experts, strict=True)), strict=True):
+        covariance = correlation * np.outer(s, s)
+        np.fill_diagonal(covariance, s**2)
+        weights = np.linalg.inv(covariance).sum(axis=0)
+        mean.append(weights @ m / weights.sum())
+        scale.append(weights.sum() ** -0.5)
+    return np.array(mean), np.array(scale)
+
+
+def code_vae(rec, experts, logits, noise, beta, correlation, entropy_weight, drawn=None, share=1.0):
+    """``logits`` goes over all subsets; ``drawn``: the places of those that are decoded, whose reconstructions stand
+    for ``share`` times as many; ``noise``: of these."""
+    ways = subsets(range(len(experts)))
+    weights = np.exp(logits - logsumexp(logits))
+    q = [consensus([experts[i] for i in members], correlation) for members in ways]
+    divergence = sum(w * to_prior(one) for w, one in zip(weights, q, strict=True))
+    drawn = range(len(ways)) if drawn is None else drawn
+    told = sum(share * weights[k] * total(rec, at(q[k], e)) for k, e in zip(drawn, noise, strict=True))
+    return told + beta * divergence + entropy_weight * np.sum(weights * np.log(weights))
+
+
+def mmvm_bound(experts, alpha):
+    """Of each expert's divergence from the mixture of all and N(0, 1), by Jensen's inequality."""
+    count = len(experts)
+    pairs = sum(normal_kl(q, p) for q in experts for p in experts)
+    return (1 - alpha) / count * pairs + alpha * sum(to_prior(q) for q in experts)
+
+
+def mmvm_by_samples(experts, noise, alpha):
+    """Of the same divergences an estimate from ``noise [K, M, D]``."""
+    found = 0.0
+    for draw in noise:
+        for q, e in zip(experts, draw, strict=True):
+            z = at(q, e)
+            parts = [np.log1p(-alpha) + mixture_log_prob(z, experts)]
+            if alpha:
+                parts.append(np.log(alpha) + normal_log_prob(z, 0.0, 1.0).sum())
+            found += (normal_log_prob(z, *q).sum() - logsumexp(parts)) / len(noise)
+    return found
+
+
+def mmvm(rec, experts, noise, divergence, beta):
+    each = zip(rec, experts, noise, strict=True)
+    return sum(r(at(q, e)) for r, q, e in each) + beta * divergence
+
+
 def flow_match(joint, experts, flows, noise):
     """``flows``: functions ``z -> (where it goes, log |det|)``."""
     loss, z = 0.0, at(joint, noise)

@@ -21,6 +21,7 @@ PRESENT = np.array(
     [[1, 1, 0, 1, 0, 1, 0], [1, 0, 1, 1, 0, 0, 0], [1, 0, 0, 1, 1, 1, 0], [1, 0, 0, 0, 1, 1, 0]], bool
 )
 SUBSETS = posteriors.all_subsets(M)
+CORRELATION = 0.4
 
 
 def normal(mean=MEAN, log_scale=LOG_SCALE):
@@ -112,12 +113,58 @@ def test_the_joint_product_is_that_of_all_there():
             np.testing.assert_allclose(np.exp(found.log_scale[b]), scale, rtol=1e-5)
 
 
-def both_forms(mean, log_scale, present):
-    """The product of everything there by both functions, ``[B, D]``."""
-    q = normal(mean, log_scale)
-    return posteriors.joint_product(q, jnp.asarray(present)), posteriors.masked_product(
-        q, jnp.asarray(present)
+def every_form(mean, log_scale, present):
+    """The product of everything there by both functions, and its consensus, ``[B, D]``."""
+    q, present = normal(mean, log_scale), jnp.asarray(present)
+    return (
+        posteriors.joint_product(q, present),
+        posteriors.masked_product(q, present),
+        posteriors.consensus_of_experts(q, present, CORRELATION),
     )
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.5, 0.9])
+def test_the_consensus_of_dependent_experts_is_by_the_inverse_of_their_covariance(correlation):
+    """Of none to four experts; without correlation it is their product without a prior."""
+    there, lifted = SUBSETS[:, :, None] & PRESENT[None], jax.tree.map(
+        lambda x: jnp.broadcast_to(x[None], (len(SUBSETS), *x.shape)), normal()
+    )  # fmt: skip
+    found = posteriors.consensus_of_experts(lifted, jnp.asarray(there), correlation)
+    counts = set()
+    for s, b in itertools.product(range(len(SUBSETS)), range(B)):
+        members = np.flatnonzero(there[s, :, b])
+        counts.add(len(members))
+        mean, scale = np.zeros(D), np.ones(D)
+        if len(members):
+            experts = [(MEAN[m, b], np.exp(LOG_SCALE[m, b])) for m in members]
+            mean, scale = oracle.consensus(experts, correlation)
+        np.testing.assert_allclose(found.mean[s, b], mean, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(np.exp(found.log_scale[s, b]), scale, rtol=2e-5)
+    assert counts == {0, 1, 2, 3, 4}
+    if not correlation:
+        product = posteriors.masked_product(lifted, jnp.asarray(there))
+        for a, b in zip(found, product, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_consensus_by_hand():
+    """Two experts: the mean leaves the range of theirs where one is much less certain. Four alike: the variance falls
+    to ``(1 + 3 rho) / 4``. Scales that float32 cannot square change nothing."""
+    rho, scale, mean = 0.8, np.array([1.0, 3.0]), np.array([8.0, 4.0])
+    total = (scale**2).sum() - 2 * rho * scale.prod()
+    weight = (scale[::-1] ** 2 - rho * scale.prod()) / total
+    assert weight[1] < 0
+    for factor in (0.0, -60.0, 60.0):
+        two = normal(mean[:, None, None], np.log(scale)[:, None, None] + factor)
+        found = posteriors.consensus_of_experts(two, jnp.ones((2, 1), bool), rho)
+        np.testing.assert_allclose(found.mean[0, 0], weight @ mean, rtol=1e-5)
+        assert found.mean[0, 0] > mean.max()
+        variance = scale.prod() ** 2 * (1 - rho**2) / total
+        np.testing.assert_allclose(found.log_scale[0, 0], 0.5 * np.log(variance) + factor, atol=2e-5)
+    alike = normal(np.full((4, 1, 1), 2.0), np.zeros((4, 1, 1)))
+    found = posteriors.consensus_of_experts(alike, jnp.ones((4, 1), bool), rho)
+    np.testing.assert_allclose(np.exp(2 * found.log_scale[0, 0]), (1 + 3 * rho) / 4, rtol=1e-6)
+    np.testing.assert_allclose(found.mean[0, 0], 2.0, rtol=1e-6)
 
 
 @given(st.floats(-30, 30, width=32), st.floats(-100, 100, width=32), st.integers(0, M - 1))
@@ -125,7 +172,7 @@ def test_the_product_of_one_expert_is_that_expert(log_scale, mean, m):
     means, log_scales = np.zeros((M, 1, 1)), np.zeros((M, 1, 1))
     means[m], log_scales[m] = mean, log_scale
     present = np.arange(M)[:, None] == m
-    for found in both_forms(means, log_scales, present):
+    for found in every_form(means, log_scales, present):
         np.testing.assert_allclose(found.mean[0, 0], mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found.log_scale[0, 0], log_scale, rtol=1e-5, atol=1e-5)
 
@@ -145,8 +192,8 @@ def test_experts_of_very_different_scales(far):
 def test_the_order_of_experts_does_not_matter(order):
     order = np.array(order)
     for a, b in zip(
-        both_forms(MEAN, LOG_SCALE, PRESENT),
-        both_forms(MEAN[order], LOG_SCALE[order], PRESENT[order]),
+        every_form(MEAN, LOG_SCALE, PRESENT),
+        every_form(MEAN[order], LOG_SCALE[order], PRESENT[order]),
         strict=True,
     ):
         np.testing.assert_allclose(a.mean, b.mean, rtol=1e-5, atol=1e-6)
@@ -158,8 +205,8 @@ def test_a_missing_modality_is_one_that_is_sliced_away(gone):
     there, kept = np.arange(M) != gone, np.delete(np.arange(M), gone)
     present = np.broadcast_to(there[:, None], (M, B))
     for masked, sliced in zip(
-        both_forms(MEAN, LOG_SCALE, present),
-        both_forms(MEAN[kept], LOG_SCALE[kept], np.ones((M - 1, B), bool)),
+        every_form(MEAN, LOG_SCALE, present),
+        every_form(MEAN[kept], LOG_SCALE[kept], np.ones((M - 1, B), bool)),
         strict=True,
     ):
         np.testing.assert_allclose(masked.mean, sliced.mean, rtol=1e-6, atol=1e-6)
@@ -167,7 +214,7 @@ def test_a_missing_modality_is_one_that_is_sliced_away(gone):
 
 
 def test_no_expert_and_no_prior_is_standard():
-    for found in both_forms(MEAN, LOG_SCALE, np.zeros((M, B), bool)):
+    for found in every_form(MEAN, LOG_SCALE, np.zeros((M, B), bool)):
         assert not np.any(found.mean) and not np.any(found.log_scale)
 
 
@@ -183,7 +230,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
-@pytest.mark.parametrize("form", ["product_of_experts", "product", "mixture_log_prob"])
+@pytest.mark.parametrize("form", ["product_of_experts", "product", "consensus", "mixture_log_prob"])
 def test_what_a_missing_expert_says_has_no_influence(form, garbage):
     """Neither on the value, nor on the others' gradients, and its own is exactly zero."""
     z = jnp.asarray(RNG.normal(size=(B, D)), jnp.float32)
@@ -193,6 +240,8 @@ def test_what_a_missing_expert_says_has_no_influence(form, garbage):
             found = posteriors.product_of_experts(q, jnp.asarray(PRESENT), jnp.asarray(SUBSETS), 0.5)
         elif form == "product":
             found = posteriors.masked_product(q, jnp.asarray(PRESENT))
+        elif form == "consensus":
+            found = posteriors.consensus_of_experts(q, jnp.asarray(PRESENT), CORRELATION)
         else:
             return posteriors.mixture_log_prob(q, jnp.asarray(PRESENT), z).sum()
         return (found.mean + jnp.square(found.log_scale)).sum()

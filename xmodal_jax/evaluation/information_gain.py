@@ -102,12 +102,12 @@ class InformationGainEvaluator:
           batch_size: number of examples that are computed at a time.
 
         Raises:
-          ValueError: the density of the model's posterior is not known, or it has one modality only.
+          ValueError: the density of the model's posterior is not known, or it has no prior or one modality only.
         """
         if vae.posterior is None:
             raise ValueError(
-                "this model has no information gain: the density of its posterior is not known (nexus, mhvae, jnf), or "
-                "it has one modality only"
+                "this model has no information gain: the density of its posterior is not known (nexus, mhvae, jnf), it "
+                "has no prior (mmvm), or it has one modality only"
             )
         self.vae, self.configs, self.draws, self.samples = vae, configs, draws, samples
         self.end_id, self.pad_id = end_id, pad_id

@@ -196,7 +196,7 @@ class LatentModel(TrainedModel):
         if self._functions.sample_prior is None:
             raise ValueError(
                 f"{self.path} has no prior to sample from: nothing in the training of {self.config.name!r} ties the "
-                "latents to a distribution"
+                "latents to a distribution that can be sampled"
             )
         if count is None:
             count = 1 if classes is None or isinstance(classes, str) else len(classes)
@@ -436,10 +436,9 @@ class MultimodalAutoencoder(LatentModel):
     def _build(self) -> _ModelFunctions:
         config = from_json(MultimodalVAEModel, self.metadata["config"]["model"])
         vae = make_multimodal_vae(config, self.sizes)
-        shared = jax.eval_shape(functools.partial(vae.sample_prior, count=1), self.params, jax.random.key(0))
+        sample_prior = lambda params, key, count, labels: vae.sample_prior(params, key, count)
         return _ModelFunctions(
-            config, vae, shared.shape[1],
-            sample_prior=lambda params, key, count, labels: vae.sample_prior(params, key, count),
+            config, vae, config.shared_dim, sample_prior if config.has_prior else None,
             decoder_latents=lambda params, shared, key, labels: vae.decoder_latents(params, shared, key),
         )  # fmt: skip
 

@@ -44,6 +44,7 @@ from xmodal_jax.losses.flow import (
 )
 from xmodal_jax.losses.gradient_cache import chunked, gradient_cache
 from xmodal_jax.losses.multimodal_elbo import (
+    code_vae,
     crmvae,
     dmvae,
     flow_match,
@@ -52,6 +53,7 @@ from xmodal_jax.losses.multimodal_elbo import (
     mhvae,
     mmjsd,
     mmvae,
+    mmvm,
     mopoe,
     mvae,
     mvtcae,
@@ -79,6 +81,7 @@ __all__ = [
     "ObjectiveTerms",
     "chunked",
     "clip_weights",
+    "code_vae",
     "coral",
     "crmvae",
     "ctc",
@@ -113,6 +116,7 @@ __all__ = [
     "mmd_to_prior",
     "mmjsd",
     "mmvae",
+    "mmvm",
     "mopoe",
     "mvae",
     "mvtcae",

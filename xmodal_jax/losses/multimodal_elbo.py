@@ -8,6 +8,7 @@ over those present. ``beta`` is the weight of the divergence, ``inputs`` are `Ob
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -34,9 +35,11 @@ from xmodal_jax.probability.distributions import (
 )
 from xmodal_jax.probability.posteriors import (
     all_subsets,
+    consensus_of_experts,
     draw_allowed,
     draw_uniform_index,
     joint_product,
+    mask_experts,
     masked_product,
     mixture_log_prob,
     product_of_experts,
@@ -381,6 +384,116 @@ def _private_latents(
     auxiliary = sample(jax.tree.map(to_all, inputs.prior.auxiliary), inputs.keys, "auxiliary")
     is_source = jnp.eye(modality_count, dtype=bool)[:, None, :, None, None]
     return jnp.where(is_source, private[None], auxiliary)
+
+
+def mmvm(
+    inputs: ObjectiveInputs, *, beta: Weight = 1.0, alpha: float = 0.0, kl_samples: int = 0
+) -> ObjectiveTerms:
+    """``sum_m [-log p(x_m | z_m) + beta KL(q_m || h)]``, ``z_m`` drawn from modality m's posterior q_m: MMVM (Sutter et
+    al. 2024, arXiv:2403.05300), a VAE for each modality whose prior h is the mixture of the posteriors of all.
+
+    ``h = alpha N(0, 1) + (1 - alpha) / M sum_k q_k``, where M counts the modalities that an example has and absent ones
+    are left out. For alpha = 0 the sum of divergences is M times the Jensen-Shannon divergence of the posteriors.
+
+    Args:
+      inputs: see `ObjectiveInputs`.
+      beta: weight of the divergence.
+      alpha: weight of N(0, 1) in the mixture, from 0 to 1.
+      kl_samples: samples of each ``q_m`` that estimate ``KL(q_m || h)``, without bias. 0: its closed-form upper bound
+        ``alpha KL(q_m || N(0, 1)) + (1 - alpha) / M sum_k KL(q_m || q_k)``, as the divergence is convex in h; the
+        authors' code minimises this bound.
+    """
+    experts = mask_experts(inputs.experts, inputs.present)
+    z = sample(experts, inputs.keys, "experts")  # [M, B, D]
+    # One latent for each example (R = 1); the likelihood is 0 where a modality is missing.
+    rec = -inputs.log_likelihood(z[:, None])[:, 0].sum(axis=0)
+    if kl_samples:
+        draws = sample(repeat_leading(experts, kl_samples), inputs.keys, "divergence")  # [K, M, B, D]
+        log_q = repeat_leading(experts, kl_samples).log_prob(draws).sum(axis=-1)
+        divergences = (log_q - _log_mixed_prior(inputs, draws, alpha)).mean(axis=0)
+    else:
+        count = len(inputs.present)
+        of_m = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (count, *x.shape)), experts)
+        pairs = kl(of_m, repeat_leading(experts, count)).sum(axis=-1)  # KL(q_m || q_k), [M, M, B]
+        to_each = jnp.where(inputs.present[None], pairs, 0.0).sum(axis=1) / inputs.num_present[None]
+        to_standard = kl(experts, standard_like(experts)).sum(axis=-1)
+        divergences = alpha * to_standard + (1.0 - alpha) * to_each
+    divergence = _sum_present(inputs.present, divergences)
+    return ObjectiveTerms(rec + beta * divergence, {"reconstruction": rec, "kl": divergence})
+
+
+def _log_mixed_prior(
+    inputs: ObjectiveInputs, z: Float[Array, "*rows batch dim"], alpha: float
+) -> Float[Array, "*rows batch"]:
+    """``log h(z)`` of `mmvm`, where ``h = alpha N(0, 1) + (1 - alpha) / M sum_k q_k`` over the modalities present."""
+    standard = standard_like(Normal(z, z)).log_prob(z).sum(axis=-1)
+    if alpha == 1.0:
+        return standard
+    of_experts = mixture_log_prob(inputs.experts, inputs.present, z)
+    if not alpha:
+        return of_experts
+    return jnp.logaddexp(math.log(alpha) + standard, math.log1p(-alpha) + of_experts)
+
+
+def code_vae(
+    inputs: ObjectiveInputs,
+    subset_logits: Float[Array, "subsets"],
+    *,
+    beta: Weight = 1.0,
+    correlation: float = 0.5,
+    entropy_weight: float = 1000.0,
+    subsets: int = 0,
+) -> ObjectiveTerms:
+    """``sum_S w_S [sum_m rec_m(z_S) + beta KL(q_S || p)] - entropy_weight H(w)``: CoDE-VAE (Mancisidor et al. 2025,
+    arXiv:2505.01134), ELBOs of all subsets S of the modalities, whose weights w are learned.
+
+    ``rec_m(z_S)`` is ``-log p(x_m | z_S)``, of all modalities that the example has. ``q_S`` is the consensus of the
+    experts of S, `consensus_of_experts`, and ``z_S`` a sample of it. w is the softmax of ``subset_logits`` over the
+    subsets whose members are all present in the example, and H its entropy: without it the weights would all go to the
+    subset with the largest ELBO. With it, the best ones are ``w_S`` proportional to ``exp(ELBO_S / entropy_weight)``.
+
+    Args:
+      inputs: see `ObjectiveInputs`.
+      subset_logits: one for each subset, in the order of `all_subsets`.
+      beta: weight of the divergence.
+      correlation: of the experts' errors, see `consensus_of_experts`.
+      entropy_weight: weight of the entropy of w, in nats of the ELBO; 1000 in the authors' code.
+      subsets: number of random subsets of each example whose reconstructions are computed; they stand for those of all
+        subsets, without bias. 0: all are computed.
+    """
+    all_members = jnp.asarray(all_subsets(len(inputs.present)))  # [S, M]
+    # [S, B]: the example has all modalities of the subset.
+    allowed = (inputs.present[None] | ~all_members[:, :, None]).all(axis=1)
+    log_weights = _log_subset_weights(subset_logits, allowed)
+    weights = jnp.where(allowed, jnp.exp(log_weights), 0.0)
+    members = all_members[:, :, None] & inputs.present[None]
+    q = consensus_of_experts(repeat_leading(inputs.experts, len(members)), members, correlation)  # [S, B, D]
+    divergences = jnp.where(allowed, inputs.kl_to_prior(q, allowed), 0.0)
+    divergence = (weights * divergences).sum(axis=0)
+    rec_weights = weights
+    if subsets and subsets < len(all_members):
+        drawn = draw_allowed(inputs.keys, "subsets", allowed, subsets)  # [R, B]
+        q, rec_weights = select_per_example(q, drawn), jnp.take_along_axis(weights, drawn, axis=0)
+        # Each of the n allowed subsets is among the drawn ones with the probability min(R, n) / n.
+        count = allowed.sum(axis=0)
+        rec_weights = rec_weights * (count / jnp.clip(count, 1, subsets))[None]
+    rec = (rec_weights * _reconstruction_loss(inputs, sample(q, inputs.keys, "subsets"))).sum(axis=0)
+    entropy = -(weights * log_weights).sum(axis=0)
+    return ObjectiveTerms(
+        rec + beta * divergence - entropy_weight * entropy,
+        {"reconstruction": rec, "kl": divergence, "subset_entropy": entropy},
+    )
+
+
+def _log_subset_weights(
+    logits: Float[Array, "subsets"], allowed: Bool[Array, "subsets batch"]
+) -> Float[Array, "subsets batch"]:
+    """The logarithms of the softmax of the logits over each example's allowed subsets; 0 where a subset is not
+    allowed, and there the logit has a gradient of exactly zero."""
+    # The softmax of an example without any allowed subset is over all of them, so that it is a number.
+    counted = allowed | ~allowed.any(axis=0, keepdims=True)
+    log_weights = jax.nn.log_softmax(jnp.where(counted, logits[:, None], -jnp.inf), axis=0)
+    return jnp.where(allowed, log_weights, 0.0)
 
 
 def flow_match(inputs: ObjectiveInputs) -> ObjectiveTerms:

@@ -37,6 +37,7 @@ from xmodal_jax.probability.ode import (
 )
 from xmodal_jax.probability.posteriors import (
     all_subsets,
+    consensus_of_experts,
     joint_product,
     mask_experts,
     masked_log_mean_exp,
@@ -55,6 +56,7 @@ __all__ = [
     "bernoulli_log_prob",
     "bits_per_dimension",
     "categorical_log_prob",
+    "consensus_of_experts",
     "dense_log_likelihood",
     "detach",
     "distance",

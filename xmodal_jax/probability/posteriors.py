@@ -105,6 +105,43 @@ def masked_product(
     return Normal(jnp.where(nonempty, total_mean / safe_total, 0.0), log_scale)
 
 
+def consensus_of_experts(experts: Normal, mask: Bool[Array, "*rows m batch"], correlation: float) -> Normal:
+    r"""The consensus ``[*rows, B, D]`` of the dependent experts ``[*rows, M, B, D]`` under the mask, whose errors all
+    have the same ``correlation`` rho with each other.
+
+    .. math:: \mu = \frac{1^T C^{-1} m}{1^T C^{-1} 1}, \quad \sigma^2 = \frac{1}{1^T C^{-1} 1}, \quad
+              C_{ij} = \sigma_i \sigma_j (\rho + (1 - \rho) [i = j])
+
+    (Winkler 1981, Management Science 27(4); Mancisidor et al. 2025, arXiv:2505.01134), in each dimension, where ``m``
+    and ``sigma`` are the means and scales of the n experts under the mask. For rho = 0 it is their product without a
+    prior. For rho > 0 an expert that is much less certain than the others has a negative weight in the mean, and
+    experts that agree in scale are together less certain than their product. A consensus of no expert is N(0, 1).
+
+    ``correlation``: rho, at least 0 and below 1.
+    """
+    present = mask[..., None]
+    # Scales are relative to the smallest one of an example and dimension, as in product_of_experts.
+    log_inverse = jnp.where(present, -experts.log_scale, -jnp.inf)
+    max_log_inverse = lax.stop_gradient(log_inverse.max(axis=-3))
+    max_log_inverse = jnp.where(jnp.isfinite(max_log_inverse), max_log_inverse, 0.0)
+    relative = jnp.where(present, -experts.log_scale - jnp.expand_dims(max_log_inverse, -3), 0.0)
+    inverse_scale = jnp.where(present, jnp.exp(jnp.maximum(relative, -0.5 * _MAX_GAP)), 0.0)
+    # C is a diagonal plus a matrix of rank one, so its inverse is known. With t = 1 / sigma, whose mean is T, the i-th
+    # element of C^-1 1 is t_i ((t_i - T) / (1 - rho) + T / (1 + (n - 1) rho)), and their sum is the precision
+    # sum_i (t_i - T)^2 / (1 - rho) + n T^2 / (1 + (n - 1) rho), in which nothing cancels.
+    count = mask.sum(axis=-2).astype(jnp.float32)[..., None]  # n, [*rows, B, 1]
+    mean_inverse = inverse_scale.sum(axis=-3) / jnp.maximum(count, 1.0)  # T
+    deviation = jnp.where(present, inverse_scale - jnp.expand_dims(mean_inverse, -3), 0.0)
+    of_all = mean_inverse / (1.0 + jnp.maximum(count - 1.0, 0.0) * correlation)
+    precision = jnp.square(deviation).sum(axis=-3) / (1.0 - correlation) + count * mean_inverse * of_all
+    weight = inverse_scale * (deviation / (1.0 - correlation) + jnp.expand_dims(of_all, -3))  # C^-1 1
+    total_mean = (weight * jnp.where(present, experts.mean, 0.0)).sum(axis=-3)
+    nonempty = count > 0
+    safe_precision = jnp.where(nonempty, precision, 1.0)
+    log_scale = jnp.where(nonempty, -0.5 * jnp.log(safe_precision) - max_log_inverse, 0.0)
+    return Normal(jnp.where(nonempty, total_mean / safe_precision, 0.0), log_scale)
+
+
 def joint_product(experts: Normal, present: Bool[Array, "m batch"], prior: float = 0.0) -> Normal:
     """The product ``[B, D]`` of all experts that are present, and of N(0, 1) with the weight ``prior``."""
     full_subset = jnp.ones((1, len(present)))

@@ -345,7 +345,7 @@ def add_information_gain(report: Report, evaluator: LatentEvaluator, results: La
             report.add_text(
                 title,
                 "Not measured: the density of this model's posterior is not known for all subsets of the modalities, "
-                "so that no divergence between two of them can be computed.",
+                "the empty one included, so that no divergence between two of them can be computed.",
             )
         return
     short = [m.removeprefix("image_") for m in gains.modalities]

@@ -36,6 +36,8 @@ CHANGES = {
     "mmvae_plus": dict(posterior_scale="softplus", samples=2),
     "cmvae": dict(posterior="laplace", samples=2, estimator="dreg"),
     "mhvae": dict(subsets=2),
+    "mmvm": dict(alpha=0.2, kl_samples=2),
+    "code_vae": dict(subsets=2),
 }
 """One model each has what only some models can have."""
 

@@ -66,16 +66,24 @@ def product_of(given, b, prior):
 
 
 PRODUCTS = {
-    "from_product": lambda given, b: 0.0,
-    "from_product_and_prior": lambda given, b: 1.0,
-    "from_full_product_and_prior": lambda given, b: float(given[:, b].all()),
+    "product": lambda given, b: 0.0,
+    "product_and_prior": lambda given, b: 1.0,
+    "full_product_and_prior": lambda given, b: float(given[:, b].all()),
 }
+
+
+def infer_by(name):
+    """``infer(inputs, given, keys, rows)``, from a density by name or by a function of its own."""
+    density = getattr(inference, name)
+    if name.startswith("from_"):
+        return density
+    return lambda p, given, keys, rows: inference.from_posterior(p, density(p, given), given, keys, rows)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_of_the_given_experts(name):
     """Mean, spread of 4000 samples (five standard errors), and the density ratio of each."""
-    infer, rows = getattr(inference, name), 4000
+    infer, rows = infer_by(name), 4000
     run = jax.jit(lambda keys, given: [infer(problem(), given, k, n) for k, n in ((None, 1), (keys, rows))])
     mean, codes = run(keys_of(B), GIVEN)
     assert codes.z.shape == (M, rows, B, D) and codes.log_ratio.shape == (rows, B)
@@ -119,6 +127,37 @@ def test_a_mixture_uses_each_given_expert_equally_often(family, clusters):
         np.testing.assert_allclose(codes.log_ratio[:, b], want, rtol=1e-4, atol=1e-4)
 
 
+def test_each_given_modality_keeps_its_own_latent_and_tells_the_others():
+    """Of separate VAEs: what is given has samples of its own expert, whose mean and spread are checked to five standard
+    errors; the rest has in turns the sample of each given one, as has the shared latent."""
+    rows = 3000
+    infer = lambda keys, given, n: inference.from_own_expert(problem(), given, keys, n)
+    codes = jax.jit(infer, static_argnums=2)(keys_of(B), GIVEN, rows)
+    assert codes.z.shape == (M, rows, B, D) and np.isnan(codes.log_ratio).all()
+    z, shared = np.float64(codes.z), np.float64(codes.shared)
+    for b in range(B):
+        members = np.flatnonzero(GIVEN[:, b])
+        for m in range(M):
+            if m in members:
+                assert np.all(np.abs(z[m, :, b].mean(0) - MEAN[m, b]) < 5 * SCALE[m, b] / rows**0.5)
+                assert np.all(np.abs(z[m, :, b].std(0) / SCALE[m, b] - 1) < 5 / (2 * rows) ** 0.5)
+            else:
+                np.testing.assert_array_equal(z[m, :, b], shared[:, b])
+        if len(members):
+            is_own = np.isclose(z[members, :, b], shared[None, :, b], atol=1e-6).all(-1)
+            assert np.all(is_own.sum(0) == 1) and is_own.sum(1).tolist() == [rows // len(members)] * len(
+                members
+            )
+        if len(members) > 1:  # and what is given does not share its noise
+            noise = (z[members, :, b] - MEAN[members, None, b]) / SCALE[members, None, b]
+            assert np.all(np.abs(np.corrcoef(noise[0, :, 0], noise[1, :, 0])[0, 1]) < 5 / rows**0.5)
+    still = infer(None, jnp.asarray(GIVEN), 2)
+    for b in range(B - 1):
+        np.testing.assert_allclose(still.shared[1, b], MEAN[GIVEN[:, b], b].mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(still.z[GIVEN[:, b], 0, b], MEAN[GIVEN[:, b], b])
+    assert not np.any(still.z[:, :, B - 1])
+
+
 def test_which_expert_a_mixture_begins_with_is_drawn():
     """One sample of each of 3000 examples: every expert a third of the time, within four standard errors."""
     n = 3000
@@ -143,10 +182,10 @@ def test_without_a_key_a_mixture_gives_the_mean_of_the_given_means():
 
 
 @pytest.mark.parametrize(
-    "name, family", [("from_product", Normal), ("from_mixture", Normal), ("from_mixture", Laplace)]
+    "name, family", [("product", Normal), ("from_mixture", Normal), ("from_mixture", Laplace)]
 )
 def test_private_codes_are_their_own_where_given_and_of_the_auxiliary_prior_else(name, family):
-    infer, rows = getattr(inference, name), 2000
+    infer, rows = infer_by(name), 2000
     run = jax.jit(
         lambda keys, given: [infer(problem(family, has), given, keys, rows) for has in (True, False)]
     )
@@ -488,7 +527,12 @@ LIKE_OTHERS = ("telbo", "mmjsd", "mvtcae", "crmvae")
 
 
 @pytest.mark.parametrize(
-    "model", [pytest.param(m, marks=pytest.mark.slow) if m in LIKE_OTHERS else m for m in MODELS]
+    "model",
+    [
+        pytest.param(m, marks=pytest.mark.slow) if m in LIKE_OTHERS else m
+        for m, config in MODELS.items()
+        if config.has_prior
+    ],
 )
 def test_likelihoods_converge_to_the_exact_ones(model):
     """Of all modalities, each with its own influence; given one; and of others than those given."""
@@ -515,6 +559,14 @@ def test_joint_samples_take_private_latents_from_their_prior(model):
     np.testing.assert_allclose(private.std(axis=1), 1.0, atol=5 / (2 * count) ** 0.5)
     still = world.vae.decoder_latents(world.params, jnp.zeros((1, 2)), None)
     assert not np.any(still)
+
+
+def test_without_a_prior_there_are_no_samples_and_no_likelihood():
+    vae, params = started("mmvm")
+    assert vae.sample_prior is None and vae.posterior is None
+    assert [name for name, config in MODELS.items() if not config.has_prior] == ["mmvm"]
+    with pytest.raises(ValueError, match=r"mmvm has no likelihood: its latents have no prior p\(z\)"):
+        vae.log_likelihood(params, make_batch(2), KEY, np.ones(3, bool), np.ones(3, bool), 2)
 
 
 def test_a_product_by_monte_carlo_has_no_density_to_weigh_with():

@@ -29,6 +29,7 @@ from xmodal_jax.models.vae.modalities import LabelConfig, TextConfig, sizes_of
 from xmodal_jax.models.vae.multimodal import make_multimodal_vae
 from xmodal_jax.models.vae.multimodal_models import MoPoEConfig, MultimodalVAEModel
 from xmodal_jax.nets.decoders import ParallelDecoderConfig
+from xmodal_jax.probability.posteriors import all_subsets
 from xmodal_jax.train import step
 from xmodal_jax.train.optim import Optimizer
 
@@ -143,7 +144,9 @@ def test_the_training_step_does_not_depend_on_the_devices(model, layouts):
     assert_device_invariant(make(model).method, make_batch(), layouts=layouts, rtol=rtol, parts=part_count)
 
 
-@pytest.mark.parametrize("model", ["mopoe", pytest.param("mvae", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "model", ["mopoe", *(pytest.param(m, marks=pytest.mark.slow) for m in ("mvae", "code_vae"))]
+)
 def test_a_batch_in_parts_is_the_whole_batch(model):
     assert_device_invariant(make(model, free_bits=0.0).method, make_batch(), layouts=[])
 
@@ -187,7 +190,7 @@ def test_each_stage_moves_its_own_parameters_alone(model):
         assert moved == [name in joint, name not in joint], name
 
 
-@pytest.mark.parametrize("model", ["mvae", "mopoe", "mmjsd", "mhvae"])
+@pytest.mark.parametrize("model", ["mvae", "mopoe", "mmjsd", "mhvae", "mmvm"])
 def test_beta_and_its_warm_up_weigh_the_divergence(model):
     """At the fifth of ten steps of warm-up, half of it; 1 after it, and where nothing says which step it is."""
     batch, params = make_batch(), started(model)[1]
@@ -199,6 +202,14 @@ def test_beta_and_its_warm_up_weigh_the_divergence(model):
     for (value, aux), weight in runs:
         assert abs(aux["kl"]) > 0.1
         np.testing.assert_allclose(value, aux["reconstruction"] + weight * aux["kl"], rtol=1e-6)
+
+
+def test_subsets_with_a_missing_modality_keep_their_weights():
+    batch = without(make_batch(), "image_1")
+    grads = graded("code_vae", 0)(started("code_vae")[1], on_device(batch), KEY)[1]["subset_logits"]
+    holds = all_subsets(3)[:, NAMES.index("image_1")]
+    np.testing.assert_array_equal(grads[holds], 0.0)
+    assert np.all(grads[~holds]) and holds.sum() == 4
 
 
 def told(model, batch, **changes):
@@ -294,7 +305,16 @@ def test_sizes_are_those_of_the_data():
                 ("mopoe", "cycle"),
                 ("mvae", "subsets"),
                 ("mhvae", "subsets"),
+                ("code_vae", "subsets"),
+                ("mmvm", "kl_samples"),
             )
+        ],
+        (dict(model="mmvm", free_bits=0.1), "unexpected keyword argument 'free_bits'"),
+        (dict(model="code_vae", entropy_weight=-1.0), "entropy_weight must be at least 0, got -1.0"),
+        (dict(model="mmvm", alpha=1.5), r"alpha must lie in \[0, 1\], got 1.5"),
+        *[
+            (dict(model="code_vae", correlation=x), rf"correlation must lie in \[0, 1\), got {x}")
+            for x in (-0.1, 1.0)
         ],
         (dict(model="mopoe", free_bits=-0.5), "free_bits must be at least 0, got -0.5"),
         (dict(model="mopoe", cycle=10, ramp=0.0), r"ramp must lie in \(0, 1\], got 0.0"),

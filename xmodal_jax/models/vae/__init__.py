@@ -22,8 +22,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "modalities": "AudioConfig ImageConfig LabelConfig MeasuredConfig ModalityConfig ModalityConfigs NetworkInputs "
         "SeriesConfig TextConfig VectorConfig as_batch preprocess sizes_of",
         "multimodal": "MultimodalVAE make_multimodal_vae",
-        "multimodal_models": "CMVAEConfig CRMVAEConfig DMVAEConfig JMVAEConfig JNFConfig MHVAEConfig MMJSDConfig "
-        "MMVAEConfig MMVAEPlusConfig MVAEConfig MVTCAEConfig MoPoEConfig MultimodalVAEConfig NexusConfig TELBOConfig",
+        "multimodal_models": "CMVAEConfig CRMVAEConfig CoDEVAEConfig DMVAEConfig JMVAEConfig JNFConfig MHVAEConfig "
+        "MMJSDConfig MMVAEConfig MMVAEPlusConfig MMVMConfig MVAEConfig MVTCAEConfig MoPoEConfig MultimodalVAEConfig "
+        "NexusConfig TELBOConfig",
         "single": "VAE make_vae",
         "single_models": "AAEConfig AEConfig AutoencoderConfig BetaVAEConfig CVAEConfig DAEConfig IWAEConfig "
         "JSDVAEConfig VAEConfig WAEMMDConfig",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.losses.multimodal_elbo import mean_message
@@ -121,7 +121,7 @@ def add_private(
     return LatentSamples(jnp.concatenate([latents, jnp.moveaxis(w, 0, 1)], axis=-1), log_ratio, shared)
 
 
-def _from_posterior(
+def from_posterior(
     inputs: ObjectiveInputs, q: Posterior, observed: Observed, keys: ExampleKeys | None, samples: int
 ) -> LatentSamples:
     """R samples of the posterior ``q [B, D]`` of the shared latents (its mean without keys), and private latents.
@@ -131,28 +131,6 @@ def _from_posterior(
     z = sample_or_mean(q, keys, "shared", samples)
     log_ratio = inputs.prior.log_prob(z) - repeat_leading(q, samples).log_prob(z).sum(axis=-1)
     return add_private(inputs, z, observed, keys, log_ratio)
-
-
-def from_product(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """From the product of the observed modalities' experts."""
-    return _from_posterior(inputs, product(inputs, observed), observed, keys, samples)
-
-
-def from_product_and_prior(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """From the product of the observed modalities' experts and the prior."""
-    return _from_posterior(inputs, product_and_prior(inputs, observed), observed, keys, samples)
-
-
-def from_full_product_and_prior(
-    inputs: ObjectiveInputs, observed: Observed, keys, samples: int
-) -> LatentSamples:
-    """Latents from the product of the observed modalities' experts, and of the prior where these are all modalities
-    that the example has.
-
-    ``inputs``: experts and priors of a batch. ``keys``: one for each example; None: means. ``samples``: R of each
-    example.
-    """
-    return _from_posterior(inputs, full_product_and_prior(inputs, observed), observed, keys, samples)
 
 
 # The posteriors of the shared latents whose density is known, given the observed modalities.
@@ -207,36 +185,17 @@ def _is_complete(inputs: ObjectiveInputs, observed: Observed) -> Bool[Array, "ba
     return (observed | ~inputs.present).all(axis=0) & observed.any(axis=0)
 
 
-def from_joint(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-    """Latents from the joint encoder where all modalities that an example has are observed; elsewhere from the product
-    of the observed modalities' experts.
-
-    ``inputs``: experts, joint posterior and priors of a batch. ``keys``: one for each example; None: means.
-    ``samples``: R of each example.
-    """
-    return _from_posterior(inputs, joint_or_product(inputs, observed), observed, keys, samples)
-
-
 def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
     """Latents from the mixture ``1/n sum_m q(z | x_m)`` of the n observed modalities' experts, R of each example.
 
     Stratified: the R samples take turns among the experts, beginning with a random one. Without keys: the mean of the
     experts' means. Where nothing is observed: from the prior.
     """
-    count = jnp.maximum(observed.sum(axis=0), 1)  # n, [B]
     if keys is None:
-        mean = jnp.where(observed[:, :, None], inputs.experts.mean, 0.0).sum(axis=0) / count[:, None]
-        z = jnp.broadcast_to(mean[None], (samples, *mean.shape))
+        z = _mean_of_experts(inputs, observed, samples)
     else:
-        # Sample r is drawn from the observed expert number (start + r) mod n, where start is random.
-        uniform = jax.vmap(lambda key: jax.random.uniform(key))(fold_in_name(keys, "expert"))
-        number = (jnp.floor(uniform * count)[None, :] + jnp.arange(samples)[:, None]) % count[
-            None, :
-        ]  # [R, B]
-        # The number of each observed modality among the example's observed ones, from 0: [M, B].
-        rank = jnp.cumsum(observed, axis=0) - 1
-        is_selected = observed[:, None] & (rank[:, None] == number[None].astype(rank.dtype))  # [M, R, B]
-        z = sample(select_per_example(inputs.experts, is_selected.argmax(axis=0)), keys, "shared")
+        index = _take_turns(observed, keys, samples)
+        z = sample(select_per_example(inputs.experts, index), keys, "shared")
     # Where nothing is observed the mixture is empty: the prior replaces it.
     none_observed = ~observed.any(axis=0)
     prior_z = sample_prior(inputs.prior, keys, samples, none_observed.shape[0])
@@ -245,6 +204,48 @@ def from_mixture(inputs: ObjectiveInputs, observed: Observed, keys, samples: int
     log_p = inputs.prior.log_prob(z)
     log_ratio = jnp.where(none_observed[None], 0.0, log_p - log_q)  # q is the prior where nothing is observed
     return add_private(inputs, z, observed, keys, log_ratio)
+
+
+def _mean_of_experts(
+    inputs: ObjectiveInputs, observed: Observed, samples: int
+) -> Float[Array, "samples batch dim"]:
+    """``samples`` copies of the mean of the mixture of the observed modalities' experts; 0 where none is observed."""
+    count = jnp.maximum(observed.sum(axis=0), 1)  # n, [B]
+    mean = jnp.where(observed[:, :, None], inputs.experts.mean, 0.0).sum(axis=0) / count[:, None]
+    return jnp.broadcast_to(mean[None], (samples, *mean.shape))
+
+
+def _take_turns(observed: Observed, keys: ExampleKeys, samples: int) -> Int[Array, "samples batch"]:
+    """The index of the observed modality that each of R samples is drawn from: they take turns among the n observed
+    ones, beginning with a random one; 0 where none is observed."""
+    count = jnp.maximum(observed.sum(axis=0), 1)  # n, [B]
+    # Sample r is drawn from the observed expert number (start + r) mod n, where start is random.
+    uniform = jax.vmap(lambda key: jax.random.uniform(key))(fold_in_name(keys, "expert"))
+    number = (jnp.floor(uniform * count)[None, :] + jnp.arange(samples)[:, None]) % count[None, :]  # [R, B]
+    # The number of each observed modality among the example's observed ones, from 0: [M, B].
+    rank = jnp.cumsum(observed, axis=0) - 1
+    is_selected = observed[:, None] & (rank[:, None] == number[None].astype(rank.dtype))  # [M, R, B]
+    return is_selected.argmax(axis=0)
+
+
+def from_own_expert(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
+    """MMVM: each observed modality is decoded from a latent of its own posterior; the others are decoded from the
+    latent of an observed one, which is also the shared latent.
+
+    The R samples take turns among the observed modalities, beginning with a random one. Without keys the latents are
+    means, and the shared one is the mean of the observed modalities' means. Where nothing is observed all modalities
+    have one latent of N(0, 1), as the model has no prior; ``log_ratio`` is NaN for the same reason.
+    """
+    unimodal = sample_or_mean(inputs.experts, keys, "experts", samples)  # [R, M, B, D]
+    if keys is None:
+        shared = _mean_of_experts(inputs, observed, samples)
+    else:
+        index = _take_turns(observed, keys, samples)[:, None, :, None]
+        shared = jnp.take_along_axis(unimodal, index, axis=1)[:, 0]  # [R, B, D]
+    any_observed = observed.any(axis=0)[None, :, None]
+    shared = jnp.where(any_observed, shared, sample_prior(inputs.prior, keys, samples, observed.shape[1]))
+    z = jnp.where(observed[:, None, :, None], jnp.moveaxis(unimodal, 0, 1), shared[None])  # [M, R, B, D]
+    return LatentSamples(z, jnp.full(shared.shape[:2], jnp.nan), shared)
 
 
 def from_messages(inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
@@ -331,7 +332,7 @@ def from_flows(
         )
         z = jnp.where((count > 1)[None, :, None], chain_samples, start)
     z = jnp.where((count == 0)[None, :, None], sample_prior(inputs.prior, keys, samples, count.shape[0]), z)
-    joint = _from_posterior(inputs, inputs.posterior, observed, keys, samples)
+    joint = from_posterior(inputs, inputs.posterior, observed, keys, samples)
     complete = _is_complete(inputs, observed)
     # The density of q is known for one observed modality (its flow) and for none (the prior), not for several.
     unimodal_ratio = inputs.prior.log_prob(z) - log_density(z)

@@ -20,6 +20,9 @@ class ModelConfig(ModalityConfigs):
 
     name: ClassVar[str]
     """Name by which the command line chooses the part."""
+    has_prior: ClassVar[bool] = True
+    """Whether training brings the latents close to a prior that can be sampled, so that decoded samples of it resemble
+    the data."""
 
     latent: int = 64
     """Dimensions of the latent variable."""

@@ -66,17 +66,20 @@ class MultimodalVAE(NamedTuple):
     from, given shared latents, such as samples of the prior or a traversal; the axis of length 1 is that of samples.
     Private latents are drawn from their prior; with key None they are its mean."""
     sample_prior: Callable[..., Array] | None
-    """``sample_prior(params, key, count) -> shared [count, D]``: samples of the prior of the shared latents. None only
-    for a conditional VAE of one modality whose prior is learned (`adapter.as_multimodal`): that prior is p(z | label),
-    and here there is no label."""
+    """``sample_prior(params, key, count) -> shared [count, D]``: samples of the prior of the shared latents. None where
+    they have none (mmvm, whose prior depends on the data), and for a conditional VAE of one modality whose prior is
+    learned (`adapter.as_multimodal`): that prior is p(z | label), and here there is no label. A density that is fitted
+    to latents (`evaluation.latent_density`) can be sampled in its place."""
     log_likelihood: Callable[..., Array]
     """``log_likelihood(params, batch, key, observed, targets, samples)``: the importance-weighted estimate ``[B]`` of
-    ``log p(x_targets)`` in nats, from samples of ``q(z | x_observed)``; missing targets are left out."""
+    ``log p(x_targets)`` in nats, from samples of ``q(z | x_observed)``; missing targets are left out. A model without a
+    prior of the latents raises ValueError."""
     posterior: Callable[..., Mixture] | None = None
     """``posterior(params, inputs, observed)``: the density ``q(z | x_observed)`` of the shared latents, of inputs that
     `modalities.preprocess` made; for several subsets ``observed [S, M]`` every array has a leading axis S. None where
     that density is not known: in a hierarchy of latents (mhvae), where the latents of the modalities are sampled in
-    between (nexus), and where several modalities are combined by Monte Carlo (jnf)."""
+    between (nexus), where several modalities are combined by Monte Carlo (jnf), and without a prior (mmvm), which it
+    would be of nothing observed."""
     decoder_samples: Callable[..., Array] | None = None
     """``decoder_samples(params, inputs, shared [R, B, D], observed, keys) -> z [M, R, B, D']``: the latents that each
     modality is decoded from, given shared ones. The private latents of an observed modality are drawn from its
@@ -113,7 +116,7 @@ def make_multimodal_vae(
         infer=model.infer,
         decode=model.decode,
         decoder_latents=model.decoder_latents,
-        sample_prior=model.sample_prior,
+        sample_prior=model.sample_prior if config.has_prior else None,
         log_likelihood=model.log_likelihood,
         posterior=model.posterior if model.has_posterior else None,
         decoder_samples=model.decoder_samples,
@@ -128,7 +131,8 @@ class _NetworkMethods(NamedTuple):
     latent, H hidden units.
 
     ``flow`` and ``inverse_flow`` serve JNF (joint normalizing flows); ``message``, ``encode_top`` and ``decode_top``
-    serve Nexus (a latent above those of the modalities); ``top_down_pass`` serves MHVAE (a hierarchy of latents).
+    serve Nexus (a latent above those of the modalities); ``top_down_pass`` serves MHVAE (a hierarchy of latents);
+    ``learned_array`` serves any model that declares arrays in `NetworkConfig.arrays`.
     """
 
     apply: Apply
@@ -159,6 +163,10 @@ class _NetworkMethods(NamedTuple):
         """Latents of all levels of the hierarchy: R for each example, inferred from the modalities where ``mask [R, M,
         B]`` is True. They are samples drawn with ``keys``, or means without keys."""
         return self.apply("top_down_pass", self.features, mask, keys)
+
+    def learned_array(self, name: str) -> Array:
+        """The learned array of this name that the model's network has."""
+        return self.apply("learned_array", name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -415,7 +423,12 @@ class _Model:
 
         ``observed``, ``targets``: masks ``[M]`` of modalities: from which latents are inferred, and whose likelihood is
         estimated. K is ``samples``, and ``w_k = p(x_targets | z_k) p(z_k) / q(z_k | x_observed)`` with ``z_k`` from q.
+
+        Raises:
+          ValueError: if the latents have no prior.
         """
+        if not self.config.has_prior:
+            raise ValueError(f"{self.config.name} has no likelihood: its latents have no prior p(z)")
         inputs = self.preprocess(batch)
         latents = self.infer(params, batch, observed, key, samples, exact_prior=True)
         # The log-likelihood of a modality that is no target is 0, as if the modality were missing.

@@ -27,6 +27,7 @@ from xmodal_jax.models.vae.model_config import (
 from xmodal_jax.models.vae.networks import Apply, Network, NetworkConfig
 from xmodal_jax.probability.distributions import FAMILIES, Posterior
 from xmodal_jax.probability.mixtures import Mixture
+from xmodal_jax.probability.posteriors import consensus_of_experts
 from xmodal_jax.types import ExampleKeys
 
 
@@ -62,12 +63,14 @@ class MultimodalVAEConfig(VariationalConfig):
         raise NotImplementedError
 
     def infer(self, inputs: ObjectiveInputs, observed: Observed, keys, samples: int) -> LatentSamples:
-        """Samples of the latents given the observed modalities, see `models.vae.inference`."""
-        raise NotImplementedError
+        """Samples of the latents given the observed modalities, see `models.vae.inference`: here of
+        `shared_posterior`, which must be one distribution."""
+        q = self.shared_posterior(inputs, observed)
+        return inference.from_posterior(inputs, q, observed, keys, samples)
 
     def shared_posterior(self, inputs: ObjectiveInputs, observed: Observed) -> Posterior | Mixture | None:
         """The density that `infer` draws the shared latents from, given the observed modalities ``[M, B]``; None if it
-        is not known (a hierarchy of latents, or a posterior that is only sampled)."""
+        is not known (a hierarchy of latents, or a posterior that is only sampled), or there is no prior."""
         return None
 
     def network_parts(self) -> dict[str, Any]:
@@ -80,6 +83,11 @@ class MultimodalVAEConfig(VariationalConfig):
             self.latent, hidden=self.hidden, family=self.posterior, scale=self.posterior_scale,
             **self.network_parts(),
         )  # fmt: skip
+
+    @property
+    def shared_dim(self) -> int:
+        """Dimensions of the shared latents that are sampled and decoded."""
+        return self.latent
 
     def sample_prior(self, apply: Apply, keys: ExampleKeys, count: int) -> Float[Array, "count dim"]:
         """Samples of the prior of the shared latents, one for each of the ``count`` keys. ``apply(method)``: calls a
@@ -123,9 +131,6 @@ class JMVAEConfig(ClosedFormConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.jmvae(inputs, alpha=self.alpha, beta=beta)
 
-    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
-        return inference.from_joint(inputs, observed, keys, samples)
-
     def shared_posterior(self, inputs, observed):
         return inference.joint_or_product(inputs, observed)
 
@@ -161,9 +166,6 @@ class TELBOConfig(TwoStageConfig):
 
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.unimodal_elbos(inputs, beta=beta)
-
-    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
-        return inference.from_joint(inputs, observed, keys, samples)
 
     def shared_posterior(self, inputs, observed):
         return inference.joint_or_product(inputs, observed)
@@ -223,9 +225,6 @@ class MVAEConfig(ClosedFormConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mvae(inputs, subsets=self.subsets, single=self.single, beta=beta)
 
-    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
-        return inference.from_product_and_prior(inputs, observed, keys, samples)
-
     def shared_posterior(self, inputs, observed):
         return inference.product_and_prior(inputs, observed)
 
@@ -238,9 +237,6 @@ class MoPoEConfig(ClosedFormConfig):
 
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mopoe(inputs, beta=beta)
-
-    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
-        return inference.from_full_product_and_prior(inputs, observed, keys, samples)
 
     def shared_posterior(self, inputs, observed):
         return inference.full_product_and_prior(inputs, observed)
@@ -277,9 +273,6 @@ class MVTCAEConfig(ClosedFormConfig):
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.mvtcae(inputs, alpha=self.alpha, beta=beta)
 
-    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
-        return inference.from_product(inputs, observed, keys, samples)
-
     def shared_posterior(self, inputs, observed):
         return inference.product(inputs, observed)
 
@@ -292,9 +285,6 @@ class CRMVAEConfig(ClosedFormConfig):
 
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.crmvae(inputs, beta=beta)
-
-    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
-        return inference.from_product(inputs, observed, keys, samples)
 
     def shared_posterior(self, inputs, observed):
         return inference.product(inputs, observed)
@@ -317,9 +307,6 @@ class DMVAEConfig(ClosedFormConfig):
 
     def objective(self, inputs, beta) -> ObjectiveTerms:
         return objectives.dmvae(inputs, private_beta=self.private_beta, beta=beta)
-
-    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
-        return inference.from_product_and_prior(inputs, observed, keys, samples)
 
     def shared_posterior(self, inputs, observed):
         return inference.product_and_prior(inputs, observed)
@@ -435,6 +422,10 @@ class NexusConfig(ClosedFormConfig):
     def network_parts(self) -> dict[str, Any]:
         return dict(top=self.top)
 
+    @property
+    def shared_dim(self) -> int:
+        return self.top
+
     def sample_prior(self, apply, keys, count) -> Float[Array, "count top"]:
         return jax.vmap(lambda key: jax.random.normal(key, (self.top,)))(fold_in_name(keys, "prior"))
 
@@ -475,6 +466,73 @@ class MHVAEConfig(MultimodalVAEConfig):
         return generation.decoder_latents_from_deepest(network, apply, shared, keys)
 
 
+@dataclasses.dataclass(frozen=True)
+class MMVMConfig(MultimodalVAEConfig):
+    """MMVM (Sutter et al. 2024): a VAE of each modality, whose prior is the mixture of the posteriors of all."""
+
+    name: ClassVar[str] = "mmvm"
+    has_prior: ClassVar[bool] = False
+
+    alpha: float = 0.0
+    """Weight of N(0, 1) in the mixture that is the prior, from 0 to 1; the posteriors of the modalities share the
+    rest."""
+    kl_samples: int = 0
+    """Samples of each posterior that estimate its divergence from the mixture; 0: a closed-form upper bound of the
+    divergence is minimised instead."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 0, "kl_samples")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}")
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.mmvm(inputs, alpha=self.alpha, kl_samples=self.kl_samples, beta=beta)
+
+    def infer(self, inputs, observed, keys, samples) -> LatentSamples:
+        return inference.from_own_expert(inputs, observed, keys, samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class CoDEVAEConfig(ClosedFormConfig):
+    """CoDE-VAE (Mancisidor et al. 2025): the consensus of dependent experts of all subsets, with learned weights."""
+
+    name: ClassVar[str] = "code_vae"
+
+    correlation: float = 0.5
+    """Correlation of the errors of any two modalities' experts, at least 0 and below 1; 0: the consensus is their
+    product."""
+    entropy_weight: float = 1000.0
+    """Weight of the entropy of the subsets' weights, in nats: the smaller, the more the weights go to the subsets with
+    the largest ELBO."""
+    subsets: int = 0
+    """Number of random subsets of each example whose reconstructions are computed in a training step; 0: those of all
+    subsets."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 0, "entropy_weight", "subsets")
+        if not 0 <= self.correlation < 1:
+            raise ValueError(f"correlation must lie in [0, 1), got {self.correlation}")
+
+    def objective(self, inputs, beta) -> ObjectiveTerms:
+        return objectives.code_vae(
+            inputs, inputs.networks.learned_array("subset_logits"), correlation=self.correlation,
+            entropy_weight=self.entropy_weight, subsets=self.subsets, beta=beta,
+        )  # fmt: skip
+
+    def shared_posterior(self, inputs, observed):
+        return consensus_of_experts(inputs.experts, observed, self.correlation)
+
+    def network_parts(self) -> dict[str, Any]:
+        return dict(arrays=(("subset_logits", _count_subsets),))
+
+
+def _count_subsets(modalities: int) -> tuple[int]:
+    """The number of subsets of the modalities but the empty one, as the shape of an array."""
+    return (2**modalities - 1,)
+
+
 MultimodalVAEModel = (
     JMVAEConfig
     | TELBOConfig
@@ -490,5 +548,7 @@ MultimodalVAEModel = (
     | NexusConfig
     | MHVAEConfig
     | JNFConfig
+    | MMVMConfig
+    | CoDEVAEConfig
 )
 """The table of multimodal VAEs (see `core.parts`)."""

@@ -95,6 +95,9 @@ class NetworkConfig:
     """Dimensions of the top-level latent above those of the modalities; 0: there is none."""
     levels: int = 1
     """Levels of the hierarchy of latents; 1: no hierarchy."""
+    arrays: tuple[tuple[str, Callable[[int], tuple[int, ...]]], ...] = ()
+    """Learned arrays that the model's objective reads, initially 0: the name of each, which is its parameter path, and
+    its shape as a function of the number of modalities."""
 
 
 def stack_modalities(module: type, *methods: str) -> Any:
@@ -228,7 +231,8 @@ class Network(nn.Module):
             self.level_experts = [stack_modalities(Moments)(c.latent, c.hidden) for _ in above]
 
     def _setup_priors(self):
-        """Parameters of the priors that are learned; their names are parameter paths.
+        """Parameters of the priors that are learned, and the model's `NetworkConfig.arrays`; their names are parameter
+        paths.
 
         The initial means of the mixture's components are random, so that the components differ; logits and raw scales
         (which `to_log_scale` maps to scales) start at 0.
@@ -242,6 +246,9 @@ class Network(nn.Module):
             self.prior_raw = self.param("prior_raw", zeros, (c.latent,))
         if c.private and c.learn_auxiliary:
             self.auxiliary_raw = self.param("auxiliary_raw", zeros, (len(self.names), c.private))
+        self.learned_arrays = {
+            name: self.param(name, zeros, shape(len(self.names))) for name, shape in c.arrays
+        }
 
     def _encode_groups(self, encoders, inputs: NetworkInputs, keys: ExampleKeys | None):
         """The outputs of all ``encoders`` for a batch, arrays with a leading axis of modalities in the order of
@@ -358,6 +365,10 @@ class Network(nn.Module):
         zeros = jnp.zeros((len(self.names), c.private))
         log_scale = to_log_scale(self.auxiliary_raw, c.scale) if c.learn_auxiliary else zeros
         return Prior(components, logits, private=private, auxiliary=family(zeros, log_scale))
+
+    def learned_array(self, name: str) -> Array:
+        """The array of this name in `NetworkConfig.arrays`."""
+        return self.learned_arrays[name]
 
     def init_all(self, inputs: NetworkInputs, keys: ExampleKeys) -> None:
         """Calls every part once, to initialise its parameters: on latents of zeros, as only shapes matter."""

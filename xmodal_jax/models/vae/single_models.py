@@ -39,8 +39,6 @@ class AutoencoderConfig(ModelConfig):
     """Whether encoder and decoder get the label."""
     learn_prior: ClassVar[bool] = False
     """Whether the prior p(z | label) is learned, by a network; else it is N(0, 1)."""
-    has_prior: ClassVar[bool] = True
-    """Whether training brings the latents close to a prior, so that decoded samples of it resemble the data."""
     has_likelihood: ClassVar[bool] = False
     """Whether the model has a posterior density q(z | x), with which ``log p(x)`` can be estimated."""
     critic_objective: ClassVar[str | None] = None

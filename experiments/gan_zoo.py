@@ -4,8 +4,9 @@
     python experiments/gan_zoo.py --data folder:PATH --judge RUN --objectives hinge wgan_gp flow_matching
 
 Each objective is trained by text_to_image_gan.py, for the same steps with the same networks and optimizers; runs differ
-only in the objective and its authors' regularisation (`models.gan.presets`). Another kind of generator (flow_matching)
-has the network and optimizer of its own script, and as many steps as take the GANs' median training time.
+only in the objective and its authors' regularisation (`models.gan.presets`); r3gan also has its own networks. Another
+kind of generator (flow_matching) has the network and optimizer of its own script, and as many steps as take the GANs'
+median training time.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Config(text_to_image_gan.Config):
         generator=DCGANGeneratorConfig(width=32),
         discriminator=DCGANEncoderConfig(width=128, norm="none"),
     )
-    """Networks of the GAN. Its objective and regularisation are replaced by those of each compared objective."""
+    """Networks of the GAN. Each compared objective sets its objective and regularisation, r3gan also the networks."""
     optimizer: GANOptimizer = GANOptimizer(
         discriminator=ADAM, generator=dataclasses.replace(ADAM, learning_rate=2e-4, ema=0.99)
     )
@@ -70,8 +71,7 @@ class Config(text_to_image_gan.Config):
 def train(config: Config, name: str, folder: pathlib.Path, runs: list[comparison.ComparedRun]) -> None:
     """Trains the generator ``name`` in ``folder``. ``runs``: those that have ended."""
     if name not in OTHERS:
-        model = dataclasses.replace(config.model, **gans.OBJECTIVE_PRESETS[name])
-        return run_experiment(text_to_image_gan, config, folder, model=model)
+        return run_experiment(text_to_image_gan, config, folder, model=gans.with_preset(config.model, name))
     script, with_condition = OTHERS[name]
     defaults, gan_runs = script.Config(), [run for run in runs if run.name not in OTHERS]
     options = dict(model=with_condition(defaults.model, config.model.condition), optimizer=defaults.optimizer)

@@ -413,7 +413,7 @@ assert "d_penalty" in aux
         {
             "nets/gan.py": [
                 (
-                    "Generator = Residual",
+                    "Generator = (",
                     '''class PlainGenerator(nn.Module):
     """Images of one colour."""
 
@@ -437,7 +437,7 @@ class PlainGeneratorConfig(GeneratorConfig):
 
 ''',
                 ),
-                (" | DCGANGeneratorConfig", " | PlainGeneratorConfig"),
+                ("    | DCGANGeneratorConfig", "    | PlainGeneratorConfig\n"),
             ]
         },
         """

@@ -44,6 +44,8 @@ field             dtype      shape               meaning
 ``index``         int32      ``[B]``             number of the example in the global stream of batches; random keys
                                                  of examples are made from it
 ``step``          int32      ``[B]``             step of training, the same for all (in training only)
+``progress``      float32    ``[B]``             fraction of the training that is over, the same for all (in the
+                                                 training of a `GAN` only)
 ``present``       dict of    ``[B]`` each        ``present[m]`` is False where modality ``m`` is missing; of the
                   bool                           examples that pad a last batch, all are
 ================  =========  ==================  =====================================================

@@ -190,6 +190,20 @@ def test_errors_say_what_is_wrong():
         init(Conv(2, (3,), strides=(1, 2)))
 
 
+@pytest.mark.parametrize("groups", [2, 12])  # 12: more than are unrolled
+def test_gradients_of_the_gradient_of_groups_are_flaxs(groups):
+    x = normal(0, 2, 6, 5, 24)
+    ours, theirs = (cls(24, (3, 3), feature_group_count=groups, use_bias=False) for cls in (Conv, nn.Conv))
+    params = random_params(theirs.init, jax.random.key(1), x)
+
+    def penalty(layer):
+        slope = lambda p, x: jax.grad(loss(layer), argnums=1)(p, x)
+        square = lambda p, x: jnp.square(slope(p, x)).sum()
+        return jax.jit(jax.value_and_grad(square, argnums=(0, 1)))
+
+    close(penalty(ours)(params, x), penalty(theirs)(params, x), tolerance=1e-4)
+
+
 STACKED = [  # spatial size, kernel, strides, padding
     ((11, 7), (4, 4), (2, 2), "SAME"),
     ((13, 7), (3, 5), (2, 3), ((2, 1), (0, 3))),

@@ -25,6 +25,7 @@ from xmodal_jax.nets.encoders import (
     build_pool,
 )  # fmt: skip
 from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT, coordinate_channels
+from xmodal_jax.nets.r3gan import R3GANEncoder
 from xmodal_jax.nets.text import TextTransformer
 from xmodal_jax.nets.transformer import sincos_grid
 from xmodal_jax.nets.video import FrameTransformer, TubeletViT
@@ -36,7 +37,7 @@ ALL = [(m, name) for m, union in ENCODERS.items() for name in parts.parts_of(uni
 FAST = [p for p in ALL if not p[1].startswith("resnet")] + [
     pytest.param("image", name, marks=pytest.mark.slow) for name in ("resnet18", "resnet50")
 ]
-PLAIN = ("dcgan", "mlp")  # without residual branches: neither drop_path nor remat
+PLAIN = ("dcgan", "mlp", "r3gan")  # neither drop_path nor remat
 KEY = jax.random.key(0)
 
 
@@ -131,7 +132,14 @@ def test_every_matmul_runs_in_bfloat16(modality, name):
     dtypes = matmul_dtypes(jax.make_jaxpr(jax.grad(loss))(shapes).jaxpr)
     assert len(dtypes) >= 5
     softmax_backward = ("float32", "bfloat16")  # the gradient of the float32 attention logits
-    assert {d for d in dtypes if set(d) != {"bfloat16"}} <= {softmax_backward, softmax_backward[::-1]}
+    smallest = (
+        {("float32", "float32")} if name == "r3gan" else set()
+    )  # as in the paper, the last resolution is
+    assert {d for d in dtypes if set(d) != {"bfloat16"}} <= {
+        softmax_backward,
+        softmax_backward[::-1],
+        *smallest,
+    }
 
 
 PADDED = [  # modality, encoder, length of the content, its tokens, pool
@@ -218,6 +226,8 @@ def test_grids():
     assert tokens(PlainConvNet(), (2, 28, 44, 1)) == (2, 7 * 11, 256)
     assert tokens(PlainConvNet(norm="group"), (2, 31, 5, 3)) == (2, 16 * 3, 256)
     assert tokens(FlatMLP(), (2, 7, 5, 3)) == (2, 1, 512)
+    assert tokens(R3GANEncoder(), (2, 28, 44, 1)) == (2, 1, 64)
+    assert tokens(R3GANEncoder(8), (2, 7, 5, 3)) == (2, 1, 8)
     assert tokens(ResNet(18, 64), (2, 32, 32, 3)) == (2, 16, 64)
     assert tokens(ResNet(50, 64, "imagenet"), (2, 64, 96, 3)) == (2, 2 * 3, 64)
     assert tokens(ViT(patch=4, class_token=True), (2, 20, 12, 3)) == (2, 16, 128)

@@ -24,9 +24,9 @@ from xmodal_jax.nets.gan import (
     Modulation,
     ResidualGenerator,
     ResidualGeneratorConfig,
-    halvings,
     upsample_nearest,
 )
+from xmodal_jax.nets.image import halvings
 from xmodal_jax.types import Tokens
 
 KEY = jax.random.key(0)
@@ -157,7 +157,7 @@ def test_training_with_batch_norm_needs_mutable_statistics(module):
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (16, 24, 3)])
-@pytest.mark.parametrize("name", ["residual", "dcgan", "mlp"])
+@pytest.mark.parametrize("name", ["residual", "dcgan", "r3gan", "mlp"])
 def test_generators_make_float32_images(name, shape):
     options = dict(heads=2, attention=2) if name == "residual" else {}
     module = choose(Generator, name)(width=8, dtype="bfloat16", **options).build(shape)
@@ -295,10 +295,12 @@ def test_conditioning_augmentation_draws_from_the_gaussian_whose_divergence_it_g
     np.testing.assert_array_equal(apply(standard, VECTOR, noise)[1], 0.0)
 
 
-@pytest.mark.parametrize("kind, outputs", [("projection", 1), ("concat", 3), ("none", 2)])
-def test_critic_is_the_papers(kind, outputs):
+@pytest.mark.parametrize(
+    "kind, outputs, vector",
+    [("projection", 1, VECTOR), ("concat", 3, VECTOR), ("none", 2, None), ("linear", 1, VECTOR), ("linear", 1, None)],
+)  # fmt: skip
+def test_critic_is_the_papers(kind, outputs, vector):
     module, tokens = Critic(kind, outputs, hidden=6), normal(4, B, 4, 5)
-    vector = None if kind == "none" else VECTOR
     params = parameters(module, tokens, vector)
     found = jax.jit(lambda p, t: module.apply({"params": p}, t, vector))(params, tokens)
     assert found.shape == (B, outputs)
@@ -314,6 +316,7 @@ def test_critic_is_the_papers(kind, outputs):
         (Critic("projection"), None, "'projection' needs condition"),
         (Critic("none"), VECTOR, "'none' takes no condition"),
         (Critic("projection", 2), VECTOR, "projection has one output, not 2"),
+        (Critic("linear", 2), VECTOR, "linear has one output, not 2"),
     ],
 )
 def test_critic_says_what_does_not_fit(module, vector, words):

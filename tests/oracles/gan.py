@@ -122,6 +122,69 @@ def dcgan_generator(p, statistics, noise, vector, *, size, stages):
     return np.tanh(x)
 
 
+def _spread(x, axis):
+    """Zeros after each element: ``2 n`` of them."""
+    out = np.zeros([2 * n if a == axis else n for a, n in enumerate(x.shape)])
+    out[(slice(None),) * axis + (slice(0, None, 2),)] = x
+    return out
+
+
+def _filter_121(x, axis):
+    """``[1, 2, 1]`` at each place, with zeros outside; the window begins at the place before."""
+    rolled = np.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)])
+    at = lambda k: rolled[(slice(None),) * axis + (slice(k, k + x.shape[axis]),)]
+    return at(0) + 2 * at(1) + at(2)
+
+
+def upsample_smooth(x):
+    """Zeros before the pixels' own places, then the filter of gain 2 along each axis."""
+    for axis in (1, 2):
+        spread = np.roll(_spread(x, axis), 1, axis)  # the pixels at odd places
+        x = _filter_121(spread, axis) / 2
+    return x
+
+
+def downsample_smooth(x):
+    for axis in (1, 2):
+        x = (_filter_121(x, axis) / 4)[(slice(None),) * axis + (slice(0, None, 2),)]
+    return x
+
+
+def r3gan_block(p, x, group_size):
+    """Each group's convolution on its own."""
+    y = leaky(dense(p["expand"], x) + p["activation_0"]["bias"])
+    kernel, groups = p["conv"]["kernel"], y.shape[-1] // group_size
+    parts = [slice(g * group_size, (g + 1) * group_size) for g in range(groups)]
+    y = np.concatenate([conv({"kernel": kernel[..., part]}, y[..., part]) for part in parts], -1)
+    return x + dense(p["reduce"], leaky(y + p["activation_1"]["bias"]))
+
+
+def _r3gan_stage(p, x, stage, group_size):
+    for name in sorted(name for name in p if name.startswith(f"block_{stage}_")):
+        x = r3gan_block(p[name], x, group_size)
+    return x
+
+
+def r3gan_generator(p, noise, vector, *, stages, group_size):
+    """Pixels before they are clipped. The channels change after the resampling here, as in the paper."""
+    x = p["basis"] * dense(p["start"], np.concatenate([noise, vector], -1))[:, None, None]
+    for stage in range(stages):
+        x = upsample_smooth(x) if stage else x
+        x = dense(p[f"channels_{stage}"], x) if f"channels_{stage}" in p else x
+        x = _r3gan_stage(p, x, stage, group_size)
+    return dense(p["pixels"], x)
+
+
+def r3gan_encoder(p, x, *, stages, group_size):
+    """One vector ``[B, D]`` per image."""
+    x = dense(p["pixels"], x)
+    for stage in reversed(range(stages)):
+        x = dense(p[f"channels_{stage}"], x) if f"channels_{stage}" in p else x
+        x = _r3gan_stage(p, x, stage, group_size)
+        x = downsample_smooth(x) if stage else x
+    return (x * p["basis"]).sum((1, 2))
+
+
 def plain_convnet(p, x):
     """Tokens ``[B, N, D]`` of the discriminator of DCGAN."""
     for k in range(sum(name.startswith("conv") for name in p)):
@@ -142,6 +205,9 @@ def critic(kind, p, tokens, vector):
             h = leaky(dense(p["hidden"], rows.mean(0)))
             match = dense(p["condition"], vector[b]) @ h
             out.append(dense(p["out"], h) + match / np.sqrt(len(h)))
+        elif kind == "linear":
+            h = dense(p["out"], rows.mean(0))
+            out.append(h if vector is None else [dense(p["condition"], vector[b]) @ h / np.sqrt(len(h))])
         else:
             beside = [] if kind == "none" else [vector[b]]
             h = [leaky(dense(p["hidden"], np.concatenate([row, *beside]))) for row in rows]

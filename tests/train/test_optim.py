@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,3 +199,26 @@ def test_what_decays_may_all_be_frozen_but_must_be_there():
 def test_a_learning_rate_is_positive_and_finite(learning_rate):
     with pytest.raises(ValueError, match="learning_rate must be positive and finite"):
         Optimizer(learning_rate=learning_rate)
+
+
+def test_b2_goes_from_its_start_to_its_end_along_half_a_cosine():
+    """Adam's rule in NumPy, with ``b2`` of each step in the average and in its correction."""
+    config = Optimizer(
+        "adam", 1e-2, schedule="constant", warmup=0.0, clip_norm=None, b1=0.0, b2=0.9, final_b2=0.99
+    )
+    steps, p = 4, {"kernel": jnp.zeros(3)}
+    tx = make_optimizer(config, steps)
+    state, update = tx.init(p), jax.jit(tx.update)
+    grads, average = np.random.default_rng(0).normal(size=(steps, 3)), np.zeros(3)
+    expected_b2 = [0.9, 0.99 - 0.09 * (1 + np.sqrt(0.5)) / 2, 0.945, 0.99 - 0.09 * (1 - np.sqrt(0.5)) / 2]
+    for k, (g, b2) in enumerate(zip(grads, expected_b2, strict=True)):
+        updates, state = update({"kernel": jnp.float32(g)}, state, p)
+        average = b2 * average + (1 - b2) * g**2
+        wanted = -1e-2 * g / (np.sqrt(average / (1 - b2 ** (k + 1))) + 1e-8)
+        np.testing.assert_allclose(updates["kernel"], wanted, rtol=1e-4)
+    constant = make_optimizer(dataclasses.replace(config, final_b2=None), steps).init(p)
+    assert jax.tree.structure(constant) == jax.tree.structure(state)
+    with pytest.raises(ValueError, match="muon has no final_b2: choose adamw or adam"):
+        Optimizer("muon", final_b2=0.99)
+    with pytest.raises(ValueError, match=r"final_b2 must lie in \[0, 1\), got 1.0"):
+        Optimizer("adam", final_b2=1.0)

@@ -15,7 +15,7 @@ from tests.train.test_loop import train
 from xmodal_jax.train import gan_step, loop
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.optim import Optimizer, learning_rate_schedule, make_optimizer
-from xmodal_jax.train.schedule import Segment, StepPlan
+from xmodal_jax.train.schedule import Segment, StepPlan, progress_schedule
 
 COSINE = Optimizer(learning_rate=1e-2, warmup=2.0, final_scale=0.1, ema=0.9)
 PEAK, END = 1e-2, 1e-3
@@ -167,3 +167,16 @@ def test_the_default_is_what_the_number_of_steps_says():
     assert RunConfig().resume_schedule == "extend"
     with pytest.raises(ValueError, match="^--resume-schedule restart needs --resume"):
         RunConfig(resume_schedule="restart")
+
+
+def test_progress_begins_anew_or_stays_as_the_learning_rate_does():
+    values = lambda plan, steps: [float(progress_schedule(plan)(k)) for k in range(steps)]
+    np.testing.assert_allclose(values(4, 6), [0, 0.25, 0.5, 0.75, 1, 1])  # and no further
+    plan = StepPlan.begin(4)
+    for choice, expected in {
+        "extend": np.arange(8) / 8,
+        "restart": [0, 0.25, 0.5, 0, 0.2, 0.4, 0.6, 0.8],
+        "keep": [0, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5],
+    }.items():
+        resumed = plan.resume(3, steps=8, choice=choice)
+        np.testing.assert_allclose(values(resumed, 8), expected, rtol=1e-6, err_msg=choice)

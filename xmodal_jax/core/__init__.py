@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "parts": "is_part parts_of is_optional choose options_of",
         "random": "fold_in_name named_keys example_keys batch_index batch_keys",
         "runtime": "configure cache_root free_memory jit_once Timer CompileClock",
+        "schedules": "half_cosine batch_progress",
         "similarity": "l2_normalize squared_distances",
         "trees": "leaf_names flat map_with_name match_names count global_norm finite_leaves update_ema",
     },

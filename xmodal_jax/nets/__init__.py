@@ -26,19 +26,20 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "encoders": "AudioTransformerConfig ConvNetConfig CustomEncoderConfig DCGANEncoderConfig "
         "FeatureTransformerConfig "
         "FrameTransformerConfig MLPEncoderConfig SeriesTransformerConfig VectorMLPConfig "
-        "PretrainedEncoderConfig ResNet18Config ResNet34Config ResNet50Config ResidualEncoderConfig "
+        "PretrainedEncoderConfig R3GANEncoderConfig ResNet18Config ResNet34Config ResNet50Config ResidualEncoderConfig "
         "StackedFramesConfig TextDecoderConfig TextTransformerConfig TubeletViTConfig ViTConfig build_decoder "
         "build_encoder build_pool",
         "flows": "AutoregressiveFlow MADE",
         "fusion": "AdditiveAttention BottleneckAttention CoAttention Concatenation FiLM Fusion FusionOutput "
         "GatedCrossAttention LowRankBilinear MergedAttention PerceiverResampler build_fusion",
         "gan": "Critic DCGANGenerator DCGANGeneratorConfig MLPGenerator MLPGeneratorConfig ObjectGeneratorConfig "
-        "ResidualGenerator ResidualGeneratorConfig",
+        "R3GANGeneratorConfig ResidualGenerator ResidualGeneratorConfig",
         "image": "ConvNet FlatMLP PlainConvNet ResNet ViT cut_patches",
         "measured": "FeatureTransformer SeriesTransformer VectorMLP",
         "norm": "GroupNorm",
         "objects": "ObjectGenerator SlotAttention",
         "pooling": "Pool max_pool",
+        "r3gan": "R3GANEncoder R3GANGenerator",
         "spectral": "spectral_normalize spectral_vectors",
         "speech": "Aligner SpeechNet",
         "text": "TextDecoder TextTransformer",

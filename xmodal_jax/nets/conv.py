@@ -112,6 +112,22 @@ def kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
     return _by_platform(x, dy, cpu, default)
 
 
+def correlate_groups(x: Array, kernel: Array, groups: int, geometry: Geometry) -> Array:
+    """:func:`correlate` of each of ``groups`` groups of channels with its own part of the features.
+
+    ``x [N, *input_size, C]``, ``kernel [*kernel_size, C // groups, O]``; the result is ``[N, *output_size, O]``. Group
+    g takes the g-th of ``groups`` equal pieces of the channels, and makes the g-th piece of the features. On a CPU this
+    is many times faster than a grouped convolution of ``lax``, whose gradients XLA computes without a matrix product.
+    """
+    # [..., C] to [..., groups, C / groups]; a batch of convolutions over the axis of the groups.
+    x = x.reshape(*x.shape[:-1], groups, -1)
+    kernel = kernel.reshape(*kernel.shape[:-1], groups, -1)
+    group_axis = x.ndim - 2
+    one_group = lambda x, kernel: correlate(x, kernel, geometry)
+    y = jax.vmap(one_group, in_axes=(group_axis, kernel.ndim - 2), out_axes=group_axis)(x, kernel)
+    return y.reshape(*y.shape[:-2], -1)
+
+
 def _save_operands(function: Callable) -> Callable:
     """The forward pass of a ``custom_vjp``: the result, and the operands for the backward pass."""
     return lambda a, b, geometry: (function(a, b, geometry), (a, b))
@@ -240,7 +256,7 @@ class Conv(nn.Module):
     """``nn.Conv`` with a fast gradient: ``[B, *spatial, C] -> [B, *spatial', features]``.
 
     It has the same parameters (``kernel [*kernel_size, C // feature_group_count, features]``, ``bias [features]``),
-    defaults and results. With ``feature_group_count > 1`` the gradients are those of ``lax``.
+    defaults and results. With ``feature_group_count > 1`` it is a convolution of each group of channels.
 
     Raises:
       ValueError: the input does not have ``len(kernel_size) + 2`` axes, or the padding is unknown.
@@ -270,11 +286,12 @@ class Conv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         strides = _per_axis(self.strides, len(size))  # one for each spatial axis
         geometry = conv_geometry(x.shape[1:-1], size, strides, self.padding)
+        # Input and kernel must vary over the same mesh axes, so that the kernel's gradient is summed over devices.
+        x, kernel = _match_varying_axes(x, kernel)
         if self.feature_group_count == 1:
-            # Input and kernel must vary over the same mesh axes, so that the kernel's gradient is summed over devices.
-            y = correlate(*_match_varying_axes(x, kernel), geometry)
+            y = correlate(x, kernel, geometry)
         else:
-            y = conv_lax.correlate(x, kernel, geometry=geometry, groups=self.feature_group_count)
+            y = correlate_groups(x, kernel, self.feature_group_count, geometry)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 

@@ -22,7 +22,8 @@ from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.nets.conv import ConvTranspose
 from xmodal_jax.nets.encoders import TextDecoderConfig, build_decoder
-from xmodal_jax.nets.gan import ResidualPixels, upsampling_stages
+from xmodal_jax.nets.gan import ResidualPixels
+from xmodal_jax.nets.image import upsampling_stages
 from xmodal_jax.nets.transformer import TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 

@@ -20,6 +20,7 @@ from xmodal_jax.nets.custom import as_encoder, import_object
 from xmodal_jax.nets.image import ConvNet, FlatMLP, PlainConvNet, ResNet, ViT
 from xmodal_jax.nets.measured import FeatureTransformer, SeriesTransformer, VectorMLP
 from xmodal_jax.nets.pooling import Pool
+from xmodal_jax.nets.r3gan import R3GANEncoder
 from xmodal_jax.nets.text import TextDecoder, TextTransformer
 from xmodal_jax.nets.transformer import TransformerStyle
 from xmodal_jax.nets.video import FrameTransformer, StackedFrames, TubeletViT
@@ -363,6 +364,31 @@ class DCGANEncoderConfig(PlainEncoderConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class R3GANEncoderConfig(PlainEncoderConfig):
+    """The discriminator of R3GAN: residual blocks without normalization, which give one token."""
+
+    name: ClassVar[str] = "r3gan"
+
+    width: int = 64
+    """Channels at the smallest resolutions, and dimensions of the token (768 in the paper)."""
+    depth: int = 1
+    """Residual blocks at each resolution (2 in the paper)."""
+    group_size: int = 16
+    """Channels of each group of a block's 3x3 convolution; a power of 2 is fast."""
+    wide_stages: int = 2
+    """Number of resolutions, the smallest (4x4 pixels) first, with the full width; each further one has half as many
+    channels. In the paper 4, for images of 32 and 64 pixels all."""
+
+    def build(self) -> R3GANEncoder:
+        return R3GANEncoder(
+            depth=self.depth,
+            group_size=self.group_size,
+            wide_stages=self.wide_stages,
+            **self.plain_options(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class MLPEncoderConfig(PlainEncoderConfig):
     """Dense layers on all pixels at once, which gives one token."""
 
@@ -546,6 +572,7 @@ ImageBackbone = (
     ConvNetConfig
     | DCGANEncoderConfig
     | MLPEncoderConfig
+    | R3GANEncoderConfig
     | ResNet18Config
     | ResNet34Config
     | ResNet50Config

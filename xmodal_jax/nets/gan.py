@@ -1,8 +1,9 @@
 """Generators of images, and the heads of a discriminator on top of an image encoder of `nets.encoders`.
 
-A generator is a module ``(noise [B, Z], condition, *, keys=None) -> images [B, H, W, C]`` with values in (-1, 1). In
-evaluation ``keys`` is None, and batch norm uses the running statistics of the collection ``batch_stats``. The table of
-generators is the union `Generator`; to add one, write its module and its configuration here.
+A generator is a module ``(noise [B, Z], condition, *, keys=None) -> images [B, H, W, C]`` with values in [-1, 1]
+(those of `R3GANGenerator` may lie outside in training). In evaluation ``keys`` is None, and batch norm uses the running
+statistics of the collection ``batch_stats``. The table of generators is the union `Generator`; to add one, write its
+module and its configuration here.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from xmodal_jax.core.collectives import AxisName, shard_examples
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.conv import Conv, ConvTranspose
-from xmodal_jax.nets.image import coordinate_channels
+from xmodal_jax.nets.image import coordinate_channels, upsampling_stages
 from xmodal_jax.nets.objects import BOX_SIZE, ObjectGenerator, ObjectPosterior
+from xmodal_jax.nets.r3gan import R3GANGenerator
 from xmodal_jax.types import Condition, ExampleKeys, Tokens
 
 MODULATIONS = ("fusion", "rms", "batch_norm")
@@ -33,30 +35,6 @@ def concatenate_condition(
 ) -> Float[Array, "batch input"]:
     """The noise, followed by the condition's vector if there is one."""
     return noise if condition.vector is None else jnp.concatenate([noise, condition.vector], axis=-1)
-
-
-def halvings(size: tuple[int, int], smallest: int = 4) -> int:
-    """How many times both sides of an image can be halved so that neither gets shorter than ``smallest`` pixels."""
-    count = 0
-    while all(side % 2 == 0 and side // 2 >= smallest for side in size):
-        size, count = (size[0] // 2, size[1] // 2), count + 1
-    return count
-
-
-def upsampling_stages(shape: tuple[int, int, int], part: str) -> int:
-    """How many stages that double the size a network needs to produce images of ``shape`` (height, width, channels).
-
-    ``part``: "generator" or "decoder", for the error message.
-
-    Raises:
-      ValueError: the sides cannot be halved.
-    """
-    stages = halvings(shape[:2])
-    if not stages:
-        raise ValueError(
-            f"a picture of {shape[0]} x {shape[1]} pixels cannot be halved: choose the {part} 'mlp'"
-        )
-    return stages
 
 
 def batch_norm(keys, axis_name: AxisName, *, dtype=None, affine: bool = True, name: str) -> nn.BatchNorm:
@@ -336,7 +314,7 @@ class NoisePosterior(nn.Module):
         return mean, log_variance
 
 
-HEADS = ("projection", "concat", "none")
+HEADS = ("projection", "concat", "linear", "none")
 
 
 class Critic(nn.Module):
@@ -344,10 +322,12 @@ class Critic(nn.Module):
 
     ``kind``: "projection": ``w h + <V c, h> / sqrt(dim)`` of the pooled, activated tokens h (Miyato & Koyama 2018,
     arXiv:1802.05637, eq. 3); "concat": the condition is concatenated to every token; one hidden
-    layer, then a dense layer over all tokens (one-way output, DF-GAN, sec. 3.3); "none": "concat" without a condition.
+    layer, then a dense layer over all tokens (one-way output, DF-GAN, sec. 3.3); "none": "concat" without a condition;
+    "linear": ``<U h, V c> / sqrt(dim)`` of the pooled tokens h, or ``w h`` without a condition, with neither a hidden
+    layer nor biases (R3GAN, Huang et al. 2024, arXiv:2501.05441).
 
     Raises:
-      ValueError: an unknown kind, a missing or superfluous condition, or several outputs of "projection".
+      ValueError: an unknown kind, a missing or superfluous condition, or several outputs of "projection" or "linear".
     """
 
     kind: str = "concat"
@@ -360,19 +340,21 @@ class Critic(nn.Module):
         self, tokens: Float[Array, "batch length dim"], vector: Float[Array, "batch condition"] | None
     ) -> Float[Array, "batch outputs"]:
         """Scores ``[B, outputs]`` of images, given by their ``tokens``, under the condition's ``vector`` (None with the
-        kind "none").
+        kind "none", and with "linear" where there is no condition).
 
         "projection": ``w h + <V c, h> / sqrt(dim)`` with ``h`` the pooled tokens and ``c`` the condition. "concat" and
         "none": a hidden layer over each token (joined with the condition), then a dense layer over all tokens.
+        "linear": ``<U h, V c> / sqrt(dim)``, or ``w h`` without a condition.
         """
         if self.kind not in HEADS:
             raise ValueError(f"head must be one of {HEADS}, got {self.kind!r}")
+        if self.kind == "linear":
+            return self._linear(tokens.astype(jnp.float32), vector)
         if (vector is None) != (self.kind == "none"):
             raise ValueError(f"the head {self.kind!r} {'needs' if vector is None else 'takes no'} condition")
         tokens = tokens.astype(jnp.float32)
         if self.kind == "projection":
-            if self.outputs != 1:
-                raise ValueError(f"projection has one output, not {self.outputs}: choose the head concat")
+            self._check_one_output()
             h = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens.mean(axis=1)))
             # V c and h, multiplied element by element; the sum over dimensions is <V c, h>.
             products = h * nn.Dense(self.hidden, use_bias=False, name="condition")(vector)
@@ -382,6 +364,21 @@ class Critic(nn.Module):
             tokens = jnp.concatenate([tokens, repeated], axis=-1)
         h = leaky_relu(nn.Dense(self.hidden, name="hidden")(tokens))
         return nn.Dense(self.outputs, name="out")(h.reshape(h.shape[0], -1))
+
+    def _linear(self, tokens, vector):
+        """The scores of the kind "linear", linear in the tokens and in the condition's vector."""
+        self._check_one_output()
+        features = 1 if vector is None else self.hidden
+        h = nn.Dense(features, use_bias=False, name="out")(tokens.mean(axis=1))
+        if vector is None:
+            return h
+        products = h * nn.Dense(features, use_bias=False, name="condition")(vector)
+        return products.sum(axis=1, keepdims=True) / math.sqrt(features)
+
+    def _check_one_output(self) -> None:
+        """Raises ValueError if there are several outputs, which an inner product cannot have."""
+        if self.outputs != 1:
+            raise ValueError(f"{self.kind} has one output, not {self.outputs}: choose the head concat")
 
 
 class SentenceEncoder(nn.Module):
@@ -557,6 +554,30 @@ class DCGANGeneratorConfig(GeneratorConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class R3GANGeneratorConfig(GeneratorConfig):
+    """Residual blocks without normalisation (R3GAN)."""
+
+    name: ClassVar[str] = "r3gan"
+    width: int = 64
+    """Channels at the smallest resolutions (768 in the paper)."""
+    depth: int = 1
+    """Residual blocks at each resolution (2 in the paper)."""
+    group_size: int = 16
+    """Channels of each group of a block's 3x3 convolution; a power of 2 is fast."""
+    wide_stages: int = 2
+    """Number of resolutions, the smallest (4x4 pixels) first, with the full width; each further one has half as many
+    channels. In the paper 4, for images of 32 and 64 pixels all."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "width", "depth", "group_size", "wide_stages")
+
+    def build(self, shape, axis_name: AxisName = None) -> R3GANGenerator:
+        sizes = (self.width, self.depth, self.group_size, self.wide_stages)
+        return R3GANGenerator(shape, *sizes, self.compute_dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class MLPGeneratorConfig(GeneratorConfig):
     """Fully connected layers."""
 
@@ -574,5 +595,11 @@ class MLPGeneratorConfig(GeneratorConfig):
         return MLPGenerator(shape, self.width, self.depth, self.compute_dtype)
 
 
-Generator = ResidualGeneratorConfig | ObjectGeneratorConfig | DCGANGeneratorConfig | MLPGeneratorConfig
+Generator = (
+    ResidualGeneratorConfig
+    | ObjectGeneratorConfig
+    | DCGANGeneratorConfig
+    | R3GANGeneratorConfig
+    | MLPGeneratorConfig
+)
 """The generators, by name."""

@@ -176,6 +176,30 @@ class FlatMLP(nn.Module):
         return Tokens(Dropout(self.dropout, name="dropout")(x, keys)[:, None], mask=None)
 
 
+def halvings(size: tuple[int, int], smallest: int = 4) -> int:
+    """How many times both sides of an image can be halved so that neither gets shorter than ``smallest`` pixels."""
+    count = 0
+    while all(side % 2 == 0 and side // 2 >= smallest for side in size):
+        size, count = (size[0] // 2, size[1] // 2), count + 1
+    return count
+
+
+def upsampling_stages(shape: tuple[int, int, int], part: str) -> int:
+    """How many stages that double the size a network needs to produce images of ``shape`` (height, width, channels).
+
+    ``part``: "generator" or "decoder", for the error message.
+
+    Raises:
+      ValueError: the sides cannot be halved.
+    """
+    stages = halvings(shape[:2])
+    if not stages:
+        raise ValueError(
+            f"a picture of {shape[0]} x {shape[1]} pixels cannot be halved: choose the {part} 'mlp'"
+        )
+    return stages
+
+
 def coordinate_channels(
     images: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch height width 2"]:

@@ -13,8 +13,9 @@ from jaxtyping import Array, Int
 
 from xmodal_jax.core import collectives, trees
 from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.core.schedules import half_cosine
 from xmodal_jax.train.optim import Optimizer, learning_rate_schedule, make_optimizer
-from xmodal_jax.train.schedule import StepPlan, plan_of
+from xmodal_jax.train.schedule import StepPlan, plan_of, progress_schedule
 from xmodal_jax.train.step import Training, check_params
 from xmodal_jax.types import GAN, Batch, Key, Params
 
@@ -35,17 +36,48 @@ class GANOptimizer:
     pretrain_fraction: float = 0.0
     """Fraction of all steps, at the start, in which the generator is trained to reconstruct images, without the
     discriminator. The discriminator's learning-rate schedule begins after these steps."""
+    ema_half_life: float | None = None
+    """Half-life of the moving average of the generator's parameters at the end of the training: a fraction of all steps
+    if below 1, else a number of steps. It grows from 0 along half a cosine, so that the average soon forgets the first
+    steps. None: the average has the constant decay rate ``generator.ema``, of which a half-life takes the place."""
 
     def __post_init__(self):
         if not 0.0 <= self.pretrain_fraction < 1.0:
             raise ValueError(
                 f"pretrain_fraction is a fraction of the steps, 0 to below 1, got {self.pretrain_fraction}"
             )
+        if self.ema_half_life is not None and not 0 < self.ema_half_life < float("inf"):
+            raise ValueError(f"ema_half_life must be positive and finite, got {self.ema_half_life}")
         for name, optimizer in self.by_network.items():
             if optimizer.accumulate != 1:
                 raise ValueError(f"{name}.accumulate must be 1: the networks take turns on whole batches")
         if self.discriminator.ema is not None:
             raise ValueError("discriminator.ema must be None: only the generator is evaluated")
+
+    @property
+    def averages_parameters(self) -> bool:
+        """Whether there is a moving average of the generator's parameters."""
+        return self.generator.ema is not None or self.ema_half_life is not None
+
+    def ema_weight(self, step: Array, plan: StepPlan | None) -> Array:
+        """The weight of the new parameters in the moving average after ``step`` (from 0) of a training.
+
+        Raises:
+          ValueError: there is no ``plan`` for the half-life to follow.
+        """
+        if self.ema_half_life is not None:
+            if plan is None:
+                raise ValueError("ema_half_life follows the steps of a training: give make_step its steps")
+            fraction = self.ema_half_life < 1
+            longest = self.ema_half_life * plan.steps if fraction else self.ema_half_life
+            half_life = half_cosine(
+                0.0, longest, progress_schedule(plan)(step)
+            )  # in steps; 0: all of the weight
+            return 1.0 - jnp.exp2(-1.0 / jnp.maximum(half_life, 1e-6))
+        # Debiased as Adam's moments: after step n (from 0) the new parameters have the weight
+        # (1 - decay) / (1 - decay^(n + 1)), so that the initial parameters have none (the first weight is 1).
+        decay = self.generator.ema
+        return (1.0 - decay) / (1.0 - decay ** (1.0 + step))
 
     @property
     def by_network(self) -> dict[str, Optimizer]:
@@ -86,7 +118,7 @@ def make_init(
         if initial_params is not None:
             params = check_params(initial_params, params)
         ema = None
-        if optimizer.generator.ema is not None:  # a copy, because the buffers of the state are donated
+        if optimizer.averages_parameters:  # a copy, because the buffers of the state are donated
             ema = jax.tree.map(jnp.copy, params["generator"])
         opt_state = {name: tx[name].init(params[name]) for name in tx}
         train_key = fold_in_name(key, "train")
@@ -101,9 +133,14 @@ def make_step(
     optimizer: GANOptimizer,
     *,
     axis_name: str | None = None,
+    steps: int | StepPlan | None = None,
 ) -> Callable:
-    """``step(state, batch, frozen=None) -> (state, metrics)``: `GANStep.train_both`."""
-    return GANStep(gan, tx, optimizer, axis_name).train_both
+    """``step(state, batch, frozen=None) -> (state, metrics)``: `GANStep.train_both`.
+
+    ``steps``: those of the whole training, for schedules; None: these stay at their start.
+    """
+    plan = None if steps is None else plan_of(steps)
+    return GANStep(gan, tx, optimizer, axis_name, plan).train_both
 
 
 def make_pretrain_step(
@@ -112,9 +149,14 @@ def make_pretrain_step(
     optimizer: GANOptimizer,
     *,
     axis_name: str | None = None,
+    steps: int | StepPlan | None = None,
 ) -> Callable:
-    """``step(state, batch, frozen=None) -> (state, metrics)``: `GANStep.pretrain_generator`."""
-    return GANStep(gan, tx, optimizer, axis_name).pretrain_generator
+    """``step(state, batch, frozen=None) -> (state, metrics)``: `GANStep.pretrain_generator`.
+
+    ``steps``: those of the whole training, for schedules; None: these stay at their start.
+    """
+    plan = None if steps is None else plan_of(steps)
+    return GANStep(gan, tx, optimizer, axis_name, plan).pretrain_generator
 
 
 class NetworkStates(NamedTuple):
@@ -136,6 +178,8 @@ class GANStep:
     optimizer: GANOptimizer
     axis_name: str | None = None
     """Axis of devices over which losses and gradients are summed; None: the batch is not split by hand."""
+    plan: StepPlan | None = None
+    """The steps of the whole training, for schedules; None: these stay at their start."""
 
     def train_both(
         self, state: GANState, batch: Batch, frozen: Params | None = None
@@ -149,7 +193,7 @@ class GANStep:
         ``loss`` (the discriminator's), ``discriminator_grad_norm`` and ``generator_grad_norm`` before clipping, and
         ``finite``: a flag for the losses, then one for each gradient leaf in the order of the state's parameters.
         """
-        key = jax.random.fold_in(state.key, state.step)
+        key, batch = jax.random.fold_in(state.key, state.step), self._with_progress(batch, state.step)
         states = NetworkStates(state.params, state.opt_state, state.variables)
         # 1. The discriminator. The generator's images are generated once and used by both networks where possible.
         if self.gan.d_steps == 1:
@@ -181,7 +225,7 @@ class GANStep:
     ) -> tuple[GANState, dict[str, Array]]:
         """A step that trains the generator alone, with the loss `types.GAN.pretrain_generator`, on the same part of the
         batch as in `train_both`. ``metrics["loss"]`` is the generator's."""
-        key = jax.random.fold_in(state.key, state.step)
+        key, batch = jax.random.fold_in(state.key, state.step), self._with_progress(batch, state.step)
         count = self.gan.d_steps
         g_batch = batch if count == 1 else jax.tree.map(lambda x: _split(x, count)[-1], batch)
         loss_fn = jax.value_and_grad(self.gan.pretrain_generator, has_aux=True)
@@ -194,6 +238,13 @@ class GANStep:
         metrics = {**aux, "loss": loss, "finite": jnp.concatenate([jnp.isfinite(loss)[None], d_finite])}
         states = NetworkStates(dict(state.params), dict(state.opt_state), variables)
         return self._step_generator(state, states, grads, metrics)
+
+    def _with_progress(self, batch: Batch, step: Array) -> Batch:
+        """The batch with the fraction of the training that is over, for losses with a schedule."""
+        if self.plan is None:
+            return batch
+        examples = jax.tree.leaves(batch)[0].shape[:1]
+        return {**batch, "progress": jnp.broadcast_to(progress_schedule(self.plan)(step), examples)}
 
     def _generate(self, generator, variables, batch, key, frozen):
         return self.gan.generate(generator, variables, batch, key, **self._options(frozen))
@@ -261,10 +312,7 @@ class GANStep:
         self._update("generator", grads, params, opt_state)
         ema = state.ema
         if ema is not None:
-            # Debiased as Adam's moments: after step n (from 0) the new parameters have the weight
-            # (1 - decay) / (1 - decay^(n + 1)), so that the initial parameters have none (the first weight is 1).
-            decay = self.optimizer.generator.ema
-            rate = (1.0 - decay) / (1.0 - decay ** (1.0 + state.step))
+            rate = self.optimizer.ema_weight(state.step, self.plan)
             ema = trees.update_ema(ema, params["generator"], 1.0 - rate)
         finite = jnp.concatenate([metrics["finite"], trees.finite_leaves(grads)])
         metrics = {**metrics, "generator_grad_norm": trees.global_norm(grads), "finite": finite}
@@ -322,14 +370,14 @@ def make_training(
 
     return Training(
         init=make_init(gan, tx, optimizer, params=params),
-        make_step=lambda axis: make_step(gan, tx, optimizer, axis_name=axis),
+        make_step=lambda axis: make_step(gan, tx, optimizer, axis_name=axis, steps=plan),
         learning_rates={
             f"{name}_learning_rate": schedule_of(name, config)
             for name, config in optimizer.by_network.items()
         },
         eval_params=eval_params,
         initial_steps=pretrain_steps,
-        make_initial_step=lambda axis: make_pretrain_step(gan, tx, optimizer, axis_name=axis),
+        make_initial_step=lambda axis: make_pretrain_step(gan, tx, optimizer, axis_name=axis, steps=plan),
         load_pretrained=gan.load_pretrained,
         ema_params=lambda params: params["generator"],
         frozen=gan.frozen,

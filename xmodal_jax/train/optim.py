@@ -13,12 +13,15 @@ import optax
 
 from xmodal_jax.core import trees
 from xmodal_jax.core.parts import Basic
+from xmodal_jax.core.schedules import half_cosine
 from xmodal_jax.train.muon import scale_by_muon
-from xmodal_jax.train.schedule import StepPlan, plan_of
+from xmodal_jax.train.schedule import StepPlan, plan_of, progress_schedule
 from xmodal_jax.types import Params
 
 _WITHOUT_DECAY = ("adam", "adafactor")
 """Update rules without decoupled weight decay."""
+_SCHEDULED_B2 = ("adamw", "adam")
+"""Update rules whose b2 can change in the course of the training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Optimizer:
     """Decay rate of the moving average of the gradient (momentum)."""
     b2: float = 0.98
     """Decay rate of the moving average of the squared gradient."""
+    final_b2: float | None = None
+    """Value of b2 at the last step, to which it changes from b2 along half a cosine (adamw, adam). None: b2 is
+    constant."""
     weight_decay: float = 0.05
     """Decoupled weight decay (adamw, lion, sgd, muon): each step shrinks the parameters by this times the learning
     rate."""
@@ -76,6 +82,10 @@ class Optimizer:
             raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if self.final_b2 is not None and self.name not in _SCHEDULED_B2:
+            raise ValueError(f"{self.name} has no final_b2: choose {' or '.join(_SCHEDULED_B2)}, or None")
+        if self.final_b2 is not None and not 0 <= self.final_b2 < 1:
+            raise ValueError(f"final_b2 must lie in [0, 1), got {self.final_b2}")
         if self.name in _WITHOUT_DECAY and self.weight_decay and self.weight_decay != Optimizer.weight_decay:
             raise ValueError(f"{self.name} takes no weight_decay; choose adamw or set l2")
         for pattern in (*self.freeze, *(p for p, _ in self.lr_multipliers), self.decay_mask):
@@ -181,7 +191,7 @@ def make_optimizer(config: Optimizer, steps: int | StepPlan) -> optax.GradientTr
     if config.l1:
         chain.append(_add_l1(config.l1, decays))
     if config.name in ("adamw", "adam"):
-        chain.append(optax.scale_by_adam(b1=config.b1, b2=config.b2))
+        chain.append(_scale_by_adam(config, steps))
     elif config.name == "lion":
         chain.append(optax.scale_by_lion(b1=config.b1, b2=config.b2))
     elif config.name == "muon":
@@ -196,6 +206,20 @@ def make_optimizer(config: Optimizer, steps: int | StepPlan) -> optax.GradientTr
     chain.append(_scale_by_lr_multipliers(config))
     chain.append(optax.scale_by_learning_rate(learning_rate_schedule(config, steps)))
     return _only_trainable(optax.chain(*chain), config)
+
+
+def _scale_by_adam(config: Optimizer, steps: int | StepPlan) -> optax.GradientTransformation:
+    """Adam's rule, with ``final_b2`` for a b2 that changes; its state is the same in both cases."""
+    if config.final_b2 is None:
+        return optax.scale_by_adam(b1=config.b1, b2=config.b2)
+    progress = progress_schedule(steps)
+
+    def update(grads, state, params=None):
+        """As Adam's, with b2 at this step, which also divides the average by ``1 - b2 ** step``."""
+        b2 = half_cosine(config.b2, config.final_b2, progress(state.count))
+        return optax.scale_by_adam(b1=config.b1, b2=b2).update(grads, state, params)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1=config.b1).init, update)
 
 
 def _scale_by_lr_multipliers(config: Optimizer) -> optax.GradientTransformation:

@@ -1,5 +1,5 @@
-"""Which learning-rate schedule each step of a training follows, also after it was resumed with another number of
-steps.
+"""Which schedule each step of a training follows (of the learning rate, and of whatever else changes), also after it
+was resumed with another number of steps.
 
 ::
 
@@ -11,8 +11,11 @@ A checkpoint holds the plan (`StepPlan.to_json`), so that a run that is resumed 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
 
 ResumeSchedule = Literal["extend", "restart", "keep"]
 """What becomes of the learning rate when a run is resumed with another number of steps; see `StepPlan.resume`."""
@@ -94,6 +97,29 @@ class StepPlan(NamedTuple):
 def plan_of(steps: int | StepPlan) -> StepPlan:
     """The plan itself, or that of a training of ``steps`` steps that begins."""
     return steps if isinstance(steps, StepPlan) else StepPlan.begin(steps)
+
+
+def progress_schedule(steps: int | StepPlan) -> Callable[[jax.Array | int], jax.Array]:
+    """``progress(step)``: the fraction of the training that is over before a step, from 0 to below 1.
+
+    As the learning rate's schedule, it begins anew with each segment of a plan, and stays what it was in one whose
+    learning rate is constant. See `core.schedules.half_cosine`.
+    """
+    segments = plan_of(steps).segments
+
+    def progress(step):
+        """The progress before ``step``, an integer scalar."""
+        value = jnp.float32(0.0)
+        before = value  # in the last step before a segment
+        for number, (start, end, is_constant) in enumerate(segments):
+            fraction = lambda s, start=start, end=end: jnp.clip((s - start) / max(end - start, 1), 0.0, 1.0)
+            in_segment = before if is_constant else jnp.float32(fraction(step))
+            value = jnp.where(step >= start, in_segment, value)
+            if not is_constant and number + 1 < len(segments):
+                before = jnp.float32(fraction(segments[number + 1].start - 1))
+        return value
+
+    return progress
 
 
 EXPLANATIONS: dict[ResumeSchedule, str] = {

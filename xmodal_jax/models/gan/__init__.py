@@ -14,13 +14,13 @@ from xmodal_jax.core.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "augmentation": "AdaptiveAugment DiffAugment",
+        "augmentation": "AdaptiveAugment DiffAugment ScheduledAugment",
         "conditions": "ClassCondition NoCondition SentenceCondition WordsCondition",
         "config": "ContrastiveLosses FrozenFeatures GANConfig Reconstruction",
         "inputs": "FrozenCaptioner FrozenEncoder",
         "method": "ConditionalGAN make_gan",
         "objective": "adversarial_loss",
         "penalties": "DraganPenalty GradientPenalty MatchingAwarePenalty R1Penalty R2Penalty",
-        "presets": "OBJECTIVE_PRESETS",
+        "presets": "OBJECTIVE_PRESETS with_preset",
     },
 )

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from xmodal_jax.core import collectives
 from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.core.schedules import Number, half_cosine
 from xmodal_jax.preprocess.gan_augment import AdaConfig, Images, ada_augment, ada_update, diff_augment
 from xmodal_jax.types import ExampleKeys
 
@@ -65,7 +66,45 @@ class DiffAugment(_Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptiveAugment(_Options):
+class _RandomlyApplied(_Options):
+    """The options of ADA's transformations, each of which is applied to an image with one probability.
+
+    The probability changes in the course of the training; it is one of the GAN's variables.
+    """
+
+    def initial_probability(self) -> float:
+        """The probability in the first step."""
+        return 0.0
+
+    def initial_variables(self) -> dict[str, Any]:
+        return {"augment_probability": jnp.float32(self.initial_probability())}
+
+    def apply(self, images: Images, variables: dict[str, Any], keys: ExampleKeys) -> Images:
+        """The images, each transformed with the current probability; ``keys``: one random key for each image."""
+        # ADA's own defaults also change colours; ``color=False`` sets the strengths of these changes to 0.
+        options = AdaConfig(cutout=self.cutout, **({} if self.color else STILL_COLORS))
+        return ada_augment(
+            images, fold_in_name(keys, "augment"), variables["augment_probability"], config=options
+        )
+
+    def next_probability(
+        self,
+        probability: Float[Array, ""],
+        real_logits: Float[Array, "batch"],
+        present: Array,
+        progress: Number,
+        axis_name,
+    ) -> Float[Array, ""]:
+        """The probability of augmentation in the next step, given that of this step and the logits of its real images.
+
+        ``present [B]``: which examples count. ``progress``: the fraction of the training that is over. ``axis_name``:
+        the axis of devices, or None.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveAugment(_RandomlyApplied):
     """ADA: transformations whose probability rises when the discriminator becomes too sure of real images."""
 
     name: ClassVar[str] = "ada"
@@ -80,25 +119,9 @@ class AdaptiveAugment(_Options):
         super().__post_init__()
         check_at_least(self, 1, "ramp")
 
-    def initial_variables(self) -> dict[str, Any]:
-        return {"augment_probability": jnp.float32(0.0)}
-
-    def apply(self, images: Images, variables: dict[str, Any], keys: ExampleKeys) -> Images:
-        """The images, each transformed with the current probability; ``keys``: one random key for each image."""
-        # ADA's own defaults also change colours; ``color=False`` sets the strengths of these changes to 0.
-        options = AdaConfig(cutout=self.cutout, **({} if self.color else STILL_COLORS))
-        return ada_augment(
-            images, fold_in_name(keys, "augment"), variables["augment_probability"], config=options
-        )
-
-    def next_probability(
-        self, probability: Float[Array, ""], real_logits: Float[Array, "batch"], present: Array, axis_name
-    ) -> Float[Array, ""]:
-        """The probability of augmentation in the next step, given that of this step and the logits of its real images.
-
-        It rises if the mean sign of the logits over the global batch is above ``target``, and falls if it is below.
-        ``present [B]``: which examples count. ``axis_name``: the axis of devices, or None.
-        """
+    def next_probability(self, probability, real_logits, present, progress, axis_name) -> Float[Array, ""]:
+        """It rises if the mean sign of the logits over the global batch is above ``target``, and falls if it is
+        below."""
         device_share = collectives.batch_mean(
             jnp.sign(real_logits), present.astype(jnp.float32), axis_name=axis_name
         )
@@ -110,5 +133,29 @@ class AdaptiveAugment(_Options):
         )
 
 
-Augmentation = DiffAugment | AdaptiveAugment
+@dataclasses.dataclass(frozen=True)
+class ScheduledAugment(_RandomlyApplied):
+    """ADA's transformations, whose probability follows a schedule (R3GAN)."""
+
+    name: ClassVar[str] = "scheduled"
+    probability: float = 0.0
+    """Probability of each transformation in the first step, from 0 to 1."""
+    final_probability: float = 0.55
+    """Probability at the last step, to which it changes along half a cosine."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("probability", "final_probability"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    def initial_probability(self) -> float:
+        return self.probability
+
+    def next_probability(self, probability, real_logits, present, progress, axis_name) -> Float[Array, ""]:
+        """The schedule's value at ``progress``."""
+        return jnp.float32(half_cosine(self.probability, self.final_probability, progress))
+
+
+Augmentation = DiffAugment | AdaptiveAugment | ScheduledAugment
 """The augmentations, by name."""

@@ -30,8 +30,9 @@ class NoCondition:
     """Whether the condition is a caption."""
     uses_words: ClassVar[bool] = False
     """Whether the generator gets a vector per word."""
-    head: ClassVar[str] = "none"
-    """Head of the discriminator: none, concat or projection."""
+    head: Literal["none", "linear"] = "none"
+    """How the discriminator scores the image's features: by a hidden layer and an output layer (none), or by a linear
+    map (linear, of R3GAN)."""
     matching_aware: ClassVar[bool] = False
     """Whether the discriminator also learns to reject real images with the condition of another example."""
     auxiliary_weight: ClassVar[float] = 0.0
@@ -45,9 +46,10 @@ class NoCondition:
 class _Conditional:
     """The options that all conditions have."""
 
-    head: Literal["concat", "projection"] = "concat"
-    """How the discriminator compares image and condition: from their concatenated features (concat), or by an inner
-    product (projection)."""
+    head: Literal["concat", "projection", "linear"] = "concat"
+    """How the discriminator compares image and condition: from their concatenated features (concat), by an inner
+    product beside a score of the image alone (projection), or by an inner product of linear maps of both (linear, of
+    R3GAN)."""
     matching_aware: bool = True
     """Whether the discriminator also learns to reject real images with the condition of another example (GAN-CLS)."""
     auxiliary_weight: float = 1.0

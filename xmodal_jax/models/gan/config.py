@@ -95,6 +95,9 @@ class GANConfig:
     """Steps of the discriminator for each step of the generator."""
     penalty: Penalty | None = None
     """Gradient penalty of the discriminator. None: no penalty."""
+    second_penalty: Penalty | None = None
+    """Gradient penalty of the discriminator that is added to the first one, such as r2 to r1 (R3GAN). None: there is no
+    second one."""
     spectral: bool = False
     """Whether the weights of the discriminator are divided by their largest singular value (spectral normalization)."""
     clip: float = 0.0
@@ -121,10 +124,10 @@ class GANConfig:
         # The critic of an MMD-GAN outputs features: what needs a real/fake logit cannot be used with it.
         if not adversarial_loss(self.objective).has_logits:
             needs_logits = self.augmentation is not None and self.augmentation.needs_logits
-            if self.condition.head == "projection" or self.lecam or needs_logits:
+            if self.condition.head in ("projection", "linear") or self.lecam or needs_logits:
                 raise ValueError(
-                    f"the objective {self.objective} has features instead of a logit: choose the head concat, and"
-                    " neither lecam nor the augmentation ada"
+                    f"the objective {self.objective} has features instead of a logit: choose the head concat (none"
+                    " without a condition), and neither lecam nor the augmentation ada"
                 )
         if self.features is not None and self.features.perceptual_weight and self.reconstruction is None:
             raise ValueError(
@@ -143,7 +146,14 @@ class GANConfig:
             raise ValueError("sentence_weight compares images with conditions: choose a condition")
         if self.generator.conditioning and not conditional:
             raise ValueError("conditioning changes the condition's vector: choose a condition")
-        if self.penalty is not None and self.penalty.needs_condition and not conditional:
-            raise ValueError(
-                f"the penalty {self.penalty.name} is on pairs of image and condition: choose r1 without a condition"
-            )
+        for penalty in self.penalties.values():
+            if penalty.needs_condition and not conditional:
+                raise ValueError(
+                    f"the penalty {penalty.name} is on pairs of image and condition: choose r1 without a condition"
+                )
+
+    @property
+    def penalties(self) -> dict[str, Penalty]:
+        """The gradient penalties by the names of their fields."""
+        both = {"penalty": self.penalty, "second_penalty": self.second_penalty}
+        return {name: penalty for name, penalty in both.items() if penalty is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.core import collectives, trees
 from xmodal_jax.core.collectives import AxisName
 from xmodal_jax.core.random import batch_index, batch_keys, fold_in_name
+from xmodal_jax.core.schedules import batch_progress
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import penalties
 from xmodal_jax.losses.adversarial import clip_weights
@@ -25,7 +27,7 @@ from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.inputs import FrozenCaptioner, FrozenEncoder, ImageInputs
 from xmodal_jax.models.gan.networks import LOGIT_PARTS, GANNetworks
 from xmodal_jax.models.gan.objective import FeatureLoss, LogitLoss, Mismatched, adversarial_loss
-from xmodal_jax.models.gan.penalties import PenaltyInputs
+from xmodal_jax.models.gan.penalties import Penalty, PenaltyInputs
 from xmodal_jax.models.towers import presence_masks
 from xmodal_jax.nets.spectral import spectral_normalize, spectral_vectors
 from xmodal_jax.preprocess.image import to_float
@@ -122,6 +124,12 @@ class DiscriminatorPass(NamedTuple):
     """The discriminator's parameters, after spectral normalisation if there is one."""
     condition: Condition
     """The batch's condition, by the discriminator's condition encoder."""
+    real_image: Float[Array, "batch height width channels"]
+    """Real images, without augmentation."""
+    fake_image: Float[Array, "batch height width channels"]
+    """Generated images, without augmentation."""
+    augment: Callable[..., ImageInputs]
+    """``augment(image, *, keys)``: the discriminator's inputs of images; ``keys`` are those below."""
     real: ImageInputs
     """Real images, augmented, with their frozen features."""
     fake: ImageInputs
@@ -166,8 +174,8 @@ class ConditionalGAN:
     discriminator's aux and with ``g_`` in the generator's:
 
     - :math:`L_D, L_G`: adversarial loss (``d_loss``, ``g_loss``), by ``objective``.
-    - P: gradient penalty (``d_penalty``), of weight ``penalty.weight``; :math:`R_{LeCam}` of weight ``lecam`` is not
-      logged.
+    - P: gradient penalty (``d_penalty``), of weight ``penalty.weight``, and a second one (``d_second_penalty``) of
+      weight ``second_penalty.weight``; :math:`R_{LeCam}` of weight ``lecam`` is not logged.
     - CE: auxiliary loss as in AC-GAN, by which the discriminator predicts the class or the caption from an image
       (``d_read``, ``g_read``: nats of the class, or per token), of weight ``condition.auxiliary_weight``.
     - NCE: contrastive losses (InfoNCE) with the weights of ``contrastive``: of images and conditions (``d_sentence``,
@@ -189,8 +197,8 @@ class ConditionalGAN:
     of augmentation).
 
     ``variables`` holds ``batch_stats`` of the generator, ``spectral`` (vectors of the power iteration), ``logits``
-    (moving averages, for LeCam) and ``augment_probability`` (ADA); ``frozen`` holds the parameters of those of the
-    frozen networks ``text``, ``captioner`` and ``image_encoder`` that are used; None: there are none.
+    (moving averages, for LeCam) and ``augment_probability`` (ADA, or by a schedule); ``frozen`` holds the parameters of
+    those of the frozen networks ``text``, ``captioner`` and ``image_encoder`` that are used; None: there are none.
     """
 
     config: GANConfig
@@ -539,20 +547,22 @@ class ConditionalGAN:
         loss = self.adversarial.discriminator(real, fake, mismatched, present, axis_name)
         # The first output is the logit; of MMD-GANs, whose critic outputs features, it is the first feature.
         aux = {"d_loss": loss, "d_real": mean_share(real[:, 0]), "d_fake": mean_share(fake[:, 0])}
-        if self.config.penalty is not None:
-            aux["d_penalty"] = self._penalty(networks, forward, keys, step, axis_name)
-            loss = loss + self.config.penalty.weight * aux["d_penalty"]
+        progress = batch_progress(batch)
+        for name, penalty in self.config.penalties.items():
+            penalty_keys = fold_in_name(keys, name)
+            aux[f"d_{name}"] = self._penalty(penalty, networks, forward, penalty_keys, step, axis_name)
+            loss = loss + penalty.weight_at(progress) * aux[f"d_{name}"]
         if self.config.lecam:
             lecam, variables["logits"] = self._lecam(
                 real[:, 0], fake[:, 0], variables["logits"], mean_share, axis_name
             )
             loss = loss + self.config.lecam * lecam
-        if "augment_probability" in variables:  # adaptive augmentation (ADA)
+        if "augment_probability" in variables:  # of ADA, or of a schedule
             probability = variables["augment_probability"]
             # Metrics are summed over devices, so each device logs its share of the probability.
             aux["ada"] = probability / collectives.axis_size(axis_name)
             variables["augment_probability"] = self.config.augmentation.next_probability(
-                probability, real[:, 0], present, axis_name
+                probability, real[:, 0], present, progress, axis_name
             )
         terms = self._condition_losses(
             params, forward.real_tokens, forward.condition, batch, present, axis_name
@@ -572,14 +582,16 @@ class ConditionalGAN:
         condition = networks.encode_condition(params, frozen, batch, keys)
         # The names of the keys only select the random streams; "made" is that of the generated images.
         real_keys, fake_keys = fold_in_name(keys, "real"), fold_in_name(keys, "made")
-        real = self._discriminator_inputs(to_float(batch["image"]), variables, frozen, real_keys)
-        fake = self._discriminator_inputs(generated["image"], variables, frozen, fake_keys)
+        augment = functools.partial(self._discriminator_inputs, variables=dict(variables), frozen=frozen)
+        real_image, fake_image = to_float(batch["image"]), generated["image"]
+        real, fake = augment(real_image, keys=real_keys), augment(fake_image, keys=fake_keys)
         real_tokens = networks.image_tokens(params, real, real_keys)
         real_scores = networks.score(params, real_tokens, condition.vector)
         fake_scores = networks.score(params, networks.image_tokens(params, fake, fake_keys), condition.vector)
         return DiscriminatorPass(
-            params=params, condition=condition, real=real, fake=fake, real_keys=real_keys, fake_keys=fake_keys,
-            real_tokens=real_tokens, real_scores=real_scores, fake_scores=fake_scores, present=present,
+            params=params, condition=condition, real_image=real_image, fake_image=fake_image, augment=augment,
+            real=real, fake=fake, real_keys=real_keys, fake_keys=fake_keys, real_tokens=real_tokens,
+            real_scores=real_scores, fake_scores=fake_scores, present=present,
         )  # fmt: skip
 
     def _score_mismatched(self, networks, forward: DiscriminatorPass, batch, axis_name) -> Mismatched | None:
@@ -602,24 +614,28 @@ class ConditionalGAN:
             counts &= (batch["group"] != of_previous(batch["group"])) | (batch["group"] < 0)
         return Mismatched(scores, counts)
 
-    def _penalty(self, networks, forward: DiscriminatorPass, keys, step, axis_name) -> Float[Array, ""]:
-        """The gradient penalty, this device's share of its mean. With ``penalty.every`` = n it is computed at every
-        n-th step only and multiplied by n; at the other steps it is 0.
+    def _penalty(
+        self, penalty: Penalty, networks, forward: DiscriminatorPass, keys, step, axis_name
+    ) -> Float[Array, ""]:
+        """A gradient penalty without its weight, this device's share of its mean. With ``penalty.every`` = n it is
+        computed at every n-th step only and multiplied by n; at the other steps it is 0.
 
         ``forward``: the discriminator's pass on real and generated images, from which real and fake inputs, the
         condition and the parameters are. ``keys``: one random key for each example.
         """
-        penalty = self.config.penalty
 
         def critic(inputs: ImageInputs, vector=None, keys=None):
             """The number ``[B]`` whose gradient is penalised: the logit, or the witness function of an MMD-GAN.
 
             ``inputs``: images and frozen tokens to score. ``vector``: the condition's; None: the batch's. The penalty
             ma_gp passes it, to differentiate by it. ``keys``: of dropout; None: those of the real images. The penalty
-            r2 passes those of the generated images.
+            r2 passes those of the generated images. They are also those of the augmentation, which is the same as in
+            the forward pass, where the gradient is taken before it.
             """
             vector = forward.condition.vector if vector is None else vector
             keys = forward.real_keys if keys is None else keys
+            if penalty.before_augmentation:
+                inputs = forward.augment(inputs.image, keys=keys)
             tokens = networks.image_tokens(forward.params, inputs, keys)
             outputs = networks.score(forward.params, tokens, vector)
             return self.adversarial.critic_value(
@@ -628,8 +644,11 @@ class ConditionalGAN:
 
         def penalty_value():
             """The penalty, averaged over the examples of the global batch that are present."""
+            real, fake = forward.real, forward.fake
+            if penalty.before_augmentation:
+                real, fake = ImageInputs(forward.real_image), ImageInputs(forward.fake_image)
             inputs = PenaltyInputs(
-                critic, forward.real, forward.fake, vector=forward.condition.vector,
+                critic, real, fake, vector=forward.condition.vector,
                 fake_keys=forward.fake_keys, keys=fold_in_name(keys, "penalty"),
                 present=forward.present, axis_name=axis_name,
             )  # fmt: skip

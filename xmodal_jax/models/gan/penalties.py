@@ -1,7 +1,7 @@
 """Gradient penalties of the discriminator, by name: the union `Penalty` is the table.
 
 The gradient is with respect to the discriminator's inputs: augmented images, and features of a frozen network if it
-gets those too.
+gets those too; with ``before_augmentation`` to the images alone, before both.
 
 To add one, write its terms in `losses.penalties` and a class here.
 """
@@ -17,13 +17,18 @@ from jaxtyping import Array, Float
 
 from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.core.collectives import AxisName
+from xmodal_jax.core.schedules import Number, half_cosine
 from xmodal_jax.losses import penalties
 from xmodal_jax.models.gan.inputs import ImageInputs
 from xmodal_jax.types import ExampleKeys
 
 
 class PenaltyInputs(NamedTuple):
-    """Inputs of a gradient penalty: the critic, real and generated images, and their condition."""
+    """Inputs of a gradient penalty: the critic, real and generated images, and their condition.
+
+    Where the gradient is taken ``before_augmentation``, the images are not augmented and have no features, and the
+    critic augments them.
+    """
 
     critic: Callable[..., Float[Array, "batch"]]
     """``critic(inputs, vector=None, keys=None)``: the discriminator's output for `ImageInputs`, one number per example.
@@ -50,15 +55,27 @@ class _Options:
     weight: float = 10.0
     """Weight of the gradient penalty in the discriminator's loss. Usual values are 10 for gp (1 for MMD-GANs) and
     dragan, 5 to 10 for r1 and 1 for ma_gp."""
+    final_weight: float | None = None
+    """Weight of the penalty at the last step, to which it changes from ``weight`` along half a cosine (R3GAN: a tenth).
+    None: the weight is constant."""
     every: int = 1
     """Number n of steps between computations of the penalty, which is multiplied by n in return (lazy regularization).
     1: the penalty is computed at every step."""
+    before_augmentation: bool = False
+    """Whether the gradient is with respect to images before their augmentation (R3GAN), through the augmentation and a
+    frozen network, instead of the discriminator's inputs."""
     needs_condition: ClassVar[bool] = False
     """Whether the penalty uses the gradient with respect to the condition."""
 
     def __post_init__(self):
-        check_at_least(self, 0, "weight")
+        check_at_least(self, 0, "weight", *(["final_weight"] if self.final_weight is not None else []))
         check_at_least(self, 1, "every")
+
+    def weight_at(self, progress: Number) -> Number:
+        """The weight after the fraction ``progress`` of the training."""
+        if self.final_weight is None:
+            return self.weight
+        return half_cosine(self.weight, self.final_weight, progress)
 
     def terms(self, inputs: PenaltyInputs) -> Float[Array, "batch"]:
         """The penalty of each example, without ``weight``."""

@@ -1,11 +1,28 @@
-"""Objectives with the regularisation that their authors add, as changes of a `GANConfig`."""
+"""Objectives with the regularisation that their authors add (and R3GAN with its networks), as changes of a `GANConfig`.
+
+::
+
+    config = with_preset(GANConfig(), "r3gan")
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from xmodal_jax.models.gan.penalties import DraganPenalty, GradientPenalty, R1Penalty
+from xmodal_jax.models.gan.config import GANConfig
+from xmodal_jax.models.gan.penalties import DraganPenalty, GradientPenalty, R1Penalty, R2Penalty
+from xmodal_jax.nets.encoders import R3GANEncoderConfig
+from xmodal_jax.nets.gan import R3GANGeneratorConfig
+
+_R3GAN_PENALTY = dict(weight=0.5, final_weight=0.05, before_augmentation=True)
+"""Gamma of Huang et al. 2024 for 32 x 32 pixels (ImageNet)."""
+_RELATIVISTIC_R1_R2 = dict(
+    objective="relativistic",
+    penalty=R1Penalty(**_R3GAN_PENALTY),
+    second_penalty=R2Penalty(**_R3GAN_PENALTY),
+)
 
 OBJECTIVE_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "minimax": dict(objective="minimax"),
@@ -19,8 +36,24 @@ OBJECTIVE_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "wgan_clip": dict(objective="wgan", clip=0.01),
     "wgan_gp": dict(objective="wgan", penalty=GradientPenalty()),
     "relativistic_average": dict(objective="relativistic_average"),
+    "relativistic_r1_r2": _RELATIVISTIC_R1_R2,
+    "r3gan": dict(
+        _RELATIVISTIC_R1_R2,
+        generator=R3GANGeneratorConfig(width=32),
+        discriminator=R3GANEncoderConfig(width=32),
+        condition=dict(head="linear"),
+    ),
     "jsd": dict(objective="jsd"),
     "mmd_rbf": dict(objective="mmd_rbf", penalty=GradientPenalty(weight=1.0)),
     "mmd_rq": dict(objective="mmd_rq", penalty=GradientPenalty(weight=1.0)),
 }
-"""By name, the fields of `GANConfig` that a preset sets."""
+"""By name, the fields of `GANConfig` that a preset sets; of a part that it changes a mapping of that part's options."""
+
+
+def with_preset(config: GANConfig, name: str) -> GANConfig:
+    """``config`` with the objective, the regularisation and the networks of a preset of `OBJECTIVE_PRESETS`."""
+    changes = {
+        field: dataclasses.replace(getattr(config, field), **value) if isinstance(value, Mapping) else value
+        for field, value in OBJECTIVE_PRESETS[name].items()
+    }
+    return dataclasses.replace(config, **changes)

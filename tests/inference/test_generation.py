@@ -174,6 +174,10 @@ def test_a_flow_synthesizes_edits_and_inpaints(tmp_path):
     filled = np.asarray(flow.inpaint([red, red], mask, ["blue", "red"])[0])
     assert (filled[:, 3:] == np.asarray(red)[:, 3:]).all() and (filled[:, :3] != np.asarray(red)[:, :3]).any()
     assert flow.edit([], []) == []
+    with pytest.warns(
+        UserWarning, match="'a zzz' .and 1 further texts. has words that the run was not trained"
+    ):
+        flow.synthesize(["red", "a zzz", "qqq"])
     for mistake, message in [
         (lambda: flow.edit(red, "blue", strength=1.5), "strength must lie in"),
         (lambda: flow.edit([red, red], ["blue"]), "2 images and 1 conditions"),

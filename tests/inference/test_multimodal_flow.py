@@ -79,6 +79,8 @@ def test_translations_and_joint_samples(model):
         assert len(outputs[m]) == 3
     texts = model.translate("text", image=held["image"], count=2)
     assert len(texts) == 3 and all(len(x) == 2 for x in texts)
+    with pytest.warns(UserWarning, match="the text 'zzz' has words that the run was not trained on"):
+        model.translate("vector", text=["zzz", "a"])
     drawn = model.sample(3, seed=1)
     assert set(drawn) == set(MODALITIES) and drawn["image"][0].size == (11, 11)
     np.testing.assert_allclose(drawn["vector"][:2], model.sample(2, seed=1)["vector"], rtol=1e-3, atol=1e-3)

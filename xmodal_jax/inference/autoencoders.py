@@ -19,6 +19,7 @@ from xmodal_jax.inference.inputs import (
     check_count,
     collect_inputs,
     positions_of,
+    warn_unknown_words,
 )
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.inference.outputs import OutputFormat
@@ -460,7 +461,11 @@ class MultimodalAutoencoder(LatentModel):
                 f"this run has no modality {target!r} to translate into; it has {', '.join(self.format.modalities)}"
             )
         check_count("count", count, least=1)
-        return self._generate(self._read(sources, None), (target,), count, seed)[target]
+        inputs = self._read(sources, None)
+        for modality in self.format.modalities:
+            if inputs is not None and kind_of(modality) == "text":
+                warn_unknown_words(inputs.inputs[modality], self.format.transform.tokenize)
+        return self._generate(inputs, (target,), count, seed)[target]
 
 
 class MultimodalFlowModel(MultimodalAutoencoder):

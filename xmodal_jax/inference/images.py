@@ -10,7 +10,7 @@ from PIL import Image
 
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.images import ImageGenerator
-from xmodal_jax.inference.inputs import as_list, check_count, positions_of
+from xmodal_jax.inference.inputs import as_list, check_count, positions_of, warn_unknown_words
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.inference.outputs import to_picture
 from xmodal_jax.models.flow import AdaptiveSampler, FlowConfig, HeunSampler, make_flow
@@ -90,7 +90,7 @@ class ImageSynthesizer(TrainedModel):
           noise: float32 ``[N, Z]`` to use instead, such as the same row for several texts; None: drawn by ``seed``.
 
         Returns:
-          N Pillow images.
+          N Pillow images. A text with words that the run does not know is named by a warning.
 
         Raises:
           ValueError: conditions were given to a run that takes none, or the reverse; or a class is unknown.
@@ -127,6 +127,7 @@ class ImageSynthesizer(TrainedModel):
             return {}, 1 if count is None else count
         if self.reads_text:
             texts = as_list("text", conditions)
+            warn_unknown_words(texts, self.format.transform.tokenize)
             fields = self.read({"text": texts}).batch(np.arange(len(texts))) if len(texts) else {}
             return fields, len(texts)
         names = as_list("text", conditions)

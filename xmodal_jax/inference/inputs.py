@@ -7,6 +7,7 @@ tokens, its standard units.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from xmodal_jax.core.text_files import normalise, printable
+from xmodal_jax.core.text_files import normalise, printable, shorten, surrogate_in
 from xmodal_jax.data.media import (
     Resize,
     check_known_range,
@@ -196,6 +197,25 @@ class InputSource(Source):
             name = f" ({printable(str(value))})" if isinstance(value, (str, Path)) else ""
             reason = getattr(error, "strerror", None) or error  # without the number of the error and the path
             raise ValueError(f"{modality} {index}{name}: {reason}") from error
+
+
+def warn_unknown_words(texts: Iterable[Any], tokenize: TokenizeTransform) -> None:
+    """A `UserWarning` that names the first of ``texts`` with a word that the tokenizer does not know."""
+    tokenizer = tokenize.tokenizer
+    # Byte-level tokenizers know all words; some call their end token the unknown one.
+    if tokenizer.unk_id in (-1, tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id):
+        return
+    texts = [text for text in texts if isinstance(text, str) and not surrogate_in(text)]
+    cleaned = [text if tokenize.clean is None else tokenize.clean(text) for text in texts]
+    ids, mask = tokenizer.encode_batch(cleaned, tokenize.max_length)
+    which = np.flatnonzero((mask & (ids == tokenizer.unk_id)).any(axis=1))
+    if len(which):
+        others = f" (and {len(which) - 1} further texts)" if len(which) > 1 else ""
+        warnings.warn(
+            f"the text {shorten(texts[which[0]])}{others} has words that the run was not trained on, which it cannot "
+            "tell apart: use words of the training texts",
+            stacklevel=3,
+        )
 
 
 @functools.cache

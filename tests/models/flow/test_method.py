@@ -1,5 +1,7 @@
 """Flows: invariance, missing data, generation, likelihood, editing and learning."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,6 +166,24 @@ def test_one_pass_of_guidance_is_two_passes():
     c, u = guided(batch, 1.0), guided(without, 1.0)
     assert np.abs(c - u).max() > 0.01
     np.testing.assert_allclose(guided(batch, 3.0), u + 3.0 * (c - u), atol=1e-4)
+
+
+def test_there_is_guidance_within_its_interval_only():
+    flow, batch, early = make(), make_batch(), jnp.arange(16) < 8
+    params = random_params(flow.method, jax.random.key(1), batch)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def change(sampler):
+        """The batch's images, changed in one step: half of them from 0.4 on, the others from 0.6 on."""
+        start = jnp.where(early, 0.4, 0.6)
+        return flow.edit(params, batch, noise(), start=start, sampler=sampler)
+
+    late = EulerSampler(steps=1, guidance=3.0, guidance_interval=(0.5, 1.0))
+    plain, guided, late = map(change, (EulerSampler(steps=1), EulerSampler(steps=1, guidance=3.0), late))
+    np.testing.assert_allclose(late, np.where(early[:, None, None, None], plain, guided), atol=1e-5)
+    assert np.abs(plain - guided).max() > 0.01
+    with pytest.raises(ValueError, match="0 <= start < end <= 1"):
+        EulerSampler(guidance_interval=(0.5, 0.2))
 
 
 @pytest.mark.parametrize("sampler", [HeunSampler(steps=3), MidpointSampler(steps=3), EulerSampler(steps=6)])

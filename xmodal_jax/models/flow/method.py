@@ -383,7 +383,8 @@ class FlowModel:
             """One evaluation for both conditions, as a batch of twice the size."""
             twice = lambda a: jnp.concatenate([a, a])
             with_condition, without = jnp.split(evaluate(both, twice(z), *map(twice, times)), 2)
-            return losses.guide(with_condition, without, sampler.guidance)
+            scale = per_example(sampler.guidance_at(times[0]), z)
+            return losses.guide(with_condition, without, scale)
 
         return guided
 

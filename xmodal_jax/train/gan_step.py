@@ -358,8 +358,9 @@ def make_training(
             "optimizer.pretrain_fraction trains the generator to reconstruct images: choose model.reconstruction"
         )
     first_step = {"discriminator": pretrain_steps, "generator": 0}
+    updates_per_step = {"discriminator": gan.d_steps, "generator": 1}
     tx = {
-        name: make_optimizer(config, plan.after(first_step[name]))
+        name: make_optimizer(config, plan.after(first_step[name]), updates_per_step=updates_per_step[name])
         for name, config in optimizer.by_network.items()
     }
 

@@ -172,11 +172,15 @@ def _add_l1(strength: float, mask) -> optax.GradientTransformation:
     return optax.masked(optax.GradientTransformation(lambda _: optax.EmptyState(), update), mask)
 
 
-def make_optimizer(config: Optimizer, steps: int | StepPlan) -> optax.GradientTransformation:
+def make_optimizer(
+    config: Optimizer, steps: int | StepPlan, *, updates_per_step: int = 1
+) -> optax.GradientTransformation:
     """The Optax transformation for a training of these ``steps``; frozen parameters have no optimizer state.
 
     In this order: clipping, regularisation, the update rule, decoupled weight decay, and the learning rate.
+    ``updates_per_step``: how often each step updates the parameters. Schedules go by the number of the step.
     """
+    step_of = lambda count: count // updates_per_step
 
     def decays(params):
         """Which parameters weight decay and regularisation apply to, as a tree of bools."""
@@ -191,7 +195,8 @@ def make_optimizer(config: Optimizer, steps: int | StepPlan) -> optax.GradientTr
     if config.l1:
         chain.append(_add_l1(config.l1, decays))
     if config.name in ("adamw", "adam"):
-        chain.append(_scale_by_adam(config, steps))
+        progress = progress_schedule(steps)
+        chain.append(_scale_by_adam(config, lambda count: progress(step_of(count))))
     elif config.name == "lion":
         chain.append(optax.scale_by_lion(b1=config.b1, b2=config.b2))
     elif config.name == "muon":
@@ -204,15 +209,20 @@ def make_optimizer(config: Optimizer, steps: int | StepPlan) -> optax.GradientTr
     if config.weight_decay and config.name not in _WITHOUT_DECAY:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=decays))
     chain.append(_scale_by_lr_multipliers(config))
-    chain.append(optax.scale_by_learning_rate(learning_rate_schedule(config, steps)))
+    schedule = learning_rate_schedule(config, steps)
+    if updates_per_step > 1:
+        schedule = lambda count, by_step=schedule: by_step(step_of(count))
+    chain.append(optax.scale_by_learning_rate(schedule))
     return _only_trainable(optax.chain(*chain), config)
 
 
-def _scale_by_adam(config: Optimizer, steps: int | StepPlan) -> optax.GradientTransformation:
-    """Adam's rule, with ``final_b2`` for a b2 that changes; its state is the same in both cases."""
+def _scale_by_adam(config: Optimizer, progress: Callable) -> optax.GradientTransformation:
+    """Adam's rule, with ``final_b2`` for a b2 that changes; its state is the same in both cases.
+
+    ``progress``: the fraction of the training that is over, by the number of updates.
+    """
     if config.final_b2 is None:
         return optax.scale_by_adam(b1=config.b1, b2=config.b2)
-    progress = progress_schedule(steps)
 
     def update(grads, state, params=None):
         """As Adam's, with b2 at this step, which also divides the average by ``1 - b2 ** step``."""

@@ -217,6 +217,19 @@ def test_in_pretraining_the_generator_learns_alone():
         dataclasses.replace(OPTIMIZER, pretrain_fraction=1.0)
 
 
+def test_with_several_steps_a_round_the_schedule_of_the_discriminator_is_as_long_as_the_training():
+    """Its learning rate falls to 0 at the end of 2 rounds of 2 steps: in the last round it is not yet 0."""
+    cosine = dataclasses.replace(ADAM, schedule="cosine")
+    gan = make(**SMALL, d_steps=2)
+    optimizer = GANOptimizer(discriminator=cosine, generator=cosine)
+    _, state, batch = begin(gan, optimizer)
+    step = jax.jit(gan_step.make_training(gan, optimizer, 2).make_step(None))
+    first, _ = step(state, batch)
+    last, _ = step(first, batch)
+    of_trunk = lambda s: s.params["discriminator"]["trunk"]
+    assert not any(same(of_trunk(first), of_trunk(last)))
+
+
 def leaves(tree):
     return jax.tree.leaves(tree)
 

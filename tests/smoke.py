@@ -45,7 +45,9 @@ def pretrained(**encoders: str) -> str:
 
 SMOKES = {
     "multimodal_vae": Smoke("multimodal_vae"),
-    "vae_without_prior": Smoke("multimodal_vae", "--model mmvm --missing 0.3"),
+    "vae_without_prior": Smoke(
+        "multimodal_vae", "--model mmvm --missing 0.3 --modalities image image_sketch"
+    ),
     "multimodal_flow": Smoke("multimodal_flow"),
     "contrastive": Smoke("contrastive"),
     "captioning": Smoke("captioning"),

@@ -73,6 +73,15 @@ def test_a_script_knows_other_words_for_the_same():
     assert wrong["w/exact_accuracy"] == 0 and wrong["w/cider"] < perfect["p/cider"]
 
 
+def test_the_first_texts_are_those_of_a_smaller_split():
+    scenes = SpokenShapes(size=20, modalities=("text", "image"))
+    first, smaller = ReferenceTexts(scenes).first(6), ReferenceTexts(Subset(scenes, np.arange(6)))
+    assert len(first.source) == 6 and (first.texts, first.references) == (smaller.texts, smaller.references)
+    captions = smaller.texts[1:] + smaller.texts[:1]
+    assert first.caption_scores(captions, "") == smaller.caption_scores(captions, "")
+    assert ReferenceTexts(scenes).first(99).texts == ReferenceTexts(scenes).texts
+
+
 def test_sentences_of_the_training_data_are_left_out():
     source = pictures()
     script = ReferenceTexts(source, exclude={"red", "blue blue"})

@@ -232,13 +232,15 @@ class JudgeReport:
             self._real = {name: load_real_images(texts, self.judge) for name, texts in splits.items()}
 
     def scores(self, generated: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`judge_scores` of the ``generated`` images of each split (one for each caption); empty without a judge (a
-        trained captioner)."""
+        """`judge_scores` of the ``generated`` images of each split: one for each caption, or for the first captions
+        alone. Empty without a judge (a trained captioner)."""
         if self.judge is None:
             return {}
         scores: dict[str, float] = {}
         for split, images in generated.items():
-            scores |= judge_scores(self.judge, images, self._real[split], self._train, prefix=f"{split}/")
+            real = self._real[split]
+            real = dataclasses.replace(real, texts=real.texts.first(len(images)))
+            scores |= judge_scores(self.judge, images, real, self._train, prefix=f"{split}/")
         return scores
 
     def captions(self, images: np.ndarray) -> list[str] | None:

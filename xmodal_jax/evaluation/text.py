@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -192,6 +193,14 @@ class ReferenceTexts:
                 source.captions(indices, k) for k in range(1, REFERENCE_COUNT)
             ]  # a list of texts for each k
             self.references = [[text, *more] for text, *more in zip(self.texts, *phrasings, strict=True)]
+
+    def first(self, count: int) -> ReferenceTexts:
+        """The first ``count`` texts alone."""
+        few = copy.copy(self)
+        few.source = Subset(self.source, np.arange(min(count, len(self.texts))))
+        few.texts, few.references = self.texts[:count], self.references[:count]
+        few.meanings = None if self.meanings is None else self.meanings[:count]
+        return few
 
     def caption_scores(self, generated: Sequence[str], prefix: str) -> dict[str, float]:
         """Scores of the ``generated`` captions against the references; ``prefix`` is put before their names.

@@ -21,6 +21,8 @@ from xmodal_jax.report.page import Report
 
 EXAMPLES = 6
 """Number of captions in the tables."""
+SCORED = 500
+"""Largest number of images by which samplers are compared."""
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
 """Strengths of guidance in the table of guidance."""
 STRENGTHS = (0.3, 0.5, 0.7, 0.85)
@@ -81,9 +83,10 @@ def add_samplers(
     test: ReferenceTexts,
     judge: JudgeReport,
 ) -> None:
-    """The same noise by different samplers: images of the first captions and, with a judge, the scores of the split."""
+    """The same noise by different samplers: images of the first captions and, with a judge, the scores of at most
+    `SCORED` images."""
     conditions, texts = generate.conditions["test"], test.texts
-    count = len(texts) if judge.judge is not None else min(EXAMPLES, len(texts))
+    count = min(SCORED if judge.judge is not None else EXAMPLES, len(texts))
     conditions = {name: values[:count] for name, values in conditions.items()}
     noise = generate.generator.sample_noise(count, generate.seed)
     columns, rows = {}, []
@@ -98,7 +101,7 @@ def add_samplers(
     shown = [[texts[k], *(images[k] for images in columns.values())] for k in range(min(EXAMPLES, count))]
     report.add_table("Samplers", ["caption", *columns], shown, note="The name, and its number of steps.")
     headings = ["sampler", *(SCORES if judge.judge is not None else ()), "ms per image"]
-    report.add_table("Scores of the samplers", headings, rows, note="The time includes compilation.")
+    report.add_table("Scores of the samplers", headings, rows, note=f"Of {count} images. The time includes compilation.")
 
 
 def add_guidance(

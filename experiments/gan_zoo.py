@@ -1,12 +1,11 @@
-"""A comparison of objectives of the conditional GAN, and of generators of other kinds, on one data set.
+"""Objectives of the conditional GAN, and generators of other kinds, compared on one data set.
 
     python experiments/gan_zoo.py --judge runs/captioning-...
-    python experiments/gan_zoo.py --data folder:PATH --judge RUN --objectives hinge wgan_gp flow_matching
+    python experiments/gan_zoo.py --data folder:PATH --objectives hinge r3gan flow_matching
 
 Each objective is trained by text_to_image_gan.py, for the same steps with the same networks and optimizers; runs differ
-only in the objective and its authors' regularisation (`models.gan.presets`); r3gan also has its own networks. Another
-kind of generator (flow_matching) has the network and optimizer of its own script, and as many steps as take the GANs'
-median training time.
+in the objective and its authors' regularisation, r3gan also in its networks. Another kind of generator (flow_matching)
+has the options of its own script, and as many steps as take the GANs' median training time.
 """
 
 from __future__ import annotations

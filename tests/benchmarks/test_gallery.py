@@ -79,6 +79,10 @@ def examples(run, count, split="test"):
     }  # fmt: skip
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:the text .* has words that the run was not trained on")
+"""The small runs know few words."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def loaded_once():
     """Each run is loaded, and its programs are compiled, once for all tests."""

@@ -106,10 +106,15 @@ def _convert_element_type(graph: Graph, equation: Any, x: str) -> str:
 def _select_n(graph: Graph, equation: Any, which: str, *cases: str) -> str:
     if len(cases) != 2 or equation.invars[0].aval.dtype != np.bool_:
         raise NotConvertible("a selection between more than two cases cannot be converted to ONNX")
-    if equation.outvars[0].aval.dtype == np.bool_:  # runtimes select no bools
-        chosen = graph.op("And", which, cases[1])
-        return graph.op("Or", chosen, graph.op("And", graph.op("Not", which), cases[0]))
+    if equation.outvars[0].aval.dtype == np.bool_:
+        return _where_bool(graph, which, *cases[::-1])
     return graph.elementwise("Where", equation, which, *cases[::-1])
+
+
+def _where_bool(graph: Graph, which: str, yes: str, no: str) -> str:
+    """``Where`` of bools, which runtimes do not select."""
+    chosen, other = graph.op("And", which, yes), graph.op("And", graph.op("Not", which), no)
+    return graph.op("Or", chosen, other)
 
 
 def _clamp(graph: Graph, equation: Any, low: str, x: str, high: str) -> str:
@@ -419,7 +424,10 @@ def _scatter(graph: Graph, equation: Any, x: str, index: str, update: str) -> st
         raise NotConvertible("a scatter of slices cannot be converted to ONNX")
     places = np.arange(shape[axis]).reshape([-1 if k == axis else 1 for k in range(len(shape))])
     chosen = graph.op("Equal", graph.constant(places, equation.invars[1].aval.dtype), index)
-    return graph.op("Where", chosen, graph.op("Unsqueeze", update, graph.integers(int(axis))), x)
+    update = graph.op("Unsqueeze", update, graph.integers(int(axis)))
+    if equation.outvars[0].aval.dtype == np.bool_:
+        return _where_bool(graph, chosen, update, x)
+    return graph.op("Where", chosen, update, x)
 
 
 def _named(names: Sequence[str], operator: Operator) -> dict[str, Operator]:

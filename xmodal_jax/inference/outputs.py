@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -56,10 +57,12 @@ def _to_texts(format: OutputFormat, modality: str, values: np.ndarray, mask: Any
 def _to_sounds(
     format: OutputFormat, modality: str, values: np.ndarray, mask: Any
 ) -> list[tuple[np.ndarray, int]]:
-    """Sounds of log-mel frames ``[B, F, mels]``, by Griffin-Lim; each ends where its ``mask`` does."""
+    """Sounds of log-mel frames ``[B, F, mels]``, by Griffin-Lim; each ends where its ``mask`` does, or, without a mask,
+    where silence begins."""
     config = format.configs.for_modality(modality)
     source = ArraySource({"frames": values})
     waves = predict_all(_vocoder(config), {}, source, batch_size=16, few_shapes=True)
+    mask = config.speech_mask(jnp.asarray(values)) if mask is None else mask
     waves = config.cut_waveforms(np.clip(waves, -1.0, 1.0), np.asarray(mask))
     return [(wave, config.sample_rate) for wave in waves]
 

@@ -101,7 +101,9 @@ def add_samplers(
     shown = [[texts[k], *(images[k] for images in columns.values())] for k in range(min(EXAMPLES, count))]
     report.add_table("Samplers", ["caption", *columns], shown, note="The name, and its number of steps.")
     headings = ["sampler", *(SCORES if judge.judge is not None else ()), "ms per image"]
-    report.add_table("Scores of the samplers", headings, rows, note=f"Of {count} images. The time includes compilation.")
+    report.add_table(
+        "Scores of the samplers", headings, rows, note=f"Of {count} images. The time includes compilation."
+    )
 
 
 def add_guidance(

@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from xmodal_jax.core.checks import check_at_least
-from xmodal_jax.core.parts import Basic
+from xmodal_jax.core.parts import Advanced, Basic
 from xmodal_jax.models.gan.augmentation import Augmentation
 from xmodal_jax.models.gan.conditions import ConditionConfig, WordsCondition
 from xmodal_jax.models.gan.objective import ObjectiveName, adversarial_loss
@@ -95,7 +95,7 @@ class GANConfig:
     """Steps of the discriminator for each step of the generator."""
     penalty: Penalty | None = None
     """Gradient penalty of the discriminator. None: no penalty."""
-    second_penalty: Penalty | None = None
+    second_penalty: Advanced[Penalty | None] = None
     """Gradient penalty of the discriminator that is added to the first one, such as r2 to r1 (R3GAN). None: there is no
     second one."""
     spectral: bool = False

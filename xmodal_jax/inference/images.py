@@ -155,7 +155,9 @@ class FlowSynthesizer(ImageSynthesizer):
         self.flow = make_flow(config, **sizes)
         # Adaptive steps cannot keep what is known.
         is_adaptive = isinstance(config.sampler, AdaptiveSampler)
-        fixed_steps = HeunSampler(config.sampler.guidance) if is_adaptive else None
+        fixed_steps = (
+            HeunSampler(config.sampler.guidance, config.sampler.guidance_interval) if is_adaptive else None
+        )
         # Functions that `predict` compiles once.
         self._edit = lambda params, batch: to_pixels(
             self.flow.edit(params, batch, batch["noise"], start=batch["start"])

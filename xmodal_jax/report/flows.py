@@ -58,10 +58,12 @@ def add_flow_images(
 
 def samplers_to_compare(flow: FlowModel) -> dict[str, Sampler]:
     """Samplers by name, from few to many evaluations of the network, all with the guidance of the run."""
-    guidance = flow.config.sampler.guidance
-    samplers: list[Sampler] = [EulerSampler(guidance, n) for n in (1, 4, 12)] + [HeunSampler(guidance, 25)]
+    config = flow.config.sampler
+    options = dict(guidance=config.guidance, guidance_interval=config.guidance_interval)
+    samplers: list[Sampler] = [EulerSampler(steps=n, **options) for n in (1, 4, 12)]
+    samplers.append(HeunSampler(steps=25, **options))
     if flow.config.objective.predicts_mean:
-        samplers = [JumpSampler(guidance, n) for n in (1, 2, 4)] + samplers
+        samplers = [JumpSampler(steps=n, **options) for n in (1, 2, 4)] + samplers
     return {f"{sampler.name} {sampler.steps}": sampler for sampler in samplers}
 
 

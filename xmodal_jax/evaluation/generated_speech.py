@@ -117,7 +117,7 @@ class SpeechEvaluator:
     def _generate(self, evaluator: LatentEvaluator, params: Any, batch: Any):
         """Log-mel frames ``[B, origins, F, mels]``, and the batch's texts with their mask."""
         latents = evaluator.vae.infer(params, batch, self._observed(evaluator), evaluator.key).z
-        generated = jax.lax.map(lambda z: self._decode(evaluator, params, z)[self.speech], latents)
+        generated = jax.lax.map(lambda z: evaluator.decode_sample(params, z)[self.speech], latents)
         recordings = self.audio.to_frames(batch[self.speech], batch[f"{self.speech}_mask"])
         frames = jnp.concatenate([generated, self.audio.to_log_mel(recordings)[None]])
         return jnp.moveaxis(frames, 0, 1), batch[self.text], batch[f"{self.text}_mask"]
@@ -126,12 +126,8 @@ class SpeechEvaluator:
         """Log-mel frames, and texts with their mask, generated from the latents ``batch["shared"] [B, D]``."""
         key = jax.random.fold_in(evaluator.key, batch["index"][0])
         z = evaluator.vae.decoder_latents(params, batch["shared"], key)
-        generated = self._decode(evaluator, params, z)
+        generated = evaluator.decode_sample(params, z)
         return generated[self.speech], generated[self.text], generated[f"{self.text}_mask"]
-
-    def _decode(self, evaluator: LatentEvaluator, params: Any, z: Any) -> dict[str, Any]:
-        """The likeliest data of every modality as a batch, from latents ``z [M, 1, B, D']``."""
-        return evaluator.to_batch(jax.tree.map(lambda x: x[0], evaluator.vae.decode(params, z, key=None)))
 
     def _transcribe(self, frames: np.ndarray, texts: list[str]) -> TranscribedSpeech:
         """Log-mel frames as sound, and what the recogniser hears in it."""

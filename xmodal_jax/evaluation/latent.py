@@ -307,6 +307,13 @@ class LatentEvaluator:
         """Generated data ``[B, ...]`` as a batch of data."""
         return as_batch(self.configs, dict(generated), end_id=self.end_id, pad_id=self.pad_id)
 
+    def decode_sample(self, params, z: Any) -> dict[str, Any]:
+        """The likeliest data of all modalities as a batch of N examples, decoded from ``z [modalities, 1, N, D']``: one
+        sample of the latents for each example."""
+        # Without a random key (None) texts and classes are the likeliest ones. Arrays [1, N, ...]: drop the first axis.
+        outputs = self.vae.decode(params, z, key=None)
+        return self.to_batch(jax.tree.map(lambda x: x[0], outputs))
+
     def encode(self, params, source: Source) -> SourceLatents:
         """Latents of all examples."""
         return self._predict_all(self._encode, params, {}, source)

@@ -33,14 +33,13 @@ def _dimension_numbers(spatial: int) -> tuple[str, str, str]:
     return (f"N{axes}C", f"{axes}IO", f"N{axes}C")
 
 
-def correlate(x: Array, kernel: Array, *, geometry: Geometry, groups: int = 1) -> Array:
-    """The convolution of ``x [N, *input_size, C]`` with ``kernel [*kernel_size, C // groups, O]``.
+def correlate(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
+    """The convolution of ``x [N, *input_size, C]`` with ``kernel [*kernel_size, C, O]``.
 
     Returns:
       ``[N, *output_size, O]``.
 
-    ``geometry`` has the sizes, the strides and the padding. With ``groups`` the channels are divided into as many
-    groups, each with its own part of the features.
+    ``geometry`` has the sizes, the strides and the padding.
     """
     return lax.conv_general_dilated(
         x,
@@ -48,7 +47,6 @@ def correlate(x: Array, kernel: Array, *, geometry: Geometry, groups: int = 1) -
         geometry.strides,
         geometry.padding,
         dimension_numbers=_dimension_numbers(len(geometry.strides)),
-        feature_group_count=groups,
     )
 
 

@@ -22,19 +22,12 @@ from xmodal_jax.core.collectives import AxisName, shard_examples
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.conv import Conv, ConvTranspose
-from xmodal_jax.nets.image import coordinate_channels, upsampling_stages
+from xmodal_jax.nets.image import concatenate_condition, coordinate_channels, upsampling_stages
 from xmodal_jax.nets.objects import BOX_SIZE, ObjectGenerator, ObjectPosterior
 from xmodal_jax.nets.r3gan import R3GANGenerator
 from xmodal_jax.types import Condition, ExampleKeys, Tokens
 
 MODULATIONS = ("fusion", "rms", "batch_norm")
-
-
-def concatenate_condition(
-    noise: Float[Array, "batch noise"], condition: Condition
-) -> Float[Array, "batch input"]:
-    """The noise, followed by the condition's vector if there is one."""
-    return noise if condition.vector is None else jnp.concatenate([noise, condition.vector], axis=-1)
 
 
 def batch_norm(keys, axis_name: AxisName, *, dtype=None, affine: bool = True, name: str) -> nn.BatchNorm:

@@ -15,7 +15,7 @@ from xmodal_jax.nets.dropout import Dropout, DropPath
 from xmodal_jax.nets.norm import GroupNorm
 from xmodal_jax.nets.pooling import max_pool
 from xmodal_jax.nets.transformer import PositionEmbedding, TransformerEncoder
-from xmodal_jax.types import ExampleKeys, Tokens
+from xmodal_jax.types import Condition, ExampleKeys, Tokens
 
 RESNET_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Blocks of the four stages, by the number of layers."""
@@ -198,6 +198,13 @@ def upsampling_stages(shape: tuple[int, int, int], part: str) -> int:
             f"a picture of {shape[0]} x {shape[1]} pixels cannot be halved: choose the {part} 'mlp'"
         )
     return stages
+
+
+def concatenate_condition(
+    noise: Float[Array, "batch noise"], condition: Condition
+) -> Float[Array, "batch input"]:
+    """The input of a generator: the noise, followed by the condition's vector if there is one."""
+    return noise if condition.vector is None else jnp.concatenate([noise, condition.vector], axis=-1)
 
 
 def coordinate_channels(

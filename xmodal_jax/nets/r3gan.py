@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from xmodal_jax.core.collectives import shard_examples
 from xmodal_jax.nets.conv import Conv
 from xmodal_jax.nets.dropout import Dropout
-from xmodal_jax.nets.image import check_no_mask, halvings, upsampling_stages
+from xmodal_jax.nets.image import check_no_mask, concatenate_condition, halvings, upsampling_stages
 from xmodal_jax.types import Condition, ExampleKeys, Tokens
 
 SLOPE = 0.2
@@ -126,6 +126,11 @@ class ResidualBlock(nn.Module):
         return shard_examples(x + y)
 
 
+def _linear(features: int, name: str, dtype: Any) -> nn.Dense:
+    """A linear map of the channels, without bias."""
+    return nn.Dense(features, use_bias=False, kernel_init=fan_in_normal(), dtype=dtype, name=name)
+
+
 class R3GANGenerator(nn.Module):
     """The generator of R3GAN: a learned feature map of the smallest size, scaled by noise and condition, then stages of
     growing size.
@@ -159,25 +164,21 @@ class R3GANGenerator(nn.Module):
         height, width, channels = self.shape
         doublings = upsampling_stages(self.shape, "generator")
         blocks = (doublings + 1) * self.depth
-        vector = noise if condition.vector is None else jnp.concatenate([noise, condition.vector], axis=-1)
         start = (height // 2**doublings, width // 2**doublings, self.width)
         basis = self.param("basis", nn.initializers.normal(1.0), start, jnp.float32)
-        linear = lambda features, name, dtype: nn.Dense(
-            features, use_bias=False, kernel_init=fan_in_normal(), dtype=dtype, name=name
-        )
-        scales = linear(self.width, "start", None)(vector)
+        scales = _linear(self.width, "start", None)(concatenate_condition(noise, condition))
         x = basis[None] * scales[:, None, None, :]
         for stage in range(doublings + 1):
             dtype = self.dtype if stage else None
             features = stage_features(self.width, self.wide_stages, stage, self.group_size)
             if x.shape[-1] != features:
                 # Before the resampling, with which a linear map of the channels commutes: a quarter of the pixels.
-                x = linear(features, f"channels_{stage}", dtype)(x)
+                x = _linear(features, f"channels_{stage}", dtype)(x)
             if stage:
                 x = upsample_smooth(x if dtype is None else x.astype(dtype))
             for block in range(self.depth):
                 x = ResidualBlock(blocks, self.group_size, dtype, name=f"block_{stage}_{block}")(x)
-        x = linear(channels, "pixels", self.dtype)(x).astype(jnp.float32)
+        x = _linear(channels, "pixels", self.dtype)(x).astype(jnp.float32)
         return x if keys is not None else jnp.clip(x, -1.0, 1.0)
 
 
@@ -213,19 +214,16 @@ class R3GANEncoder(nn.Module):
         check_no_mask(mask)
         doublings = halvings(inputs.shape[1:3])
         blocks = (doublings + 1) * self.depth
-        linear = lambda features, name, dtype: nn.Dense(
-            features, use_bias=False, kernel_init=fan_in_normal(), dtype=dtype, name=name
-        )
         sizes = [
             stage_features(self.width, self.wide_stages, stage, self.group_size)
             for stage in range(doublings + 1)
         ]
-        x = linear(sizes[-1], "pixels", self.dtype if doublings else None)(inputs)
+        x = _linear(sizes[-1], "pixels", self.dtype if doublings else None)(inputs)
         for stage in reversed(range(doublings + 1)):
             dtype = self.dtype if stage else None
             x = x if stage or self.dtype is None else x.astype(jnp.float32)
             if x.shape[-1] != sizes[stage]:
-                x = linear(sizes[stage], f"channels_{stage}", dtype)(x)
+                x = _linear(sizes[stage], f"channels_{stage}", dtype)(x)
             for block in range(self.depth):
                 x = ResidualBlock(blocks, self.group_size, dtype, name=f"block_{stage}_{block}")(x)
             if stage:

@@ -37,6 +37,11 @@ def time_grid(steps: int, *, shift: float = 1.0) -> Float[Array, "times"]:
     return shift_times(jnp.linspace(0.0, 1.0, steps + 1), shift)
 
 
+def times_from(start: Float[Array, "batch"], grid: Float[Array, "times"]) -> Float[Array, "times batch"]:
+    """A grid of times from 0 to 1, as times from each example's ``start`` to 1."""
+    return start[None] + (1.0 - start[None]) * grid[:, None]
+
+
 def shift_times(t: Float[Array, "*shape"], shift: float) -> Float[Array, "*shape"]:
     """``t / (t + shift (1 - t))``; see `time_grid`."""
     return t if shift == 1.0 else t / (t + shift * (1.0 - t))

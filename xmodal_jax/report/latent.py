@@ -149,17 +149,15 @@ def _make_decoder(evaluator: LatentEvaluator, *, sample_private: bool):
     def decode(params, shared):
         """All modalities of N examples, from shared latents ``[N, D]``."""
         z = evaluator.vae.decoder_latents(params, shared, key)
-        return _decode_one_sample(evaluator, params, z)
+        return evaluator.decode_sample(params, z)
 
     return jax.jit(decode)
 
 
-def _decode_one_sample(evaluator: LatentEvaluator, params: Any, z: Any) -> dict[str, Any]:
-    """All modalities as a batch of N examples, decoded from ``z [modalities, 1, N, D']``: one sample of the latents for
-    each example."""
-    # Without a random key (None) texts and classes are the likeliest ones. Arrays [1, N, ...]: drop the first axis.
-    outputs = evaluator.vae.decode(params, z, key=None)
-    return evaluator.to_batch(jax.tree.map(lambda x: x[0], outputs))
+def read_batch(evaluator: LatentEvaluator, source: Source, indices: np.ndarray) -> dict[str, Any]:
+    """The examples ``indices`` of ``source`` as a batch of the model, numbered from 0."""
+    batch = {**source.batch(indices), "index": np.arange(len(indices), dtype=np.int32)}
+    return numeric_fields(batch if evaluator.transform is None else evaluator.transform(batch))
 
 
 def add_translations(
@@ -178,17 +176,14 @@ def add_translations(
     cells of the table.
     """
     indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
-    batch = {**source.batch(indices), "index": np.arange(count, dtype=np.int32)}
-    if evaluator.transform is not None:
-        batch = evaluator.transform(batch)
-    batch = numeric_fields(batch)
+    batch = read_batch(evaluator, source, indices)
     names, total = evaluator.modalities, len(evaluator.modalities)  # total: M modalities
     # The observed modalities, [subsets, modalities]: each one alone, and all of them (the same if there is only one).
     observed = np.concatenate([np.eye(total, dtype=bool), np.ones((int(total > 1), total), bool)])
     titles = [f"from {m}" for m in names] + ["from all"] * (total > 1)
     # [subsets, modalities, 1, count, D']: the latents that each modality is decoded from.
     latents = jax.jit(evaluator.vae.infer)(params, batch, observed, evaluator.key).z
-    decode = jax.jit(lambda params, z: _decode_one_sample(evaluator, params, z))
+    decode = jax.jit(evaluator.decode_sample)
     generated = [jax.tree.map(np.asarray, decode(params, z)) for z in latents]  # a batch for each subset
     real, rows = with_frames(evaluator, batch), []
     for k in range(count):

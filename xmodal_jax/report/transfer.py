@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.data.pipeline import numeric_fields
 from xmodal_jax.data.source import Source
 from xmodal_jax.evaluation.generated_speech import complete_examples
 from xmodal_jax.evaluation.latent import LatentEvaluator, LatentResults
@@ -18,7 +17,7 @@ from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.evaluation.speech import TranscribedSpeech
 from xmodal_jax.metrics.text import align_words
 from xmodal_jax.models.flow.multimodal import MultimodalFlow
-from xmodal_jax.report.latent import ExampleRenderer, add_latent, make_renderer, with_frames
+from xmodal_jax.report.latent import ExampleRenderer, add_latent, make_renderer, read_batch, with_frames
 from xmodal_jax.report.page import Audio, MarkedText, Report
 from xmodal_jax.types import kind_of
 
@@ -67,8 +66,7 @@ def add_transfers(
 def read_examples(evaluator: LatentEvaluator, source: Source, count: int) -> dict[str, Any]:
     """A batch of ``count`` examples of ``source`` (fewer if it has fewer), evenly spread."""
     indices = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64))
-    batch = {**source.batch(indices), "index": np.arange(len(indices), dtype=np.int32)}
-    return numeric_fields(batch if evaluator.transform is None else evaluator.transform(batch))
+    return read_batch(evaluator, source, indices)
 
 
 def neighbours(names: list[str]) -> list[tuple[str, str]]:
@@ -92,7 +90,7 @@ def add_modality_transfer(
     sources = list(dict.fromkeys(a for a, _ in pairs))
     observed = np.array([[m == a for m in names] for a in sources])
     latents = jax.jit(evaluator.vae.infer)(params, batch, observed, evaluator.key).z
-    decode = jax.jit(lambda params, z: _decode(evaluator, params, z))
+    decode = jax.jit(evaluator.decode_sample)
     generated = {a: decode(params, z) for a, z in zip(sources, latents, strict=True)}
     rows = [
         [f"{a} to {b}", *(renderer.cell(*cell, k) for cell in ((a, batch), (b, generated[a]), (b, batch)))]
@@ -119,7 +117,7 @@ def add_style_transfer(
     def edit(params, batch, observed, edited):
         """All modalities by strength, as batches stacked along the first axis."""
         change = lambda start: flow.edit(params, batch, observed, edited, evaluator.key, start=start).z
-        return jax.lax.map(lambda start: _decode(evaluator, params, change(start)), starts)
+        return jax.lax.map(lambda start: evaluator.decode_sample(params, change(start)), starts)
 
     images, rows = [m for m in names if kind_of(m) == "image"], []
     for name in (m for m in names if kind_of(m) in ("image", "audio")):
@@ -152,11 +150,6 @@ def next_condition(batch: Mapping[str, Any], condition: str) -> dict[str, Any]:
     """The batch, with the modality ``condition`` of the next example for each one."""
     fields = {k: np.roll(batch[k], -1, axis=0) for k in (condition, f"{condition}_mask") if k in batch}
     return {**batch, **fields}
-
-
-def _decode(evaluator: LatentEvaluator, params: Any, z: Any) -> dict[str, Any]:
-    """All modalities as a batch, from latents ``z [M, 1, N, D']``."""
-    return evaluator.to_batch(jax.tree.map(lambda x: x[0], evaluator.vae.decode(params, z, key=None)))
 
 
 def _render(renderer: ExampleRenderer, name: str, batch: Mapping[str, Any], index: int) -> Any:

@@ -258,10 +258,7 @@ class CodeFlow:
 
         starts = start_times(start, keys.shape[0])
         x = {m: jnp.where(is_edited[m], interpolate(codes[m], noise[m], starts), fixed[m]) for m in noise}
-        grid = ode.time_grid(c.steps)
-        if jnp.ndim(start):
-            start, grid = start[None], grid[:, None]  # times [steps + 1, B]
-        times = start + (1.0 - start) * grid
+        times = ode.times_from(starts, ode.time_grid(c.steps))
         return ode.solve(velocity, x, times, solver=c.solver)
 
     def _velocities(self, params: Params, inputs: list[tuple[Codes, Float[Array, "m batch"]]]) -> list[Codes]:

@@ -81,8 +81,7 @@ class _FixedSteps(SamplerConfig):
           correct: ``correct(z, t [B])`` replaces the states after every step; None: nothing does.
         """
         grid = ode.time_grid(self.steps, shift=self.shift)
-        start = jnp.broadcast_to(jnp.asarray(start, jnp.float32), (z.shape[0],))
-        times = start[None] + (1.0 - start[None]) * grid[:, None]  # [steps + 1, B]
+        times = ode.times_from(start_times(start, z.shape[0]), grid)
         return ode.solve(velocity, z, times, solver=self.solver, correct=correct)
 
 
@@ -156,9 +155,8 @@ class JumpSampler(SamplerConfig):
 
     def sample(self, mean_velocity, z, *, start=0.0, correct=None) -> Array:
         """As `EulerSampler.sample`, with ``mean_velocity(z, t, r)``, the mean velocity from t to r."""
-        start = jnp.broadcast_to(jnp.asarray(start, jnp.float32), (z.shape[0],))
-        fractions = jnp.linspace(0.0, 1.0, self.steps + 1)
-        times = start[None] + (1.0 - start[None]) * fractions[:, None]
+        grid = jnp.linspace(0.0, 1.0, self.steps + 1)
+        times = ode.times_from(start_times(start, z.shape[0]), grid)
 
         def body(z, interval):
             t, r = interval

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from xmodal_jax.train.muon import newton_schulz
+from xmodal_jax.train.muon import matrix_axes, newton_schulz
 from xmodal_jax.train.optim import Optimizer, learning_rate_schedule, make_optimizer, resolve_lr_multipliers
 
 
@@ -59,6 +59,12 @@ def orthogonalised(matrix):
         a = x @ x.T
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     return 0.2 * np.sqrt(max(matrix.shape)) * x
+
+
+def test_muon_knows_the_matrices_of_stacked_transformers():
+    path = "experts_text_11/features/encoder/{}attention/qkv/kernel"
+    assert matrix_axes(path.format(""), 5) == ((0, 2), (1,), (3, 4))  # [modalities, inputs, 3, heads, head width]
+    assert matrix_axes(path.format("layers/"), 6) == ((0, 1, 3), (2,), (4, 5))  # [modalities, layers, ...]
 
 
 def test_muon_orthogonalises_each_matrix_and_moves_the_rest_like_adam():

@@ -32,6 +32,25 @@ def map_with_name(fn: Callable[[str, Array], Array], tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(path_name(path), leaf), tree)
 
 
+_STACKS = re.compile(
+    r"(?:^|/)(?:layers|(?:experts|trunks|decoders|projections|classifiers)_[^/]+|\w+_of_each|rises_\d+|deepest"
+    r"|level_experts_\d+)(?=/)"
+)
+"""Modules of equal networks, such as the layers of a scanned transformer, or one network for each modality."""
+
+
+def stack_rank(path: str) -> int:
+    """How many of a parameter's first axes number equal networks: one for each module in its path whose parameters are
+    stacked, which are scanned layers (``layers``) and the networks of several modalities
+    (`models.vae.networks.stack_modalities`).
+
+    ::
+
+        stack_rank("encoder/layers/mlp/kernel")  # 1: [layers, inputs, outputs]
+    """
+    return len(_STACKS.findall(path))
+
+
 def match_names(pattern: str, tree: PyTree, *, what: str = "pattern") -> PyTree:
     """A tree of bools with the structure of ``tree``: whether a regular expression is found in each array's path.
 

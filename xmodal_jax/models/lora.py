@@ -52,10 +52,11 @@ class LoRA:
 def _matrix_sizes(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
     """``(leading axes, inputs, outputs)``: a kernel's shape, seen as that of a matrix ``[inputs, outputs]``.
 
-    The kernels of scanned layers are stacked along one leading axis. The kernel of attention's output projection has
-    two input axes, ``[heads, head size, outputs]``; all others have one.
+    The kernels of scanned layers, and of the networks of several modalities, are stacked along leading axes
+    (`core.trees.stack_rank`). The kernel of attention's output projection has two input axes, ``[heads, head size,
+    outputs]``; all others have one.
     """
-    leading_axes = 1 if "/layers/" in path else 0
+    leading_axes = trees.stack_rank(path)
     input_axes = 2 if path.endswith("attention/out/kernel") else 1
     matrix_shape = shape[leading_axes:]
     if len(matrix_shape) <= input_axes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -36,13 +35,12 @@ def matrix_axes(name: str, rank: int) -> Axes | None:
     ``rank``: its number of axes.
 
     A convolution is one matrix, whose inputs are those of the whole window. Query, key and value are three, and the
-    layers of a scanned transformer one each. None for parameters that Muon does not suit: vectors, and embeddings, of
+    layers of a scanned transformer one each, as are the networks of several modalities (`core.trees.stack_rank`). None for parameters that Muon does not suit: vectors, and embeddings, of
     which a batch uses some entries only.
     """
     *_, layer, leaf = ["", *name.split("/")]
-    # Scanned layers are stacked along the first axis.
-    stack_rank = 1 if re.search(r"(^|/)layers/", name) else 0
-    stack, axes = tuple(range(stack_rank)), tuple(range(stack_rank, rank))
+    first = trees.stack_rank(name)
+    stack, axes = tuple(range(first)), tuple(range(first, rank))
     if leaf != "kernel" or len(axes) < 2:
         return None
     if layer in ("qkv", "key_value"):  # [inputs, 3 or 2, heads, head width]

@@ -31,6 +31,7 @@ from xmodal_jax.models.vae.multimodal_models import MoPoEConfig, MultimodalVAEMo
 from xmodal_jax.nets.decoders import ParallelDecoderConfig
 from xmodal_jax.probability.posteriors import all_subsets
 from xmodal_jax.train import step
+from xmodal_jax.train.muon import matrix_axes
 from xmodal_jax.train.optim import Optimizer
 
 TWO_STAGES = [name for name, model in MODELS.items() if model.initial_fraction]
@@ -375,3 +376,27 @@ def test_a_prediction_is_the_mean_code_of_all_that_is_there():
     codes = jax.jit(lambda params, batch: vae.infer(params, batch, jnp.ones(3, bool), None))(params, batch)
     latent = jax.jit(vae.method.predict)(params, batch)["latent"]
     np.testing.assert_array_equal(latent, codes.shared[0])
+
+
+def shapes_with(images, model):
+    """Shapes of a model's parameters, by path, with as many images and the class."""
+    config, names = config_of(model), tuple(f"image_{k}" for k in range(images))
+    batch = make_batch(1)
+    batch = {**batch, **dict.fromkeys(names, batch["image_0"])}
+    batch["present"] = dict.fromkeys((*names, "label"), batch["present"]["label"])
+    vae = make_multimodal_vae(config, sizes_of(batch, (*names, "label"), config, classes=CLASSES))
+    return {name: x.shape for name, x in named(jax.eval_shape(vae.method.init, KEY, batch)).items()}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_muon_orthogonalises_the_matrix_of_each_modality(model):
+    two, three = shapes_with(2, model), shapes_with(3, model)
+    for name, shape in two.items():
+        grown = [axis for axis, sizes in enumerate(zip(shape, three[name], strict=True)) if len({*sizes}) > 1]
+        axes = matrix_axes(name, len(shape))
+        if axes and grown and not name.startswith("joint_moments"):  # whose inputs are all modalities
+            assert grown == [0] == list(axes.stack), name
+        elif axes and "_label_" in name:  # a stack of one
+            assert axes.stack == (0,), name
+        elif axes:
+            assert axes.stack == (), name

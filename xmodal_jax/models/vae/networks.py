@@ -102,7 +102,8 @@ class NetworkConfig:
 
 def stack_modalities(module: type, *methods: str) -> Any:
     """The Flax module, vectorised over modalities: parameters, inputs and outputs get a leading axis over modalities,
-    in ``__call__`` and in the further ``methods``."""
+    in ``__call__`` and in the further ``methods``. By its name `core.trees.stack_rank` has to know that the module's
+    parameters are stacked."""
     return nn.vmap(
         module, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=0, out_axes=0,
         methods=["__call__", *methods],

@@ -63,7 +63,11 @@ def orthogonalised(matrix):
 
 def test_muon_knows_the_matrices_of_stacked_transformers():
     path = "experts_text_11/features/encoder/{}attention/qkv/kernel"
-    assert matrix_axes(path.format(""), 5) == ((0, 2), (1,), (3, 4))  # [modalities, inputs, 3, heads, head width]
+    assert matrix_axes(path.format(""), 5) == (
+        (0, 2),
+        (1,),
+        (3, 4),
+    )  # [modalities, inputs, 3, heads, head width]
     assert matrix_axes(path.format("layers/"), 6) == ((0, 1, 3), (2,), (4, 5))  # [modalities, layers, ...]
 
 

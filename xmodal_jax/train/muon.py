@@ -35,8 +35,8 @@ def matrix_axes(name: str, rank: int) -> Axes | None:
     ``rank``: its number of axes.
 
     A convolution is one matrix, whose inputs are those of the whole window. Query, key and value are three, and the
-    layers of a scanned transformer one each, as are the networks of several modalities (`core.trees.stack_rank`). None for parameters that Muon does not suit: vectors, and embeddings, of
-    which a batch uses some entries only.
+    layers of a scanned transformer one each, as are the networks of several modalities (`core.trees.stack_rank`). None
+    for parameters that Muon does not suit: vectors, and embeddings, of which a batch uses some entries only.
     """
     *_, layer, leaf = ["", *name.split("/")]
     first = trees.stack_rank(name)

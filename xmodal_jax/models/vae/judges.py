@@ -75,7 +75,9 @@ class _Classifiers(nn.Module):
         outputs = []
         for k, group in enumerate(self.groups):
             features = self.modalities[group.kind].features(group.size, self.hidden, name=f"Features_{k}")
-            classifiers = stack_modalities(_Classifier)(features, self.classes, name=f"classifiers_{group.name}")
+            classifiers = stack_modalities(_Classifier)(
+                features, self.classes, name=f"classifiers_{group.name}"
+            )
             x, mask = stack_group(group, inputs.inputs)
             outputs.append(classifiers(x, mask, modality_keys(keys, group.names)))
         # Concatenates the groups along the axis of modalities, and moves this axis behind that of examples.

@@ -54,7 +54,7 @@ def test_a_new_form_is_one_entry(monkeypatch):
 def test_what_is_no_form_lists_those_that_are(spec):
     with pytest.raises(
         ValueError,
-        match="use shapes, tfds:NAME, folder:PATH, tar:SHARDS, parquet:PATH, .* hub:NAME, npz:PATH, .* or poly",
+        match="use shapes, tfds:NAME, folder:PATH, tar:SHARDS, parquet:PATH, .* hub:NAME, npz:PATH, .* or stacked",
     ):
         open_source(spec)
 

@@ -164,7 +164,7 @@ def test_mistakes():
         Loader(numbers(3), batch_size=4, seed=0, shard=(2, 2))
     for spec in ("imagenet", "tfds:", "http://x"):
         with pytest.raises(
-            ValueError, match="use shapes, tfds:NAME, folder:PATH, .*spoken:FILE or poly:SPEC"
+            ValueError, match="use shapes, tfds:NAME, folder:PATH, .*spoken:FILE, poly:SPEC or stacked:SPEC"
         ):
             open_source(spec)
     with pytest.raises(ValueError, match="prompt must contain"):

@@ -18,10 +18,12 @@ from xmodal_jax.data.media import Fit, Resample
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import load_npz
+from xmodal_jax.data.sources.digits import load_digits
 from xmodal_jax.data.sources.folder import FolderSource
 from xmodal_jax.data.sources.parquet import HubSource, ParquetSource, SavedSource
 from xmodal_jax.data.sources.poly import PolySource
 from xmodal_jax.data.sources.spoken import SpokenLines
+from xmodal_jax.data.sources.stacked import StackedSource
 from xmodal_jax.data.sources.tar import TarSource
 from xmodal_jax.data.sources.tfds import TfdsSource
 from xmodal_jax.data.split_names import parse_part, splits_overlap
@@ -107,12 +109,13 @@ class DataOptions:
     """Template of a caption, with {} for the class name, for a data set with labels but no captions. None: a template
     that suits the data set, usually "a photo of a {}"."""
     train_size: int | None = None
-    """Number of training examples of a generated data set (shapes, spoken:FILE, poly:SPEC). For shapes the number of
-    scenes (None: 10,000); for spoken:FILE the number of utterances (None: one for each training line of FILE); for
-    poly:SPEC the largest number, as a random subset (None: all). The test splits of shapes and spoken:FILE have as
-    many, but at most 600."""
+    """Number of training examples of a generated data set (shapes, spoken:FILE, poly:SPEC, stacked:SPEC). For shapes
+    the number of scenes (None: 10,000); for spoken:FILE the number of utterances (None: one for each training line of
+    FILE); for poly:SPEC the largest number, as a random subset (None: all); for stacked:SPEC the number of stacks
+    (None: 50,000). The test splits of shapes, spoken:FILE and stacked:SPEC have as many, but at most 600."""
     data_seed: Advanced[int] = 0
-    """Random seed of generated data (shapes, spoken:FILE, poly:SPEC) and of the choice of missing modalities."""
+    """Random seed of generated data (shapes, spoken:FILE, poly:SPEC, stacked:SPEC) and of the choice of missing
+    modalities."""
     views: Advanced[int] = 5
     """Number of image modalities in each example of poly:SPEC."""
     missing: float = 0.0
@@ -276,6 +279,12 @@ FORMS: dict[str, Form] = {
         load_npz,
         ("modalities", "image_size", "bad_examples"),
     ),
+    "digits": Form(
+        "",
+        "handwritten digits of 8x8 pixels, which come with scikit-learn; nothing to download",
+        load_digits,
+        ("image_size", "channels", "resample", "modalities"),
+    ),
     "spoken": Form(
         "FILE",
         "the lines of a text file, spoken here in many voices",
@@ -289,6 +298,15 @@ FORMS: dict[str, Form] = {
         PolySource,
         ("views", "seed", "modalities", "progress"),
         fixed={"channels": "is drawn in 3 colour channels"},
+        derived=True,
+    ),
+    "stacked": Form(
+        "SPEC",
+        "images of many modes: three of any of the above that has images and labels are the colour channels of one: "
+        "stacked:digits",
+        StackedSource,
+        ("size", "seed", "modalities", "progress"),
+        fixed={"channels": "has 3 colour channels, each an image"},
         derived=True,
     ),
 }  # fmt: skip
@@ -366,7 +384,7 @@ def read_split(spec: str, split: str, options: DataOptions, bad_examples: BadExa
                 f"--data {spec_of(name)} {reason}: leave {option} (--{option.replace('_', '-')})."
             )
     if form.derived:
-        return _read_images(argument, split, options, bad_examples)
+        return _read_images(name, argument, split, options, bad_examples)
     arguments = (argument,) if form.argument else ()
     return form.open(*arguments, split=split, **_keywords(form, split, options, bad_examples))
 
@@ -392,18 +410,18 @@ def _keywords(
     return {name: values[name] for name in form.options if values[name] is not None}
 
 
-def _read_images(spec: str, split: str, options: DataOptions, bad_examples: BadExamples) -> Source:
-    """The labelled images from which a derived data set is made; a random ``options.train_size`` of them for
-    training."""
-    name = spec.partition(":")[0]
-    if name == "spoken" or (name in FORMS and FORMS[name].derived):
+def _read_images(name: str, spec: str, split: str, options: DataOptions, bad_examples: BadExamples) -> Source:
+    """The labelled images ``spec`` from which the derived form ``name`` makes a data set; a random
+    ``options.train_size`` of them for training, unless that is the size of the data set made of them."""
+    origin = spec.partition(":")[0]
+    if origin == "spoken" or (origin in FORMS and FORMS[origin].derived):
         raise ValueError(
-            f"--data poly:{spec} is not understood: poly: needs a data set of labelled images, such as "
-            "poly:tfds:mnist, poly:folder:PATH or poly:npz:PATH."
+            f"--data {name}:{spec} is not understood: {name}: needs a data set of labelled images, such as "
+            f"{name}:tfds:mnist, {name}:folder:PATH or {name}:npz:PATH."
         )
     images = dataclasses.replace(options, modalities=("image",), train_size=None)
     source = read_split(spec, split, images, bad_examples)
-    if split != "train" or options.train_size is None:
+    if split != "train" or options.train_size is None or "size" in FORMS[name].options:
         return source
     chosen = np.random.default_rng(options.data_seed).permutation(len(source))[: options.train_size]
     return Subset(source, np.sort(chosen))

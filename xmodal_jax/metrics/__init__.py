@@ -33,6 +33,7 @@ from xmodal_jax.metrics.information_gain import (
 )
 from xmodal_jax.metrics.intervals import Interval, bootstrap_interval
 from xmodal_jax.metrics.latent import alignment, modality_gap, uniformity
+from xmodal_jax.metrics.modes import ModeCoverage, mode_coverage
 from xmodal_jax.metrics.neighbours import (
     DensityCoverage,
     Neighbours,
@@ -57,6 +58,7 @@ __all__ = [
     "DCI",
     "DensityCoverage",
     "MeanStd",
+    "ModeCoverage",
     "Moments",
     "Neighbours",
     "PrecisionRecall",
@@ -86,6 +88,7 @@ __all__ = [
     "mel_distance",
     "merge_moments",
     "modality_gap",
+    "mode_coverage",
     "moments",
     "mse",
     "mutual_information_gap",

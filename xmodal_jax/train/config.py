@@ -34,8 +34,9 @@ class DataConfig:
 
     data: DataSpec = "shapes"
     """Data set: ``shapes`` (embedded), ``folder:PATH``, ``tar:SHARDS``, ``parquet:PATH``, ``arrow:PATH``, ``hub:NAME``,
-    ``npz:PATH``, ``tfds:NAME``, ``spoken:FILE`` or ``poly:SPEC``; docs/data.md describes each. Several are mixed, each
-    with modalities and options of its own: ``folder:A 'shapes?modalities=text,audio'``."""
+    ``npz:PATH``, ``tfds:NAME``, ``digits``, ``spoken:FILE``, ``poly:SPEC`` or ``stacked:SPEC``; docs/data.md describes
+    each. Several are mixed, each with modalities and options of its own:
+    ``folder:A 'shapes?modalities=text,audio'``."""
     input: DataFlags = DataOptions()
     """Options of the data set: number of examples, modalities, sizes of images, length of audio. Their flags have no
     prefix (``--train-size``)."""

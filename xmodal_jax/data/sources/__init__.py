@@ -14,5 +14,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "tfds": "TfdsSource Adapter ADAPTERS find_prepared",
         "spoken": "SpokenLines",
         "poly": "PolySource overlay",
+        "stacked": "StackedSource",
+        "digits": "load_digits",
+        "gray_images": "read_gray_images",
     },
 )

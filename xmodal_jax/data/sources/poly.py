@@ -6,15 +6,14 @@ After PolyMNIST (Sutter, Daunhawer and Vogt 2021, arXiv:2105.02470, section 4).
 from __future__ import annotations
 
 import numpy as np
-from tqdm import tqdm
 
 from xmodal_jax.data.shapes.scenes import uniform
 from xmodal_jax.data.shapes.textures import texture
 from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.sources.gray_images import read_gray_images
 
 TEXTURE_SIDE = 160
 """Smallest side of the textures that backgrounds are cropped from, pixels."""
-_CHUNK = 512
 
 
 def overlay(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -68,13 +67,9 @@ class PolySource(Source):
         unknown = [m for m in modalities or () if m not in available]
         if unknown or modalities == ():
             raise ValueError(f"modalities must be some of {', '.join(available)}; got {modalities!r}")
-        if "image" not in source.modalities:
-            raise ValueError(
-                f"views are made of a data set with images; this one has {', '.join(source.modalities)}"
-            )
         self.modalities = tuple(m for m in available if modalities is None or m in modalities)
         self.class_names, self.seed, self.split = source.class_names, seed, split
-        self._gray, self.labels = _read_gray(source, progress)
+        self._gray, self.labels = read_gray_images(source, "views", progress)
         _, class_index, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
         self._sorted = np.argsort(class_index, kind="stable")  # the examples sorted by class
         class_start = np.cumsum(counts) - counts
@@ -138,34 +133,3 @@ class PolySource(Source):
         for m in self.modalities:
             batch[m] = overlay(self._gray[self.source_examples(m, index)], self.backgrounds(m, index))
         return batch
-
-
-def _read_gray(source: Source, progress: bool) -> tuple[np.ndarray, np.ndarray]:
-    """All images in gray levels, uint8 ``[N, H, W]``, and their labels, int32 ``[N]``."""
-    absent = np.flatnonzero(~source.presence()["image"])
-    if absent.size:
-        raise ValueError(
-            f"views need an image in every example; {absent.size} have none, the first is number {absent[0]}: "
-            "leave them out of the data set"
-        )
-    images, labels = [], []
-    starts = range(0, len(source), _CHUNK)
-    for start in tqdm(starts, desc="reading the images", unit="chunk", disable=not progress):
-        batch = source.batch(np.arange(start, min(start + _CHUNK, len(source))))
-        if "label" not in batch:
-            raise ValueError(
-                "views need labels, for they show examples of one class; this data set has none: add a field label"
-            )
-        labels.append(np.asarray(batch["label"], np.int32))
-        image = batch["image"]
-        # The mean over colours, rounded, without a copy in floating point.
-        count = image.shape[-1]
-        images.append(((image.sum(axis=-1, dtype=np.uint32) * 2 + count) // (2 * count)).astype(np.uint8))
-    labels = np.concatenate(labels)
-    unknown = np.flatnonzero(labels < 0)
-    if unknown.size:
-        raise ValueError(
-            f"views need the label of every example; {unknown.size} of {labels.size} have none (-1), the first is "
-            f"number {unknown[0]}: label them or leave them out of the data set"
-        )
-    return np.concatenate(images), labels

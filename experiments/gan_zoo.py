@@ -21,6 +21,7 @@ from xmodal_jax.core import runtime
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.evaluation.image_judge import load_judge
+from xmodal_jax.evaluation.learning import LearningEvaluation
 from xmodal_jax.experiment import describe_spec, run_experiment, run_for_equal_time, write_report
 from xmodal_jax.models import gan as gans
 from xmodal_jax.models.flow.config import with_condition_like
@@ -50,6 +51,7 @@ class Config(text_to_image_gan.Config):
     batch_size: int = 64
     eval_every: int = 0
     seeds: int = 3
+    learning: LearningEvaluation = LearningEvaluation(seeds=1, ratios=())
     on_divergence: Advanced[Literal["stop", "drop"]] = "drop"
     model: gans.GANConfig = gans.GANConfig(
         condition=gans.SentenceCondition(auxiliary_weight=0.0, text=TextTransformerConfig(width=64, depth=1)),
@@ -104,9 +106,8 @@ def main(config: Config) -> None:
     if not run.writes:
         return
     metrics = {key: value for each in runs for key, value in each.metrics.items()}
-    title = "Objectives of the conditional GAN"
     details = f"{describe_spec(config.data)} · {config.steps} steps of each GAN"
-    totals = dict(seeds=config.all_seeds, steps=config.steps)
+    title, totals = "Objectives of the conditional GAN", dict(seeds=config.all_seeds, steps=config.steps)
     with write_report(run, title, details, metrics, timer, bad_examples, **totals) as report:
         report.headline = [key for key in metrics if key.endswith("/judge_kernel_distance")][:4]
         comparison.add_comparison(report, "The judge's scores on unseen captions", runs, seeds=config.seeds)

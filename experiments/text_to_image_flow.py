@@ -20,6 +20,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation.image_judge import JudgeReport, load_judge
 from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator, image_sizes
+from xmodal_jax.evaluation.learning import LearningEvaluation, image_learning
 from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.experiment import evaluate_seeds, last_losses, make_loader, start, subtitle, write_report
 from xmodal_jax.models.flow import FlowConfig, FlowMatching, HeunSampler, make_flow
@@ -44,6 +45,8 @@ class Config(RunConfig):
     eval_every: int = 2500
     judge: pathlib.Path | None = None
     """Directory of a run of captioning.py, whose captioner scores the generated images; None: no such scores."""
+    learning: LearningEvaluation = LearningEvaluation()
+    """What classifiers learn from generated images; --learning.steps 0: it is not measured."""
     model: FlowConfig = FlowConfig(
         objective=FlowMatching(prediction="data", time_mean=-1.2, time_std=0.8),
         network=DiTConfig(width=96, depth=3),
@@ -74,6 +77,7 @@ def main(config: Config) -> None:
     flow = make_flow(config.model, **sizes)
     generator = ImageGenerator(flow.method, tokenize, noise=flow.dimensions)
     generate = SplitImageGenerator(generator, references, seed=config.seed)
+    learn = image_learning(config.learning, splits, generator, config.model.condition, seed=config.seed)
     history = SampleHistory(run.path / "samples", generator, generate.conditions["test"], seed=config.seed)
 
     def validate(params):
@@ -89,17 +93,17 @@ def main(config: Config) -> None:
 
     # Test: an image for every caption of every split, or for the first caption of every picture.
     def test(params):
-        """``(metrics, images of the split "test")``."""
-        images = {name: generate(params, name) for name in splits.tests}
-        return judge.scores(images), images["test"]
+        """``(metrics, images of the split "test" and what was learned)``."""
+        images, learned = {name: generate(params, name) for name in splits.tests}, learn(params)
+        return judge.scores(images) | learned.metrics, (images["test"], learned)
 
-    metrics, images = evaluate_seeds(test, result, timer)
+    metrics, (images, learned) = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
-    metrics = metrics or last_losses(run)  # without a judge there are no scores
+    metrics = metrics or last_losses(run)  # without a judge and classes there are no scores
     title, details = "Images from captions, by a flow", subtitle(config, result, shown="images")
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        add_scores(report, metrics)
+        add_scores(report, metrics, learned)
         add_images(report, run, generate, result.params[0], references["test"], images, judge, history)
         add_flow_images(report, flow, generate, result.params[0], references["test"], judge)
 

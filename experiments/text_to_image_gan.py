@@ -21,6 +21,7 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_tokenizer, open_splits
 from xmodal_jax.evaluation.image_judge import JudgeReport, load_judge
 from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator, image_sizes
+from xmodal_jax.evaluation.learning import LearningEvaluation, image_learning
 from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.experiment import evaluate_seeds, last_losses, make_loader, start, subtitle, write_report
 from xmodal_jax.models import gan as gans
@@ -47,14 +48,14 @@ class Config(FrozenNetworksConfig):
     eval_every: int = 1400
     judge: pathlib.Path | None = None
     """Directory of a run of captioning.py, whose captioner scores the generated images; None: no such scores."""
+    learning: LearningEvaluation = LearningEvaluation()
+    """What classifiers learn from generated images; --learning.steps 0: it is not measured."""
     model: gans.GANConfig = gans.GANConfig(
-        condition=gans.WordsCondition(auxiliary_weight=0.0),
-        generator=ObjectGeneratorConfig(noise=12),
+        condition=gans.WordsCondition(auxiliary_weight=0.0), generator=ObjectGeneratorConfig(noise=12),
         discriminator=ConvNetConfig(width=32, norm="none"), penalty=gans.R1Penalty(5.0, every=4),
         reconstruction=gans.Reconstruction(
             30.0, ConvNetConfig(width=64, norm="none", token_positions=True), kl_weight=8.0
-        ),
-        features=gans.FrozenFeatures(perceptual_weight=10.0, redescription_weight=5.0),
+        ), features=gans.FrozenFeatures(perceptual_weight=10.0, redescription_weight=5.0),
     )  # fmt: skip
     """Networks and losses of the GAN."""
     optimizer: GANOptimizer = GANOptimizer(
@@ -71,14 +72,12 @@ def main(config: Config) -> None:
     # Data: captions or labels, and their images.
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
-        tokenize = frozen.tokenize
-        if tokenize is not None:
+        if (tokenize := frozen.tokenize) is not None:
             tokenize.bad_examples = bad_examples  # which notes the captions that are cut
-        if tokenize is None and "text" in splits.train.modalities:
+        elif "text" in splits.train.modalities:
             tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
-        loader = make_loader(
-            config, splits.train, tokenize, bad_examples=bad_examples, repeats=config.model.d_steps
-        )
+        options = dict(bad_examples=bad_examples, repeats=config.model.d_steps)
+        loader = make_loader(config, splits.train, tokenize, **options)
         evaluated = {**splits.tests, "validation": splits.validation}
         references = {name: ReferenceTexts(split, one_per_picture=True) for name, split in evaluated.items()}
         judge = JudgeReport(captioner, splits.train, references)
@@ -88,6 +87,7 @@ def main(config: Config) -> None:
     gan = gans.make_gan(config.model, **sizes, **frozen.gan_arguments(sizes["shape"]))
     generator = ImageGenerator(gan, tokenize, noise=config.model.generator.noise)
     generate = SplitImageGenerator(generator, references, seed=config.seed)
+    learn = image_learning(config.learning, splits, generator, config.model.condition, seed=config.seed)
     history = SampleHistory(run.path / "samples", generator, generate.conditions["test"], seed=config.seed)
 
     def validate(params):
@@ -101,17 +101,17 @@ def main(config: Config) -> None:
 
     # Test: an image for every caption of every split, or for the first caption of every picture.
     def test(params):
-        """``(metrics, images of the split "test")``."""
-        images = {name: generate(params, name) for name in splits.tests}
-        return judge.scores(images), images["test"]
+        """``(metrics, images of the split "test" and what was learned)``."""
+        images, learned = {name: generate(params, name) for name in splits.tests}, learn(params)
+        return judge.scores(images) | learned.metrics, (images["test"], learned)
 
-    metrics, images = evaluate_seeds(test, result, timer)
+    metrics, (images, learned) = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
-    metrics = metrics or last_losses(run)  # without a judge there are no scores
+    metrics = metrics or last_losses(run)  # without a judge and classes there are no scores
     title, details = "Images from captions", subtitle(config, result, shown="images")
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        add_scores(report, metrics)
+        add_scores(report, metrics, learned)
         add_images(report, run, generate, result.params[0], references["test"], images, judge, history)
 
 

@@ -123,9 +123,10 @@ def run_for_equal_time(
     script: ModuleType, config: RunConfig, folder: Path, runs: Sequence[ComparedRun], **changes: Any
 ) -> None:
     """`run_experiment` for as many steps as take the median training time of ``runs`` (``config.steps`` if there is
-    none). A short training without judge, in ``timing`` beside ``folder``, tells how long a step takes."""
+    none). A short training without judge and learning, in ``timing`` beside ``folder``, tells how long a step takes."""
     timing = folder.parent / "timing" / folder.name
-    short = dict(steps=min(TIMING_STEPS, config.steps), judge=None, eval_every=0)
+    learning = dataclasses.replace(config.learning, steps=0)
+    short = dict(steps=min(TIMING_STEPS, config.steps), judge=None, learning=learning, eval_every=0)
     run_experiment(script, config, timing, **changes | short)
     steps = steps_of_equal_time(runs, timing, default=config.steps)
     run_experiment(script, config, folder, **changes | {"steps": steps})

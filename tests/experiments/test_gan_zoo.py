@@ -42,7 +42,12 @@ def trainings(zoo, monkeypatch):
         (config.run_dir / "generated").mkdir(parents=True)
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(config.run_dir / "generated" / "0.png")
         seconds = SECONDS_PER_STEP[name] * config.steps
-        result = {"metrics": {"test/precision": 0.5}, "timing": {"train": seconds}, "steps": config.steps}
+        metrics = {
+            "test/precision": 0.5,
+            "learning/generated_accuracy": 0.75,
+            "learning/real_accuracy": 0.875,
+        }
+        result = {"metrics": metrics, "timing": {"train": seconds}, "steps": config.steps}
         (config.run_dir / "result.json").write_text(json.dumps({**result, "resumed": 0, "diverged": []}))
 
     monkeypatch.setattr(zoo.text_to_image_gan, "main", main)
@@ -58,9 +63,9 @@ def test_another_generator_trains_for_the_median_time_of_the_gans(zoo, trainings
     run = lambda name: trainings[f"run/{name}"]
     assert list(trainings)[:4] == [f"run/{name}" for name in names[1:]]
     timing, flow = trainings["timing/flow_matching"], run("flow_matching")
-    assert (timing.steps, timing.judge) == (50, None)
+    assert (timing.steps, timing.judge, timing.learning.steps) == (50, None, 0)
     assert flow.steps == 400 * 0.3 / 0.05 and run("lsgan").steps == 400
-    for option in ("data", "input", "seed", "seeds", "batch_size", "judge"):
+    for option in ("data", "input", "seed", "seeds", "batch_size", "judge", "learning"):
         assert getattr(flow, option) == getattr(run("lsgan"), option), option
     assert isinstance(flow.model.condition, SentenceCondition)
     assert flow.model.condition.text == run("lsgan").model.condition.text
@@ -68,7 +73,7 @@ def test_another_generator_trains_for_the_median_time_of_the_gans(zoo, trainings
     assert metrics["flow_matching/steps"] == 2400 and metrics["minimax/diverged"] == 3
     np.testing.assert_allclose(metrics["flow_matching/train_seconds"], metrics["lsgan/train_seconds"])
     (page,) = [x for title, x in read_sections(tmp_path / "run" / "report.html").items() if "judge" in title]
-    for text in ("flow_matching", "2400", "training in s"):
+    for text in ("flow_matching", "2400", "training in s", "accuracy learned from it", "0.75", "0.875"):
         assert text in page, text
 
 

@@ -21,6 +21,7 @@ from xmodal_jax.core.runtime import Timer, announce_evaluation
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import evenly_spread, predict_all, take_evenly
 from xmodal_jax.evaluation.information_gain import (
     InformationGainEvaluator,
@@ -29,6 +30,14 @@ from xmodal_jax.evaluation.information_gain import (
 )
 from xmodal_jax.evaluation.latent_data import LatentData
 from xmodal_jax.evaluation.latent_density import LatentDensity, fit_flow, fit_gaussian_mixture
+from xmodal_jax.evaluation.learning import (
+    Generate,
+    LearningEvaluation,
+    LearningEvaluator,
+    LearningScores,
+    make_learning_evaluator,
+    nothing_to_learn,
+)
 from xmodal_jax.evaluation.speech import TranscribedSpeech
 from xmodal_jax.metrics.classification import linear_probe
 from xmodal_jax.metrics.clustering import kmeans_clustering
@@ -42,6 +51,7 @@ from xmodal_jax.train.config import RunConfig, shrink
 from xmodal_jax.train.loop import TrainingResult, fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run
+from xmodal_jax.types import kind_of
 
 MIN_EXAMPLES = 16
 """With fewer examples disentanglement is not measured: a part of them may have one value of a factor only."""
@@ -85,6 +95,8 @@ class LatentEvaluation:
     disentanglement: bool = True
     """Whether disentanglement is measured: latents are compared with the known factors of the examples, if there are at
     least two factors and 16 examples."""
+    learning: LearningEvaluation = LearningEvaluation()
+    """What classifiers learn from generated images."""
 
     def __post_init__(self):
         """Checks the numbers and the names of the densities."""
@@ -97,6 +109,7 @@ class LatentEvaluation:
 SMOKE = LatentEvaluation(
     examples=24, draws=24, components=2, flow_steps=20, latents=40, likelihood_examples=10, likelihood_samples=3,
     densities=("flow",), disentanglement=False, information_examples=4, information_draws=1,
+    learning=LearningEvaluation().shrink(),
 )  # fmt: skip
 """Just enough to run every part of the evaluation."""
 
@@ -651,6 +664,8 @@ class LatentResults(NamedTuple):
     """The information that each missing modality gives; None: it is not measured."""
     wants_gains: bool = False
     """Whether ``gains`` would be measured if the model had them."""
+    learned: LearningScores | None = None
+    """What classifiers learn from generated images; None: it is not measured."""
     speech: Mapping[str, TranscribedSpeech] = MappingProxyType({})
     """Generated speech by what it was generated from (`evaluation.generated_speech`); empty without a recogniser."""
 
@@ -665,6 +680,7 @@ def evaluate_latent(
     evaluation: LatentEvaluation,
     seed: int,
     has_likelihood: bool = True,
+    learn: LearningEvaluator | None = None,
 ) -> LatentResults:
     """All metrics of the model's parameters of one seed.
 
@@ -678,6 +694,7 @@ def evaluate_latent(
       evaluation: what is evaluated, and on how many examples.
       seed: seed of the fitted densities, of k-means and of random splits.
       has_likelihood: whether the model can estimate a likelihood.
+      learn: measures what classifiers learn from generated images; None: nothing does.
     """
     # The factors of the same examples as those that `take_evenly` takes.
     factors = factors[evenly_spread(len(test), evaluation.examples)]
@@ -721,7 +738,55 @@ def evaluate_latent(
         acquired = take_evenly(test, evaluation.information_examples)
         gains = evaluator.information_gains(params, acquired, evaluation.information_draws)
         metrics |= gains.metrics()
-    return LatentResults(metrics, classes, labels, latents, draws, gains, wants_gains)
+    learned = None
+    if learn is not None:
+        learned = learn(params)
+        metrics |= learned.metrics
+    return LatentResults(metrics, classes, labels, latents, draws, gains, wants_gains, learned)
+
+
+def generation_inputs(evaluator: LatentEvaluator, target: str) -> tuple[str, ...]:
+    """The modalities that images of a known class are generated from: the class, else texts, else all but ``target``;
+    empty: there are no others."""
+    others = tuple(m for m in evaluator.modalities if m != target)
+    by_kind = (tuple(m for m in others if kind_of(m) == kind) for kind in ("label", "text"))
+    return next(filter(None, by_kind), others)
+
+
+def latent_learning(
+    evaluator: LatentEvaluator, data: LatentData, options: LearningEvaluation
+) -> LearningEvaluator:
+    """What classifiers learn from the images that a VAE generates for the classes of training examples, if it is
+    conditional, else from their texts (or all their other modalities)."""
+    images = image_indices(evaluator)
+    if not images:
+        return nothing_to_learn("No modality is an image.", options)
+    target, by_class = evaluator.modalities[images[0]], evaluator.vae.class_latents is not None
+    inputs = () if by_class else generation_inputs(evaluator, target)
+    if not inputs and not by_class:
+        return nothing_to_learn(
+            "The model generates images from noise alone, so that their classes are not known. A conditional model "
+            "(--model cvae) generates images of a class.",
+            options,
+        )
+    observed = np.array([m in inputs for m in evaluator.modalities])
+
+    def generate_batch(params, batch):
+        """An image of each example's class, or from its inputs."""
+        if by_class:
+            # The noise is numbered from 0 in each batch: the key depends on the first example's index.
+            key = jax.random.fold_in(evaluator.key, batch["index"][0])
+            z = evaluator.vae.class_latents(params, batch["label"], key)
+        else:
+            z = evaluator.vae.infer(params, batch, observed, evaluator.key).z
+        return evaluator.decode_sample(params, z)[target]
+
+    def make_generate(train: Source) -> Generate:
+        options = dict(batch_size=evaluator.batch_size, transform=data.transform)
+        return lambda params, indices: predict_all(generate_batch, params, Subset(train, indices), **options)
+
+    splits = (data.source, data.validation, data.test)
+    return make_learning_evaluator(options, splits, make_generate, modality=target, needed=inputs)
 
 
 def evaluate_seeds(
@@ -737,10 +802,11 @@ def evaluate_seeds(
     ``judge_params``: of the judges, which serve all seeds. ``has_likelihood``: whether the model can estimate one.
     """
     announce_evaluation()
+    learn = latent_learning(evaluator, data, evaluation.learning)
     return [
         evaluate_latent(
             evaluator, params, judge_params, train=data.source, test=data.test, factors=data.factors,
-            evaluation=evaluation, seed=seed, has_likelihood=has_likelihood,
+            evaluation=evaluation, seed=seed, has_likelihood=has_likelihood, learn=learn,
         )
         for params, seed in zip(trained.params, trained.seeds, strict=True)
     ]  # fmt: skip

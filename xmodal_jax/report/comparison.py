@@ -26,6 +26,12 @@ JUDGE_SCORES = {
     "precision": "precision", "recall": "recall", "coverage": "coverage",
 }  # fmt: skip
 """The headings of columns of scores of generated images, by the name of a score (`evaluation.image_judge`)."""
+LEARNING_SCORES = {
+    "generated_accuracy": "accuracy learned from it", "real_accuracy": "learned from real images",
+}  # fmt: skip
+"""The headings of columns of what classifiers learn from generated images (`evaluation.learning`)."""
+IMAGE_SCORES = JUDGE_SCORES | LEARNING_SCORES
+"""The headings of all columns of scores of generated images."""
 
 
 class ComparedRun(NamedTuple):
@@ -60,12 +66,14 @@ def read_result(folder: Path) -> dict[str, Any]:
     return result
 
 
-def read_run(folder: Path, scores: Collection[str] = tuple(JUDGE_SCORES)) -> ComparedRun:
-    """The results of a finished run, named after its folder. ``scores``: names of metrics of its test split."""
+def read_run(folder: Path, scores: Collection[str] = tuple(IMAGE_SCORES)) -> ComparedRun:
+    """The results of a finished run, named after its folder. ``scores``: names of metrics of its test split, or of what
+    is learned from its images."""
     result = read_result(folder)
     # ``timing``: seconds by part of the run, None if not measured; ``resumed``: the step that training went on from.
     metrics = result["metrics"] | result.get("per_seed", {})  # the values of the seeds in place of their mean
-    values = {name: metrics[f"test/{name}"] for name in scores if f"test/{name}" in metrics}
+    prefixes = {name: "learning/" if name in LEARNING_SCORES else "test/" for name in scores}
+    values = {name: metrics[prefix + name] for name, prefix in prefixes.items() if prefix + name in metrics}
     steps = result["steps"]
     seconds = (result["timing"]["train"] or math.nan) / max(steps - result["resumed"], 1)
     values |= {"diverged": float(len(result["diverged"])), "steps": steps, "step_ms": 1e3 * seconds}
@@ -102,10 +110,10 @@ def add_comparison(
 ) -> None:
     """Adds a table with a row for each run and a column for each score that some run has.
 
-    ``scores``: the heading of each score's column, by the score's name; None: `JUDGE_SCORES`. ``seeds``: number of
+    ``scores``: the heading of each score's column, by the score's name; None: `IMAGE_SCORES`. ``seeds``: number of
     seeds of each run. Of the other values see `ComparedRun`.
     """
-    rows, scores = [], JUDGE_SCORES if scores is None else scores
+    rows, scores = [], IMAGE_SCORES if scores is None else scores
     for name, values in runs:
         cells = [format_value(values[key]) if key in values else "" for key in scores]
         costs = [f"{values[key]:.0f}" if key in values else "" for key in COSTS]

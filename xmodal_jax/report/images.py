@@ -12,9 +12,11 @@ import numpy as np
 from xmodal_jax.data.source import read_fields
 from xmodal_jax.evaluation.image_judge import JudgeReport, r_precision_chance
 from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator
+from xmodal_jax.evaluation.learning import LearningScores
 from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.report import figures
 from xmodal_jax.report import text as text_report
+from xmodal_jax.report.learning import add_learning
 from xmodal_jax.report.page import Report, png
 from xmodal_jax.train.run import Run, write_atomic
 
@@ -33,13 +35,18 @@ IMAGE_FILES = 200
 """Number of images that `add_images` writes as files, real and generated."""
 
 
-def add_scores(report: Report, metrics: Mapping[str, Any]) -> None:
+def add_scores(report: Report, metrics: Mapping[str, Any], learned: LearningScores | None = None) -> None:
     """Cards of at most six metrics: the most telling ones of a judge (a trained captioner), or without a judge the
-    first ones. A table of all metrics, and bars of the accuracy of each factor of a scene."""
+    first ones. A table of all metrics, and bars of the accuracy of each factor of a scene.
+
+    ``learned``: what classifiers learn from the images, in tables of its own; None: nothing is known of it.
+    """
     endings = ("/factor_accuracy", "/judge_kernel_distance", "/judge_kernel_distance_real")
     on_cards = [k for k in metrics if k.endswith(endings) or "/r_precision" in k] or list(metrics)
     chance = {k: r_precision_chance(k) for k in on_cards if "/r_precision" in k}
     text_report.add_scores(report, metrics, on_cards[:6], chance=chance)
+    if learned is not None:
+        add_learning(report, learned)
 
 
 class SampleHistory:

@@ -21,6 +21,7 @@ from xmodal_jax.metrics.information_gain import mean_gain
 from xmodal_jax.models.vae.modalities import ModalityConfigs, Vocabulary, preprocess
 from xmodal_jax.report import figures
 from xmodal_jax.report.images import tile_images
+from xmodal_jax.report.learning import add_learning
 from xmodal_jax.report.measured import show_standard
 from xmodal_jax.report.page import Audio, Report, png
 from xmodal_jax.train.run import write_atomic
@@ -37,6 +38,7 @@ GROUPS = {
     "cross": "Generation across modalities", "joint": "Generation from the latent space",
     "likelihood": "Likelihood (nats)", "reconstruction": "Reconstruction", "latent": "Latent probes",
     "speech": "Error rates of generated speech", "judge": "Judges on real data",
+    "learning": "Learning from generated images",
 }  # fmt: skip
 """Titles of the tables of metrics, by the first word of a metric's name."""
 
@@ -374,6 +376,8 @@ def add_latent(
     if len(evaluator.modalities) > 1:
         report.add_figure("Coherence", coherence_figure(evaluator, results.classes, results.labels))
     add_information_gain(report, evaluator, results)
+    if results.learned is not None:
+        add_learning(report, results.learned)
     add_samples(report, evaluator, params, results.draws, renderer)
     add_traversals(report, evaluator, params, results.latents.mean, renderer, folder)
     add_map(report, evaluator, results.latents, results.labels, data.class_names)

@@ -32,8 +32,9 @@ HIGHER = frozenset(
 """Words in the names of metrics that are better if they are higher."""
 LOWER = frozenset("cer distance error fid kid loss mse perplexity rank wer".split())
 """Words in the names of metrics that are better if they are lower."""
-UNDIRECTED = frozenset(("real", "d_loss", "g_loss", "step_ms"))
-"""Words and names of metrics without a better direction: a distance between real data, losses of adversaries, times."""
+UNDIRECTED = frozenset(("real", "sd", "d_loss", "g_loss", "step_ms"))
+"""Words and names of metrics without a better direction: what concerns real data alone, standard deviations, losses of
+adversaries, times."""
 WITHOUT_SAMPLES = (
     "Training curves",
     "Configuration",

@@ -277,9 +277,10 @@ class StartConfig(PretrainedConfig):
 
 def shrink(config):
     """The configuration of a ``--smoke`` run: 4 steps on at most 64 examples, with an evaluation and a checkpoint every
-    2 steps, so that all parts of a run are exercised."""
+    2 steps, so that all parts of a run are exercised; options with a method ``shrink`` are replaced by its result."""
     return dataclasses.replace(
         config,
+        **{name: value.shrink() for name, value in vars(config).items() if hasattr(value, "shrink")},
         steps=min(config.steps, 4),
         batch_size=min(config.batch_size, 16),
         eval_every=2,

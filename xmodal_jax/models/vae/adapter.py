@@ -37,6 +37,7 @@ def as_multimodal(vae: VAE, config: AutoencoderConfig, modality: str, classes: i
         decoder_latents=adapter.decoder_latents,
         sample_prior=sample_prior,
         log_likelihood=adapter.log_likelihood,
+        class_latents=adapter.class_latents if config.conditional else None,
     )
 
 
@@ -100,6 +101,12 @@ class _Adapter:
         labels = jnp.zeros(shared.shape[0])
         if key is not None:
             labels = jax.random.randint(key, (shared.shape[0],), 0, self.classes)
+        return self.append_label(shared[None], labels)[None]
+
+    def class_latents(self, params: Params, labels: Array, key: Key) -> Array:
+        """``[1 modality, 1 sample, N, D']``: a sample of the prior for each of the classes ``labels [N]``, followed by
+        the class."""
+        shared = self.vae.sample_prior(params, key, labels.shape[0], labels)
         return self.append_label(shared[None], labels)[None]
 
     def sample_prior(self, params: Params, key: Key, count: int) -> Float[Array, "count dim"]:

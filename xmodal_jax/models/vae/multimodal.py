@@ -87,6 +87,9 @@ class MultimodalVAE(NamedTuple):
     sample: Callable[..., dict[str, Array]] | None = None
     """``sample(params, z [M, R, B, D'], key)``: as ``decode``, but drawn from the likelihood ``p(x_m | z)``, with its
     noise; images are clipped to [0, 1]."""
+    class_latents: Callable[..., Array] | None = None
+    """``class_latents(params, labels [N], key) -> z [M, 1, N, D']``: samples of the prior of each class, as ``decode``
+    takes them. None where the model is not conditioned on the class."""
 
 
 def make_multimodal_vae(

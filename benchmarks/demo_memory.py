@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 600
+"""That a request may take, with the programs that it compiles."""
 
 
 class DemoClient:
@@ -42,13 +44,13 @@ class DemoClient:
 
     def get(self, path: str) -> bytes:
         """The content at a path of the server."""
-        with urllib.request.urlopen(self.address + path, timeout=120) as response:
+        with urllib.request.urlopen(self.address + path, timeout=SECONDS) as response:
             return response.read()
 
     def post(self, path: str, body: bytes, content_type: str) -> Any:
         """The answer to a body, parsed as JSON."""
         request = urllib.request.Request(self.address + path, body, {"Content-Type": content_type})
-        with urllib.request.urlopen(request, timeout=120) as response:
+        with urllib.request.urlopen(request, timeout=SECONDS) as response:
             return json.loads(response.read())
 
     def upload(self, file: Path) -> dict[str, Any]:
@@ -89,7 +91,7 @@ class DemoClient:
         }  # fmt: skip
         self.post("/gradio_api/queue/join", json.dumps(body).encode(), "application/json")
         address = f"{self.address}/gradio_api/queue/data?session_hash={session}"
-        with urllib.request.urlopen(address, timeout=120) as lines:
+        with urllib.request.urlopen(address, timeout=SECONDS) as lines:
             for line in lines:
                 if not line.startswith(b"data:"):
                     continue
@@ -156,7 +158,7 @@ def abilities_of(client: DemoClient) -> dict[str, tuple[int, str]]:
             abilities[f"{component['props']['value']} ({first})"] = (component["id"], "click")
         elif component["type"] == "button" and component["props"].get("value") == "Traverse":
             abilities["Traverse"] = (component["id"], "click")
-        elif component["type"] == "slider" and label in ("0", "First + 0"):
+        elif component["type"] == "slider" and label == "Dimension 0":
             abilities["Slider of latents"] = (component["id"], "input")
     return abilities
 
@@ -188,7 +190,7 @@ def measure_ability(run: Path, ability: str, args: argparse.Namespace) -> str:
                 memory[number] = measure(process.pid, Path(folder))["memory (MB)"]
         seconds, last = time.monotonic() - start, measure(process.pid, Path(folder))
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(SECONDS)
     second = [x for n, x in memory.items() if 100 < n <= 200]
     final = [x for n, x in memory.items() if n > args.requests - 100]
     spread = lambda x: f"{np.mean(x):.1f} ({min(x):.0f}-{max(x):.0f})" if x else "-"
@@ -203,7 +205,8 @@ def flags_of(run: Path, args: argparse.Namespace) -> list[str]:
     from xmodal_jax.inference.loading import restore
 
     searches = args.photos is not None and restore(run).checkpoint.metadata.get("kind") == "contrastive"
-    return [str(run), *(["--photos", str(args.photos)] if searches else [])]
+    patience = ["--max-seconds", str(SECONDS)]  # a request that waits for other programs is not refused
+    return [str(run), *patience, *(["--photos", str(args.photos)] if searches else [])]
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -31,6 +32,7 @@ from xmodal_jax.demo import (
 )
 from xmodal_jax.demo.limits import message_of
 from xmodal_jax.demo.server import is_local
+from xmodal_jax.demo.tabs import _label_of_target, _show_values
 from xmodal_jax.demo.widgets import enlarge, read_value, widget_of
 from xmodal_jax.inference import load
 from xmodal_jax.inference.autoencoders import Autoencoder
@@ -114,6 +116,22 @@ def test_latents_are_moved(models, photos):
     assert [caption for _, caption in row] == [f"{value:g}" for value in actions.TRAVERSED]
     expected = vae.traverse(latents, [2], actions.TRAVERSED)["image"][0]
     assert all((pixels(a) == pixels(enlarge(b))).all() for (a, _), b in zip(row, expected, strict=True))
+
+
+def test_the_sliders_say_which_dimensions_they_move(models):
+    """Also where the number typed is larger than the last dimension that the sliders can begin with."""
+    model, latents = models["vae"], np.arange(5, dtype=np.float32)
+    show = functools.partial(_show_values, types.SimpleNamespace(update=dict), model, 3, latents)
+    assert [(x["label"], x["value"]) for x in show(1)] == [(f"Dimension {k}", k) for k in (1, 2, 3)]
+    assert [(x["label"], x["value"]) for x in show(99)] == [(f"Dimension {k}", k) for k in (2, 3, 4)]
+
+
+def test_a_target_that_is_named_label_is_the_answer():
+    assert [_label_of_target(x) for x in ("label", "eye_colour")] == ["Answer", "Eye colour"]
+
+
+def test_an_empty_text_is_shown_as_nothing():
+    assert [widget_of("text").show(x) for x in ("", "a star")] == ["(nothing)", "a star"]
 
 
 def test_samples_of_the_prior(models):

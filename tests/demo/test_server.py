@@ -84,6 +84,20 @@ def test_each_ability_has_a_tab_whose_button_fills_its_outputs(server, photos, s
     assert len(images) == 2 and len(texts.splitlines()) == 2 and audio["url"] and len(numbers.split()) == 3
 
 
+def test_no_slider_is_hidden_by_progress_or_an_error(server):
+    """They would cover its value and its label; where the sliders alone change, they appear at one of them."""
+    client = DemoClient(server[1])
+    kinds = {c["id"]: c["type"] for c in client.config["components"]}
+    with_sliders = 0
+    for function in client.config["dependencies"]:
+        changed, covered = [[kinds[k] for k in function[x]] for x in ("outputs", "show_progress_on")]
+        assert covered
+        if "slider" in changed and set(changed) != {"slider"}:
+            with_sliders += 1
+            assert "slider" not in covered and {"image", "state"} & set(covered)
+    assert with_sliders == 3  # one for each latent space
+
+
 def test_two_users_at_once(server, photos):
     _, address, _ = server
     clients, shown = [DemoClient(address), DemoClient(address)], {}

@@ -6,12 +6,18 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
 from tests.deploy.runs import RATE, RUNS, TEXTS, export_with_symbols, pictures, sounds
-from xmodal_jax.deploy import export_formats, measure_losses
+from tests.inference import test_autoencoders, test_multimodal_flow
+from tests.inference.runs import save_text_run
+from xmodal_jax.deploy import FORMATS, export_formats, measure_losses
+from xmodal_jax.deploy.card import PIPELINES, write_card
 from xmodal_jax.inference import load
+from xmodal_jax.inference.loading import MODEL_CLASSES, restore
+from xmodal_jax.models.vae.single_models import VAEConfig
 
 RESULT = {
     "metrics": {"image_to_text/recall@1": 0.5, "text_to_image/recall@1": 0.25, "missing": None},
@@ -39,6 +45,38 @@ def test_the_hub_reads_the_metadata(run, tmp_path):
     assert results == {"image_to_text/recall@1": 0.5, "text_to_image/recall@1": 0.25}
     assert "| image_to_text/recall@1 | 0.5 ± 0.012 |" in card.text
     assert "over 2 seeds" in card.text and "12,345 parameters" in card.text
+
+
+SOUND = {"audio": np.zeros((1, 1600), np.int16), "audio_mask": np.ones((1, 1600), bool)}
+SMALL_VAE = VAEConfig(**test_autoencoders.SMALL)
+KINDS = RUNS | {
+    "multimodal_flow": test_multimodal_flow.save,
+    "speech_recognition": lambda folder: save_text_run(folder, "audio", "speech_recognition", SOUND),
+    "vae": lambda folder: test_autoencoders.save(folder, SMALL_VAE, ("image",), kind="vae"),
+}
+"""What saves a run of each kind that can be loaded."""
+
+
+def test_every_kind_has_a_run():
+    assert set(KINDS) == set(MODEL_CLASSES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_hub_reads_the_cards_of_every_kind(kind, tmp_path):
+    """In each format with each dtype that it can hold, and with all formats."""
+    KINDS[kind](tmp_path / "run")
+    (tmp_path / "run" / "result.json").write_text(json.dumps(RESULT))
+    run = restore(tmp_path / "run")
+    exports = [([name], dtype) for name, format in FORMATS.items() for dtype in format.dtypes]
+    for formats, dtype in [*exports, (list(FORMATS), "float32")]:
+        write_card(run, tmp_path, formats=formats, dtype=dtype, license="mit")
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.library_name == "xmodal_jax" and card.data.license == "mit"
+        assert card.data.tags == ["xmodal_jax", "jax", kind, *formats]
+        assert card.data.pipeline_tag == PIPELINES.get(kind)
+        assert len(card.data.eval_results or []) == (2 if kind in PIPELINES else 0)
+        assert f"Weights: {dtype}" in card.text and "| text_to_image/recall@1 | 0.25 |" in card.text
+        assert all(f"{name}:\n\n```python" in card.text for name in formats)
 
 
 def test_a_licence_that_nobody_named_is_said_to_be_unknown(run, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from xmodal_jax.demo.limits import MAX_CLASSES, MAX_PICTURES, MAX_RESULTS
 from xmodal_jax.demo.photos import Photos
-from xmodal_jax.demo.widgets import check_text, enlarge, label_of, read_value, widget_of
+from xmodal_jax.demo.widgets import NOTHING, check_text, enlarge, label_of, read_value, widget_of
 from xmodal_jax.inference.autoencoders import LatentModel
 from xmodal_jax.inference.contrastive import ContrastiveModel
 from xmodal_jax.inference.fusion import FusionModel, overlay
@@ -27,8 +27,6 @@ SPEEDS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Speeds of speech. Each has a compiled program of its own, so there are few."""
 TRAVERSED = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 """Values of a latent dimension that a traversal shows."""
-NOTHING = "(nothing)"
-"""What is shown of a generated text that is empty."""
 
 
 class ComponentValues(list):

@@ -86,7 +86,7 @@ class ModelWorker:
             reason = (
                 "the server is still busy with another request: try again"
                 if waits
-                else "make the input shorter, or ask for less"
+                else "make the input shorter, ask for less, or try again: a first request compiles programs too"
             )
             raise ValueError(f"this took longer than {self._max_seconds:g} s; {reason}") from error
 

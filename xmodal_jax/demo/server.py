@@ -20,13 +20,27 @@ from xmodal_jax.inference.model import TrainedModel
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important; }
 .gradio-container > main, .gradio-container .block { width: 100%; min-width: 0 !important; }
-.pictures .grid-wrap { max-height: none !important; height: auto !important; padding-top: 36px; overflow: visible; }
+.pictures .grid-wrap {
+  min-height: 0 !important; max-height: none !important; height: auto !important; padding-top: 36px; overflow: visible;
+}
+.pictures .gallery-container:has(.preview) .grid-wrap { min-height: 450px !important; }
+.pictures .thumbnail-lg { aspect-ratio: auto !important; height: auto !important; align-self: start; }
+.pictures .thumbnail-lg img { aspect-ratio: 1; height: auto !important; }
+.pictures .caption-label {
+  position: static !important; display: block; max-width: 100% !important; border-left: 0 !important;
+  white-space: normal !important; overflow-wrap: anywhere; text-align: center !important;
+}
 .pictures .grid-container { min-width: 0 !important; }
-.picture img { width: 100%; height: 100%; object-fit: contain; }
+.picture img { width: 100%; height: 100%; object-fit: contain; padding-top: 30px; box-sizing: border-box; }
 .runs { opacity: 0.6; font-size: 0.85em; }
 footer { display: none !important; }
 @media (max-width: 700px) {
   .gradio-container .row > .column { min-width: 100% !important; }
+  .tab-container:not(.visually-hidden) { height: auto !important; min-height: 32px; }
+  .tab-container:not(.visually-hidden) > button {
+    height: auto !important; min-height: 32px; padding: 2px 8px !important; line-height: 1.2; white-space: normal;
+  }
+  .tab-container:not(.visually-hidden) > button[aria-selected=false] { flex-shrink: 0; }
   .pictures .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """

@@ -59,9 +59,11 @@ class TabContext(NamedTuple):
                 raise self.gr.Error(message_of(error, hidden), print_exception=False) from None
             return result[0] if isinstance(result, actions.ComponentValues) and len(outputs) == 1 else result
 
+        # On a slider, the time and the word "Error" would hide its value.
+        large = [x for x in outputs if not isinstance(x, self.gr.Slider)]
         self.gr.on(
             list(triggers), respond, list(inputs), list(outputs), concurrency_limit=1, concurrency_id="model",
-            api_visibility="private", show_progress="minimal",
+            api_visibility="private", show_progress="minimal", show_progress_on=large or list(outputs[:1]),
             trigger_mode="always_last" if follows_slider else "once",
         )  # fmt: skip
 
@@ -199,6 +201,11 @@ def build_drawing(model: ImageSynthesizer, context: TabContext) -> None:
     context.connect(model, triggers, action, [condition, seed, count], [pictures], follows_slider=True)
 
 
+def _label_of_target(target: str) -> str:
+    """The name of what a classifier predicts on the page; data with one target often name it ``label``."""
+    return "Answer" if target == "label" else target.replace("_", " ").capitalize()
+
+
 def build_answers(model: FusionModel, context: TabContext) -> None:
     """A picture and a question, or what else the classifier takes; its answers and where it looks."""
     gr, modalities = context.gr, model.format.modalities
@@ -212,11 +219,10 @@ def build_answers(model: FusionModel, context: TabContext) -> None:
             button = gr.Button("Answer", variant="primary")
         with right:
             targets += [
-                gr.Label(label=target.replace("_", " ").capitalize(), num_top_classes=5)
-                for target in model.classes
+                gr.Label(label=_label_of_target(target), num_top_classes=5) for target in model.classes
             ]
             targets += [
-                widget_of(modality).build_output(gr, f"{label_of(modality)}: bright where it looks")
+                widget_of(modality).build_output(gr, f"{label_of(modality)}, bright where the model looks")
                 for modality in actions.pictures_of(model)
             ]
     submits = [inputs[m].submit for m in modalities if kind_of(m) == "text"]
@@ -294,20 +300,30 @@ def build_latents(model: LatentModel, context: TabContext) -> None:
                     label="First dimension with a slider",
                 )  # fmt: skip
                 sliders = [
-                    gr.Slider(-5, 5, value=0, step=0.01, label=f"First + {k}" if has_more else f"{k}", buttons=[])
+                    gr.Slider(-5, 5, value=0, step=0.01, label=f"Dimension {k}", buttons=[])
                     for k in range(shown)
-                ]  # fmt: skip
+                ]
         with right:
             _build_traversal(model, context, latents, name)
     encode = functools.partial(actions.encode, model, shown)
     context.connect(model, [button.click], encode, [first, name, *inputs], [latents, *sliders, *outputs])
-    values = functools.partial(actions.slider_values, model)
-    show_values = lambda x, n: values(x, shown, n)
+    show_values = functools.partial(_show_values, gr, model, shown)
     context.connect(model, [first.input], show_values, [latents, first], sliders, follows_slider=True)
     move = functools.partial(actions.move, model)
     triggers = [slider.input for slider in sliders]
     inputs = [latents, first, name, *sliders]
     context.connect(model, triggers, move, inputs, [latents, *outputs], follows_slider=True)
+
+
+def _show_values(
+    gr: Any, model: LatentModel, sliders: int, latents: Any, first: Any
+) -> actions.ComponentValues:
+    """The values of the dimensions from ``first`` on, and the sliders' labels, which say their dimensions."""
+    values = actions.slider_values(model, latents, sliders, first)
+    start = actions.clip_number(first, 0, model.dim - sliders)
+    return actions.ComponentValues(
+        gr.update(value=x, label=f"Dimension {start + k}") for k, x in enumerate(values)
+    )
 
 
 def _build_traversal(model: LatentModel, context: TabContext, latents: Any, name: Any) -> None:

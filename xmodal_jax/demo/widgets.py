@@ -17,6 +17,8 @@ from xmodal_jax.types import kind_of
 SHOWN_PIXELS = 256
 """Pixels that the shorter side of a generated picture is enlarged to, so that each of its own can be seen."""
 
+NOTHING = "(nothing)"
+"""What is shown of a generated text that is empty."""
 NOT_UPLOADED = "?"
 """Stands for the path of a file that is none of the uploaded ones."""
 
@@ -162,12 +164,18 @@ WIDGETS: dict[str, Widget] = {
         lambda gr, label: gr.Textbox(label=label, lines=1),
         lambda gr, label: gr.Textbox(label=label, interactive=False),
         lambda value, format, modality: check_text(value),
-        lambda output: output,
+        lambda output: output or NOTHING,
     ),
     "image": Widget(
         _image_input,
         lambda gr, label: gr.Image(
-            label=label, type="pil", format="png", interactive=False, height=260, buttons=["download"]
+            label=label,
+            type="pil",
+            format="png",
+            interactive=False,
+            height=260,
+            elem_classes="picture",
+            buttons=["download"],
         ),
         _read_image,
         enlarge,

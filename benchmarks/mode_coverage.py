@@ -79,6 +79,8 @@ class Config:
     """Learning rate of Adam in both networks, at first."""
     final_scale: float = 0.1
     """Learning rate at the end of the cosine, as a fraction of ``learning_rate``."""
+    penalty_scale: float = 1.0
+    """Factor of the weights of the penalties r1 and r2 in the presets."""
     b1: float = 0.0
     """Decay rate of Adam's first moments."""
     ema: float = 0.995
@@ -166,8 +168,12 @@ class Bench:
         generator = preset.generator if preset.generator is plain.generator else dataclasses.replace(
             preset.generator, width=c.width
         )  # fmt: skip
+        penalties = {
+            k: _scaled(p, c.penalty_scale) for k, p in preset.penalties.items() if p.name in ("r1", "r2")
+        }
         return dataclasses.replace(
             preset,
+            **penalties,
             generator=dataclasses.replace(generator, noise=c.noise),
             discriminator=dataclasses.replace(preset.discriminator, width=c.width),
         )
@@ -192,6 +198,12 @@ class Bench:
         examples = {"index": np.arange(c.samples, dtype=np.int32)}
         images = generate(params, examples, generate.sample_noise(c.samples, seed))
         return self.scores(images) | times
+
+
+def _scaled(penalty: Any, factor: float) -> Any:
+    """The penalty with its weight at the start, and at the end if there is one, times ``factor``."""
+    last = None if penalty.final_weight is None else factor * penalty.final_weight
+    return dataclasses.replace(penalty, weight=factor * penalty.weight, final_weight=last)
 
 
 def train(training, source: ArraySource, batch_size: int, steps: int, seed: int, name: str):

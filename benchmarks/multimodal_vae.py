@@ -15,6 +15,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from xmodal_jax.data.splits import prepare_source
 from xmodal_jax.evaluation.codes import encode_source, freeze_trained
 from xmodal_jax.evaluation.latent import LatentEvaluator, take_evenly
 from xmodal_jax.evaluation.latent_density import fit_gaussian_mixture
+from xmodal_jax.evaluation.matching_density import fit_flow_matching
 from xmodal_jax.metrics.coherence import cross_coherence, joint_coherence, subsets
 from xmodal_jax.metrics.generative import frechet_distance, moments
 from xmodal_jax.models.flow.multimodal import MultimodalFlowConfig, make_multimodal_flow
@@ -66,12 +68,14 @@ COLUMNS = (
     "coherence@4",
     "prior",
     "mixture",
+    "flow_matching",
     "log_p",
     "judge_frechet_distance",
     "ms",
     "train_s",
 )
-"""Columns of the table. "prior" and "mixture" are the agreement of all modalities in samples of the joint distribution;
+"""Columns of the table. "prior", "mixture" and "flow_matching" are the agreement of all modalities in joint samples, of
+the prior and of densities that are fitted to latents (`evaluation.latent_density`, `evaluation.matching_density`);
 "ms" is the median time of a training step, "train_s" that of all training steps of a model together, in seconds."""
 
 
@@ -200,16 +204,15 @@ class Bench:
     def metrics(
         self,
         translations: list[Images],
-        prior: Images | None,
-        mixture: Images | None,
+        draws: Mapping[str, Images],
         log_p: float | None,
         ms: float,
         train_s: float | None = None,
     ) -> dict[str, float | None]:
         """A row of the table, from the images generated from each subset of the modalities and from draws.
 
-        ``prior``, ``mixture``: None where the model has none. ``train_s``: seconds of all training steps; None: those
-        of ``config.steps`` steps of ``ms`` milliseconds.
+        ``draws``: images of joint samples, by column of the table. ``train_s``: seconds of all training steps; None:
+        those of ``config.steps`` steps of ``ms`` milliseconds.
         """
         classes, distances = [], []
         for members, images in zip(self.subsets, translations, strict=True):
@@ -221,8 +224,7 @@ class Bench:
                     for m in range(len(self.names)) if not members[m]
                 ]  # fmt: skip
         metrics: dict[str, Any] = cross_coherence(np.stack(classes), self.labels, self.subsets)
-        for draws, images in (("prior", prior), ("mixture", mixture)):
-            metrics[draws] = None if images is None else joint_coherence(self.judge(images)[0])
+        metrics |= {name: joint_coherence(self.judge(images)[0]) for name, images in draws.items()}
         train_s = self.config.steps * ms / 1e3 if train_s is None else train_s
         metrics |= {"judge_frechet_distance": float(np.mean(distances)), "log_p": log_p}
         metrics |= {"ms": ms, "train_s": train_s}
@@ -264,7 +266,7 @@ def run_flow(bench: Bench, setting: str, seed: int) -> dict[str, float | None]:
     draws = jax.jit(vae.sample_prior, static_argnums=2)(params, key, c.examples)
     joint = [generate(vae.decoder_latents(params, draws[i], None)) for i in _chunks(c.examples)]
     train_s = (c.autoencoder_steps * code_ms + c.flow_steps * ms) / 1e3
-    return bench.metrics(translations, _concatenate(joint), None, None, ms, train_s)
+    return bench.metrics(translations, {"prior": _concatenate(joint)}, None, ms, train_s)
 
 
 def run_ours(bench: Bench, name: str, setting: str, seed: int) -> dict[str, float | None]:
@@ -295,15 +297,14 @@ def run_ours(bench: Bench, name: str, setting: str, seed: int) -> dict[str, floa
 
     translations = [translate(observed) for observed in bench.subsets]
     samples = evaluator.encode(params, take_evenly(bench.train["complete"], 4000)).samples
-    mixture = fit_gaussian_mixture(samples, components=10, seed=seed).sample(c.examples, seed)
-    prior, log_p = None, None
+    draws, log_p = {name: generate(shared) for name, shared in sample_fitted(samples, c.examples, seed)}, None
     if config.has_prior:
-        prior = generate(evaluator.sample_prior(params, c.examples))
+        draws["prior"] = generate(evaluator.sample_prior(params, c.examples))
         everything, few = (True,) * len(bench.names), take_evenly(bench.test, c.likelihood_examples)
         log_p = float(
             evaluator.log_likelihood(params, few, everything, everything, c.likelihood_samples).mean()
         )
-    return bench.metrics(translations, prior, generate(mixture), log_p, ms)
+    return bench.metrics(translations, draws, log_p, ms)
 
 
 def train_theirs(bench: Bench, name: str, setting: str, seed: int):
@@ -377,10 +378,19 @@ def run_theirs(bench: Bench, name: str, setting: str, seed: int) -> dict[str, fl
         translations = [translate(members) for members in bench.subsets]
         complete = take_evenly(bench.train["complete"], 4000)
         samples = [encode(complete, indices, names).z.numpy() for indices in _chunks(len(complete))]
-        density = fit_gaussian_mixture(np.concatenate(samples), components=10, seed=seed)
-        prior = np.random.default_rng(seed).standard_normal((c.examples, c.latent))
-        mixture = density.sample(c.examples, seed)
-        return bench.metrics(translations, generate(prior), generate(mixture), None, ms)
+        shared = dict(sample_fitted(np.concatenate(samples), c.examples, seed))
+        shared["prior"] = np.random.default_rng(seed).standard_normal((c.examples, c.latent))
+        draws = {name: generate(latents) for name, latents in shared.items()}
+        return bench.metrics(translations, draws, None, ms)
+
+
+def sample_fitted(latents: np.ndarray, count: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """``count`` samples of each density that is fitted to ``latents [N, D]``, with its name."""
+    for density in (
+        fit_gaussian_mixture(latents, components=10, seed=seed),
+        fit_flow_matching(latents, seed=seed),
+    ):
+        yield density.name, density.sample(count, seed)
 
 
 def _median_ms(seconds: list[float]) -> float:

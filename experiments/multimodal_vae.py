@@ -95,7 +95,7 @@ def main(config: Config) -> None:
 
     # Test: generation across modalities and from the prior, likelihood, latent probes.
     with timer("evaluation"):
-        options = dict(has_likelihood=model.has_prior)
+        options = dict(has_likelihood=model.has_prior, run=run)
         results = evaluation.evaluate_seeds(
             evaluator, result, judge_params, data, config.evaluation, **options
         )

@@ -100,9 +100,8 @@ def main(config: Config) -> None:
 
     # Test: reconstruction, samples, likelihood, latent probes.
     with timer("evaluation"):
-        results = evaluation.evaluate_seeds(
-            evaluator, result, judge_params, data, config.evaluation, has_likelihood=model.has_likelihood
-        )
+        arguments = (evaluator, result, judge_params, data, config.evaluation)
+        results = evaluation.evaluate_seeds(*arguments, has_likelihood=model.has_likelihood, run=run)
     metrics = stack_scores([each.metrics for each in results])
     if not run.writes:
         return

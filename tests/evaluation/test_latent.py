@@ -345,7 +345,16 @@ def test_answers_do_not_depend_on_where_parameters_lie():
 
 @pytest.mark.parametrize(
     "field",
-    ["examples", "draws", "components", "flow_steps", "latents", "likelihood_examples", "likelihood_samples"],
+    [
+        "examples",
+        "draws",
+        "components",
+        "flow_steps",
+        "flow_matching_steps",
+        "latents",
+        "likelihood_examples",
+        "likelihood_samples",
+    ],
 )
 def test_amounts_must_be_positive(field):
     with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
@@ -353,7 +362,7 @@ def test_amounts_must_be_positive(field):
 
 
 def test_samplers_must_be_known():
-    with pytest.raises(ValueError, match="'gaussian' is neither 'mixture' nor 'flow'"):
+    with pytest.raises(ValueError, match="'gaussian' is none of mixture, flow, flow_matching"):
         LatentEvaluation(densities=("mixture", "gaussian"))
     assert LatentEvaluation(densities=()).densities == ()
 
@@ -379,6 +388,17 @@ def test_samplers_are_fitted_to_the_codes_and_the_seed():
     np.testing.assert_allclose(drawn.mean(axis=0), codes.mean(axis=0), atol=0.15)
     np.testing.assert_allclose(drawn.std(axis=0), codes.std(axis=0), rtol=0.1)
     assert scores.fit_densities(codes, dataclasses.replace(how, densities=()), 0) == {}
+
+
+def test_a_density_is_fitted_by_flow_matching():
+    rng = np.random.default_rng(0)
+    latents = rng.normal([3.0, -5.0], [0.1, 2.0], size=(300, 2))
+    evaluation = LatentEvaluation(densities=("flow_matching",), flow_matching_steps=1)
+    densities = scores.fit_densities(latents, evaluation, 0)
+    assert list(densities) == ["flow_matching"]
+    samples = densities["flow_matching"].sample(300, 1)
+    np.testing.assert_allclose(samples.mean(axis=0), latents.mean(axis=0), atol=0.5)
+    np.testing.assert_allclose(samples.std(axis=0), latents.std(axis=0), rtol=0.25)
 
 
 def test_classes_are_counted_by_name_or_by_label():

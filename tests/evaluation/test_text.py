@@ -320,3 +320,11 @@ def test_a_line_for_each_word_below_the_spectrogram():
     fig = text_figures.spectrogram_attention(np.zeros((40, 8)), ["a", "red"], np.ones((2, 10)) / 10, 0.01)
     assert [label.get_text() for label in fig.axes[1].get_yticklabels()] == ["a", "red"]
     assert fig.axes[1].images[0].get_extent()[1] == pytest.approx(0.4)
+
+
+def test_without_captions_the_texts_are_the_names_of_the_classes():
+    images = np.zeros((4, 2, 2, 3), np.uint8)
+    labels = np.array([1, 0, -1, 1], np.int32)
+    references = ReferenceTexts(ArraySource({"image": images, "label": labels}, ("cat", "dog")))
+    assert references.texts == ["dog", "cat", "", "dog"]
+    assert ReferenceTexts(ArraySource({"image": images})).texts == [""] * 4

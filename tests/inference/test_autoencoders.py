@@ -15,6 +15,7 @@ from xmodal_jax.data.splits import FittedTransforms
 from xmodal_jax.data.standardise import FeatureStatistics, StandardiseTransform
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.evaluation.latent_data import LatentData
+from xmodal_jax.evaluation.matching_density import fit_flow_matching, save_density
 from xmodal_jax.inference import load
 from xmodal_jax.inference.outputs import OutputFormat
 from xmodal_jax.models.speech import log_mel_transform
@@ -452,3 +453,48 @@ def test_pretrained_encoders_need_their_folder_no_more(tmp_path):
     picture = RNG.integers(0, 256, (16, 24, 3)).astype(np.uint8)
     assert model.encode(image=picture, text="a red star").shape == (1, D)
     assert model.translate("image", text="red")[0].size == (24, 16)
+
+
+def test_samples_of_the_density_that_the_run_fitted(tmp_path):
+    """Latents of two far apart clusters: what is decoded is what `decode` makes of the density's samples."""
+    model = load(save(tmp_path, MMVMConfig(**SMALL), ("image", "vector")))
+    latents = np.random.default_rng(0).normal(size=(300, D)) + 9.0 * np.arange(D)
+    density = fit_flow_matching(latents, seed=0, steps=2, width=8, depth=1)
+    save_density(model.path, model.params, density)
+    model = load(tmp_path)
+    assert "sample" in model.actions
+    samples = model.sample(3, seed=4)
+    expected = model.decode(density.sample(4, 4)[:3], seed=4)
+    np.testing.assert_array_equal(samples["vector"], expected["vector"])
+    np.testing.assert_array_equal(
+        model.sample(2, density="flow_matching", seed=4)["vector"], samples["vector"][:2]
+    )
+    np.testing.assert_array_equal(np.asarray(samples["image"][2]), np.asarray(expected["image"][2]))
+    with pytest.raises(ValueError, match="has no prior to sample from"):
+        model.sample(2, density="prior")
+    with pytest.raises(ValueError, match="density must be prior or flow_matching, got 'mixture'"):
+        model.sample(2, density="mixture")
+    (file,) = (tmp_path / "densities").iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        load(tmp_path)
+    # The density of other parameters, such as those of another seed, is not taken.
+    file.rename(file.with_name(f"{'0' * 32}.npz"))
+    assert "sample" not in load(tmp_path).actions
+
+
+def test_a_model_with_a_prior_samples_either(tmp_path):
+    model = load(save(tmp_path, MVTCAEConfig(**SMALL), ("image", "vector")))
+    with pytest.raises(ValueError, match="keeps no density of its latents"):
+        model.sample(2, density="flow_matching")
+    latents = 50.0 + np.random.default_rng(0).normal(size=(300, D))
+    save_density(tmp_path, model.params, fit_flow_matching(latents, seed=0, steps=1, width=8, depth=1))
+    both = load(tmp_path)
+    prior, fitted = (
+        both.sample(2, seed=1)["vector"],
+        both.sample(2, seed=1, density="flow_matching")["vector"],
+    )
+    np.testing.assert_array_equal(prior, model.sample(2, seed=1, density="prior")["vector"])
+    assert not np.allclose(prior, fitted)

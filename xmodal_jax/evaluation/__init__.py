@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "latent": "LatentEvaluation LatentEvaluator LatentResults SourceLatents Translations evaluate_latent",
         "latent_density": "LatentDensity fit_flow fit_gaussian_mixture prior_density",
         "learning": "ImageClassifier LabelledImages LearningEvaluation LearningEvaluator LearningScores image_learning",
+        "matching_density": "fit_flow_matching",
         "speech": "RecognizedSpeech Synthesizer Utterances Vocoder first_examples mel_distances recognize "
         "recordings_of synthesis_scores",
         "text": "ReferenceTexts TextGenerationConfig TextGenerator source_modality source_text_retrieval",

@@ -38,6 +38,7 @@ from xmodal_jax.evaluation.learning import (
     make_learning_evaluator,
     nothing_to_learn,
 )
+from xmodal_jax.evaluation.matching_density import NAME, fit_flow_matching, save_density
 from xmodal_jax.evaluation.speech import TranscribedSpeech
 from xmodal_jax.metrics.classification import linear_probe
 from xmodal_jax.metrics.clustering import kmeans_clustering
@@ -59,7 +60,7 @@ KERNEL_DISTANCE_SUBSETS = 20
 """Subsets over which a kernel distance is averaged."""
 LIKELIHOOD_BATCH_SIZE = 10
 """Examples at a time in likelihood estimates: each is decoded from many importance samples at once."""
-DENSITIES = ("mixture", "flow")
+DENSITIES = ("mixture", "flow", "flow_matching")
 """The densities that can be fitted to latents after training."""
 
 
@@ -73,11 +74,14 @@ class LatentEvaluation:
     """Number of joint samples that are generated from the prior and from each fitted density."""
     densities: tuple[str, ...] = DENSITIES
     """Densities that are fitted to the latents of training examples and sampled in place of the prior: "mixture" (of
-    Gaussians), "flow" (a normalizing flow)."""
+    Gaussians), "flow" (a normalizing flow, by maximum likelihood), "flow_matching" (a flow along a differential
+    equation, by flow matching)."""
     components: int = 10
     """Number of Gaussians in the fitted mixture density."""
     flow_steps: int = 1000
     """Training steps of the fitted flow density."""
+    flow_matching_steps: int = 1000
+    """Training steps of the density that is fitted by flow matching."""
     latents: int = 4000
     """Largest number of training examples whose latents are used to fit densities, and to fit the probes that predict
     classes from latents."""
@@ -103,7 +107,7 @@ class LatentEvaluation:
         check_sizes(self)
         unknown = sorted(set(self.densities) - set(DENSITIES))
         if unknown:
-            raise ValueError(f"densities: {unknown[0]!r} is neither 'mixture' nor 'flow'")
+            raise ValueError(f"densities: {unknown[0]!r} is none of {', '.join(DENSITIES)}")
 
 
 SMOKE = LatentEvaluation(
@@ -390,6 +394,7 @@ def fit_densities(latents: np.ndarray, evaluation: LatentEvaluation, seed: int) 
     fits = {
         "mixture": lambda: fit_gaussian_mixture(latents, components=evaluation.components, seed=seed),
         "flow": lambda: fit_flow(latents, seed=seed, steps=evaluation.flow_steps),
+        "flow_matching": lambda: fit_flow_matching(latents, seed=seed, steps=evaluation.flow_matching_steps),
     }
     return {name: fits[name]() for name in evaluation.densities}
 
@@ -660,6 +665,8 @@ class LatentResults(NamedTuple):
     latents: SourceLatents
     draws: dict[str, np.ndarray]
     """Shared latents drawn from the prior and from each fitted density."""
+    densities: Mapping[str, LatentDensity] = MappingProxyType({})
+    """The fitted densities of the shared latents, by name."""
     gains: InformationGains | None = None
     """The information that each missing modality gives; None: it is not measured."""
     wants_gains: bool = False
@@ -742,7 +749,7 @@ def evaluate_latent(
     if learn is not None:
         learned = learn(params)
         metrics |= learned.metrics
-    return LatentResults(metrics, classes, labels, latents, draws, gains, wants_gains, learned)
+    return LatentResults(metrics, classes, labels, latents, draws, densities, gains, wants_gains, learned)
 
 
 def generation_inputs(evaluator: LatentEvaluator, target: str) -> tuple[str, ...]:
@@ -796,17 +803,25 @@ def evaluate_seeds(
     data: LatentData,
     evaluation: LatentEvaluation,
     has_likelihood: bool = True,
+    run: Run | None = None,
 ) -> list[LatentResults]:
     """`evaluate_latent` for the parameters of each seed of a training, in the order of ``trained.seeds``.
 
     ``judge_params``: of the judges, which serve all seeds. ``has_likelihood``: whether the model can estimate one.
+    ``run``: the run, which keeps the densities that are fitted by flow matching, so that `inference.load` can sample
+    from them; None: they are not stored.
     """
     announce_evaluation()
     learn = latent_learning(evaluator, data, evaluation.learning)
-    return [
+    results = [
         evaluate_latent(
             evaluator, params, judge_params, train=data.source, test=data.test, factors=data.factors,
             evaluation=evaluation, seed=seed, has_likelihood=has_likelihood, learn=learn,
         )
         for params, seed in zip(trained.params, trained.seeds, strict=True)
     ]  # fmt: skip
+    if run is not None and run.writes:
+        for params, each in zip(trained.params, results, strict=True):
+            if NAME in each.densities:
+                save_density(run.path, params, each.densities[NAME])
+    return results

@@ -9,8 +9,10 @@ Fitted densities standardise the latents by dimension. Log-densities are in nats
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -18,11 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from xmodal_jax.core.random import named_keys
 from xmodal_jax.metrics.neighbours import validate_features
 from xmodal_jax.nets.flows import AutoregressiveFlow
 from xmodal_jax.train.loop import NonFiniteError
+from xmodal_jax.types import Key, Params
 
 FULL_UP_TO = 64
 """Largest number of dimensions for which the components of the mixture have full covariances; above it they are
@@ -40,13 +44,18 @@ class LatentDensity(NamedTuple):
     log_prob: Callable[[np.ndarray], np.ndarray]
     """``log_prob(latents [N, D])``: float64 ``[N]``, in nats."""
     name: str
+    arrays: Mapping[str, np.ndarray] | None = None
+    """What a stored density is made from again (`matching_density.restore_density`); None: it cannot be stored."""
 
 
-def _make_density(dim: int, draw, log_prob, name: str) -> LatentDensity:
+def make_density(
+    dim: int, draw, log_prob, name: str, arrays: Mapping[str, np.ndarray] | None = None
+) -> LatentDensity:
     """The `LatentDensity` ``name`` of two functions, whose arguments it checks.
 
     ``dim``: number of dimensions of a latent. ``draw(count, rng, other_rng)`` returns samples ``[count, dim]``, from
-    two independent generators of random numbers; ``log_prob(latents)`` returns ``[N]``.
+    two independent generators of random numbers; ``log_prob(latents)`` returns ``[N]``. ``arrays``:
+    see `LatentDensity`.
     """
 
     def sample(count: int, seed: int) -> np.ndarray:
@@ -65,7 +74,7 @@ def _make_density(dim: int, draw, log_prob, name: str) -> LatentDensity:
             raise ValueError(f"this density is of {dim} dimensions, got latents of {latents.shape[1]}")
         return np.asarray(log_prob(latents), np.float64)
 
-    return LatentDensity(sample, checked_log_prob, name)
+    return LatentDensity(sample, checked_log_prob, name, arrays)
 
 
 def prior_density(dim: int, family: str = "normal", scale=None) -> LatentDensity:
@@ -102,10 +111,10 @@ def prior_density(dim: int, family: str = "normal", scale=None) -> LatentDensity
             terms = -np.abs(x / s) - math.log(2)
         return (terms - np.log(s)).sum(axis=1)
 
-    return _make_density(dim, draw, log_prob, name=family)
+    return make_density(dim, draw, log_prob, name=family)
 
 
-def _mean_and_std(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_std(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation ``[1, D]`` of every dimension. Raises ValueError if a dimension is constant."""
     mean, std = latents.mean(axis=0, keepdims=True), latents.std(axis=0, keepdims=True)
     # By rounding, the deviation of equal numbers may not be exactly 0.
@@ -150,7 +159,7 @@ def fit_gaussian_mixture(latents, *, components: int = 10, seed: int) -> LatentD
         from sklearn.mixture import GaussianMixture  # here: it takes a second to import
     except ImportError as error:
         raise ImportError("fit_gaussian_mixture needs scikit-learn: pip install scikit-learn") from error
-    mean, std = _mean_and_std(latents)
+    mean, std = mean_and_std(latents)
     covariance_type = "full" if full else "diag"
     mixture = GaussianMixture(components, covariance_type=covariance_type, max_iter=500, random_state=seed)
     mixture.fit((latents - mean) / std)
@@ -180,7 +189,32 @@ def fit_gaussian_mixture(latents, *, components: int = 10, seed: int) -> LatentD
         standardisation's scales (change of variables)."""
         return mixture.score_samples((x - mean) / std) - np.log(std).sum()
 
-    return _make_density(dim, draw, log_prob, name="mixture")
+    return make_density(dim, draw, log_prob, name="mixture")
+
+
+def check_fit(learning_rate: float, **sizes: int) -> None:
+    """Raises ValueError if one of the ``sizes`` of a fit is below 1, or its learning rate is not positive."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+
+
+def split_latents(latents, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """``(train, held_out)``, float64: a random tenth of the latents ``[N, D]`` is held out.
+
+    Raises:
+      ValueError: if the latents are not ``[N, D]``, not finite or fewer than `MIN_LATENTS`.
+    """
+    latents = validate_features("latents", latents, np.float64)
+    count = len(latents)
+    if count < MIN_LATENTS:
+        raise ValueError(
+            f"{count} latents are too few to fit a flow: give at least {MIN_LATENTS}, better thousands"
+        )
+    order = np.random.Generator(np.random.Philox(seed)).permutation(count)
+    return latents[order[count // 10 :]], latents[order[: count // 10]]
 
 
 def fit_flow(
@@ -216,38 +250,16 @@ def fit_flow(
         a size or the learning rate is not positive.
       NonFiniteError: if the likelihood is no longer finite in training.
     """
-    latents = validate_features("latents", latents, np.float64)
-    for name, size in (("steps", steps), ("batch_size", batch_size), ("evaluate_every", evaluate_every)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-    count, dim = latents.shape
-    if count < MIN_LATENTS:
-        raise ValueError(
-            f"{count} latents are too few to fit a flow: give at least {MIN_LATENTS}, better thousands"
-        )
-    order = np.random.Generator(np.random.Philox(seed)).permutation(count)
-    held_out, train = latents[order[: count // 10]], latents[order[count // 10 :]]  # a tenth, and the rest
-    mean, std = _mean_and_std(train)
+    check_fit(learning_rate, steps=steps, batch_size=batch_size, evaluate_every=evaluate_every)
+    train, held_out = split_latents(latents, seed)
+    dim = train.shape[1]
+    mean, std = mean_and_std(train)
     standardise = lambda x: jnp.asarray((x - mean) / std, jnp.float32)
     flow = AutoregressiveFlow(dim, layers=layers, hidden=hidden)
-    params, losses = _maximise(
-        flow,
-        standardise(train),
-        standardise(held_out),
-        jax.random.key(seed),
-        learning_rate,
-        steps=steps,
-        batch_size=batch_size,
-        evaluate_every=evaluate_every,
+    options = dict(steps=steps, batch_size=batch_size, evaluate_every=evaluate_every)
+    params = minimise(
+        _Likelihood(flow), standardise(train), standardise(held_out), seed, learning_rate, **options
     )
-    finite = np.isfinite(np.asarray(losses))
-    if not finite.all():
-        raise NonFiniteError(
-            f"step {int(np.argmin(finite)) + 1} of fitting the flow: the likelihood is no longer finite. Lower "
-            f"learning_rate={learning_rate}, or look for outliers among the latents."
-        )
 
     def draw(count, rng, _):
         """``count`` samples ``[count, D]``: noise through the inverse flow, in the units of the latents."""
@@ -258,7 +270,7 @@ def fit_flow(
         """The log-density ``[N]``: the flow's of standardised latents, minus the log of the scales."""
         return np.asarray(_log_prob(flow, params, standardise(x)), np.float64) - np.log(std).sum()
 
-    return _make_density(dim, draw, log_prob, name="flow")
+    return make_density(dim, draw, log_prob, name="flow")
 
 
 @partial(jax.jit, static_argnums=0)
@@ -271,23 +283,79 @@ def _inverse(flow, params, z):
     return flow.apply(params, z, method="inverse")
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("steps", "batch_size", "evaluate_every"))
-def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, evaluate_every):
-    """Trains the flow with Adam. Returns the parameters with the highest likelihood of ``held_out``, and the training
-    loss of every step, ``[steps]``: the mean negative log-likelihood in nats.
+class Fit(abc.ABC):
+    """What is fitted to vectors by `minimise`: an object that can be hashed, as programs are compiled for it."""
 
-    ``train [N, D]``, ``held_out [n, D]``: standardised latents. ``key``: of the initial parameters and the minibatches
-    of ``batch_size``. ``evaluate_every``: steps between evaluations on ``held_out``. The learning rate falls from
-    ``learning_rate`` to 0 as a cosine.
+    @abc.abstractmethod
+    def init(self, key: Key, x: Array) -> Params:
+        """Initial parameters; of ``x [N, D]`` only the shape matters."""
+
+    @abc.abstractmethod
+    def loss(self, params: Params, x: Array, key: Key) -> Array:
+        """The mean loss of the vectors ``x [N, D]``; ``key``: of what it draws at random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Likelihood(Fit):
+    """A flow that is fitted by maximum likelihood, as a `Fit`."""
+
+    flow: AutoregressiveFlow
+
+    def init(self, key, x):
+        """See `Fit`."""
+        return self.flow.init(key, x)
+
+    def loss(self, params, x, key):
+        """The mean negative log-likelihood in nats."""
+        return -self.flow.apply(params, x, method="log_prob").mean()
+
+
+def minimise(
+    fit: Fit,
+    train,
+    held_out,
+    seed: int,
+    learning_rate: float,
+    *,
+    steps: int,
+    batch_size: int,
+    evaluate_every: int,
+) -> Params:
+    """The parameters with the lowest loss of ``held_out``, of those that Adam goes through.
+
+    The learning rate falls from ``learning_rate`` to 0 as a cosine. The held-out latents are evaluated before the first
+    step, every ``evaluate_every`` steps and after the last one, always with the same random draws.
+
+    Args:
+      fit: the network and its loss.
+      train: float32 ``[N, D]``, of which minibatches of ``batch_size`` are drawn with replacement.
+      held_out: float32 ``[n, D]``.
+      seed: of the initial parameters, the minibatches and what the loss draws.
+
+    Raises:
+      NonFiniteError: the loss is no longer finite.
     """
-    init_key, batch_key = named_keys(key, "params", "batches")
-    loss = lambda params, x: -flow.apply(params, x, method="log_prob").mean()
+    options = dict(steps=steps, batch_size=batch_size, evaluate_every=evaluate_every)
+    params, losses = _minimise(fit, train, held_out, jax.random.key(seed), learning_rate, **options)
+    finite = np.isfinite(np.asarray(losses))
+    if not finite.all():
+        raise NonFiniteError(
+            f"step {int(np.argmin(finite)) + 1} of fitting the flow: the loss is no longer finite. Lower "
+            f"learning_rate={learning_rate}, or look for outliers among the latents."
+        )
+    return params
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("steps", "batch_size", "evaluate_every"))
+def _minimise(fit, train, held_out, key, learning_rate, *, steps, batch_size, evaluate_every):
+    """The parameters of `minimise`, and the training loss of every step, ``[steps]``."""
+    init_key, batch_key, loss_key, held_out_key = named_keys(key, "params", "batches", "loss", "held out")
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     def update_best(params, best, lowest):
         """The better of ``params`` and ``best`` on the held-out latents, and its loss; ``lowest`` is the loss of
         ``best``."""
-        value = loss(params, held_out)
+        value = fit.loss(params, held_out, held_out_key)
         better = value < lowest  # False for a NaN
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best)
         return best, jnp.where(better, value, lowest)
@@ -301,7 +369,8 @@ def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, e
         """
         params, state, best, lowest = carry
         batch = jax.random.randint(jax.random.fold_in(batch_key, k), (batch_size,), 0, len(train))
-        value, grads = jax.value_and_grad(loss)(params, train[batch])
+        key = jax.random.fold_in(loss_key, k)
+        value, grads = jax.value_and_grad(fit.loss)(params, train[batch], key)
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         due = ((k + 1) % evaluate_every == 0) | (k + 1 == steps)
@@ -309,12 +378,12 @@ def _maximise(flow, train, held_out, key, learning_rate, *, steps, batch_size, e
         best, lowest = jax.lax.cond(due, update_best, keep, params, best, lowest)
         return (params, state, best, lowest), value
 
-    params = flow.init(init_key, train[:1])
+    params = fit.init(init_key, train[:1])
     carry = (
         params,
         optimizer.init(params),
         params,
-        loss(params, held_out),
+        fit.loss(params, held_out, held_out_key),
     )  # at first the initial ones are the best
     (_, _, best, _), losses = jax.lax.scan(step, carry, jnp.arange(steps))
     return best, losses

@@ -132,7 +132,8 @@ class TextGenerator:
 
 
 class ReferenceTexts:
-    """A split with the texts that should be generated for it, read once.
+    """A split with the texts that should be generated for it, read once: its captions, or without captions the names
+    of its classes.
 
     Args:
       source: the split.
@@ -169,7 +170,8 @@ class ReferenceTexts:
     ):
         """Reads the texts, and leaves out the examples whose text is in ``exclude``."""
         source = Subset(source, np.arange(len(source))[:limit])
-        captions = read_fields(source, ("caption",))["caption"]
+        captions = read_fields(source, ("caption",)).get("caption")
+        captions = _class_texts(source) if captions is None else captions
         texts = [str(c) if clean is None else clean(str(c)) for c in captions]
         indices = np.array([i for i, text in enumerate(texts) if text not in exclude], np.int64)
         if not indices.size:
@@ -223,6 +225,14 @@ class ReferenceTexts:
         exact = np.mean([a == b for a, b in zip(generated, self.texts, strict=True)])
         scores = error_rates(generated, self.texts) | {"exact_accuracy": float(exact)}
         return {f"{prefix}{name}": value for name, value in scores.items()}
+
+
+def _class_texts(source: Source) -> list[str]:
+    """The name of the class of each example; "" where it is unknown, or has no name."""
+    labels = source.class_labels()
+    if labels is None or source.class_names is None:
+        return [""] * len(source)
+    return [source.class_names[k] if k >= 0 else "" for k in labels]
 
 
 def _texts_by_picture(

@@ -13,6 +13,7 @@ import numpy as np
 
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.evaluation.matching_density import load_density
 from xmodal_jax.inference.inputs import (
     InputSource,
     broadcast_inputs,
@@ -76,7 +77,9 @@ class LatentModel(TrainedModel):
         numbers = map(str, range(self.metadata["classes"]))
         self.class_names: tuple[str, ...] = (names or tuple(numbers)) if self._functions.conditional else ()
         """The classes that a conditional model is conditioned on; empty: it is not conditional."""
-        if self._functions.sample_prior is None:
+        # The density of a conditional model's latents does not know the class.
+        self._density = None if self._functions.conditional else load_density(run.path, self.params)
+        if self._functions.sample_prior is None and self._density is None:
             self.actions = tuple(name for name in self.actions if name != "sample")
         self._to_frames, self._programs = None, {}
         sounds = [m for m in sizes if kind_of(m) == "audio"]
@@ -182,23 +185,29 @@ class LatentModel(TrainedModel):
         """
         return self._generate(self._read(inputs, classes), self.format.modalities, None, 0)
 
-    def sample(self, count: int | None = None, *, classes: Any = None, seed: int = 0) -> Outputs:
+    def sample(
+        self,
+        count: int | None = None,
+        *,
+        density: str | None = None,
+        classes: Any = None,
+        seed: int = 0,
+    ) -> Outputs:
         """Samples the prior and decodes to every modality; the modalities of one sample belong together.
 
         Args:
           count: number of samples; None: one, or one for each of ``classes``.
+          density: what the latents are drawn from: "prior", or "flow_matching", the density that the run fitted to the
+            latents of its training data (``--evaluation.densities``). None: the prior if there is one, else that
+            density.
           classes: of a conditional model, the name of the class of each sample, or one for all.
           seed: seed of the samples. A larger ``count`` begins with the same samples.
 
         Raises:
-          ValueError: the model has no prior, a class is missing or not known, or ``count`` is negative.
+          ValueError: the model has no such density, a class is missing or not known, or ``count`` is negative.
         """
         check_count("count", count, least=0)
-        if self._functions.sample_prior is None:
-            raise ValueError(
-                f"{self.path} has no prior to sample from: nothing in the training of {self.config.name!r} ties the "
-                "latents to a distribution that can be sampled"
-            )
+        density = self._choose_density(density)
         if count is None:
             count = 1 if classes is None or isinstance(classes, str) else len(classes)
         labels = self._labels(classes, count)
@@ -206,9 +215,31 @@ class LatentModel(TrainedModel):
             return {m: [] for m in self.format.modalities}
         padded = 1 << (count - 1).bit_length()  # few programs for many numbers
         labels = {name: np.resize(values, padded) for name, values in labels.items()}
-        prior = self._program("prior", lambda: jax.jit(self._functions.sample_prior, static_argnums=2))
-        shared = prior(self.params, jax.random.key(seed), padded, labels.get("label"))
+        if density == "prior":
+            prior = self._program("prior", lambda: jax.jit(self._functions.sample_prior, static_argnums=2))
+            shared = prior(self.params, jax.random.key(seed), padded, labels.get("label"))
+        else:
+            shared = self._density.sample(padded, seed)
         return self.decode(np.asarray(shared)[:count], classes=classes, seed=seed)
+
+    def _choose_density(self, name: str | None) -> str:
+        """The density ``name``, or the default one for None. Raises ValueError: the model does not have it."""
+        if name not in (None, "prior", "flow_matching"):
+            raise ValueError(f"density must be prior or flow_matching, got {name!r}")
+        if name == "flow_matching" and self._density is None:
+            raise ValueError(
+                f"{self.path} keeps no density of its latents: it is fitted at the end of a training with "
+                "--evaluation.densities flow_matching, and not for conditional models; sample from the prior"
+            )
+        if self._functions.sample_prior is not None or name == "flow_matching":
+            return name or "prior"
+        if name == "prior" or self._density is None:
+            raise ValueError(
+                f"{self.path} has no prior to sample from: nothing in the training of {self.config.name!r} ties the "
+                "latents to a distribution that can be sampled. A training with --evaluation.densities flow_matching "
+                "keeps a density of the latents, which can be"
+            )
+        return "flow_matching"
 
     def interpolate(self, start: Any, end: Any, steps: int = 8, *, classes: Any = None) -> Outputs:
         """Decodes every modality at ``steps`` points of the straight line between two points of the latent space, both

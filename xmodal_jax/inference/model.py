@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -15,7 +13,7 @@ import numpy as np
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.evaluation.embeddings import predict_all
 from xmodal_jax.inference.inputs import InputFormat, InputSource, check_count
-from xmodal_jax.train.checkpoint import RestoredCheckpoint, describe
+from xmodal_jax.train.checkpoint import RestoredCheckpoint, params_digest
 
 BATCH_SIZE = 128
 """Number of examples in a batch; a smaller batch is padded to a power of two, so that few programs are compiled."""
@@ -124,8 +122,7 @@ class TrainedModel:
     @functools.cached_property
     def digest(self) -> str:
         """32 hexadecimal digits that identify the parameters: no other checkpoint has the same."""
-        arrays = json.dumps(describe(self.params), sort_keys=True)
-        return hashlib.sha256(arrays.encode()).hexdigest()[:32]
+        return params_digest(self.params)
 
     def read(self, inputs: Mapping[str, Any]) -> InputSource:
         """Wraps inputs, given by modality, as a data set in the run's format."""

@@ -429,6 +429,11 @@ def describe(state: Any) -> dict[str, str]:
     }
 
 
+def params_digest(params: Any) -> str:
+    """32 hexadecimal digits that identify parameters: no others have the same."""
+    return hashlib.sha256(json.dumps(describe(params), sort_keys=True).encode()).hexdigest()[:32]
+
+
 def _digest(x):
     """The sum modulo 2^32 of a hash of each word and its index: the same however the array is laid out on devices.
 

@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "information_gain": "InformationGainEvaluator InformationGains best_next_modality",
         "latent": "LatentEvaluation LatentEvaluator LatentResults SourceLatents Translations evaluate_latent",
         "latent_density": "LatentDensity fit_flow fit_gaussian_mixture prior_density",
+        "learned_captions": "CaptionLearning",
         "learning": "ImageClassifier LabelledImages LearningEvaluation LearningEvaluator LearningScores image_learning",
         "matching_density": "fit_flow_matching",
         "speech": "RecognizedSpeech Synthesizer Utterances Vocoder first_examples mel_distances recognize "

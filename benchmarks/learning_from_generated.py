@@ -1,0 +1,265 @@
+"""What one can learn from trained generators: classifiers of real images that are trained on generated ones.
+
+    python -m benchmarks.learning_from_generated runs/text_to_image_gan runs/text_to_image_flow runs/multimodal_vae
+    python -m benchmarks.learning_from_generated runs/flow --data folder:fashion --real-sizes 500 5000 --ratios 1 4
+    python -m benchmarks.learning_from_generated runs/text_to_image_gan --caption-steps 600
+
+Each run generates images for the captions or classes of training examples; classifiers are trained on these, on real
+images, and on both, and tested on real test images (`xmodal_jax.evaluation.learning` says what is measured). The table
+has a row for the real images and one for each run: the accuracy of what was trained on them alone; with some real
+images (in the first row these alone, in the others with generated ones); what the generated ones gain, and how many of
+them for each real one are best on validation images. With ``--caption-steps`` there is also the score on real images of
+captioners that were trained on generated ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from xmodal_jax.core import runtime
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.open import DataOptions
+from xmodal_jax.data.source import Source, read_fields
+from xmodal_jax.data.splits import Splits, open_splits
+from xmodal_jax.evaluation.learned_captions import CaptionLearning
+from xmodal_jax.evaluation.learning import (
+    LabelledImages,
+    LearningEvaluation,
+    LearningEvaluator,
+    make_learning_evaluator,
+)
+from xmodal_jax.inference.autoencoders import Autoencoder, MultimodalAutoencoder
+from xmodal_jax.inference.images import ImageSynthesizer
+from xmodal_jax.inference.loading import load
+from xmodal_jax.inference.model import TrainedModel
+from xmodal_jax.train.run import from_json
+
+CHUNK = 500
+"""Images that are generated at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Runs to compare, and what classifiers are trained on."""
+
+    runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    """Directories of runs of text_to_image_gan.py, text_to_image_flow.py, vae.py (cvae) or multimodal_vae.py."""
+    data: str | None = None
+    """The data set, as ``--data`` of the scripts; None: that of the first run."""
+    train_size: int | None = None
+    """Number of training examples of the data set; None: that of the first run."""
+    examples: int = 5000
+    """Largest number of real training images, and of generated ones, that a classifier is trained on alone."""
+    test_examples: int = 10_000
+    """Largest number of real test images."""
+    steps: int = 800
+    """Updates of each classifier."""
+    real_sizes: tuple[int, ...] = (500,)
+    """Numbers of real images that generated ones are added to."""
+    ratios: tuple[float, ...] = (1.0, 4.0)
+    """Numbers of generated images for each real one; the best one on validation images is taken."""
+    seeds: int = 2
+    """Number of classifiers of each kind."""
+    caption_steps: int = 0
+    """Updates of each captioner; 0: none is trained."""
+    seed: int = 0
+    """Seed of the generated images."""
+    out: pathlib.Path | None = None
+    """JSON file for all scores, with the accuracy of each class; None: none is written."""
+
+    @property
+    def learning(self) -> LearningEvaluation:
+        """The options of the classifiers."""
+        names = {field.name for field in dataclasses.fields(LearningEvaluation)}
+        return LearningEvaluation(**{name: value for name, value in vars(self).items() if name in names})
+
+
+class Conditions:
+    """What images are generated from: the captions and the names of the classes of training examples."""
+
+    def __init__(self, source: Source):
+        fields = read_fields(source, ("caption",))
+        self.captions = list(map(str, fields["caption"])) if "caption" in fields else None
+        labels = source.class_labels()
+        names = source.class_names or tuple(map(str, range(int(labels.max()) + 1)))
+        self.classes = [str(names[k]) for k in labels]
+
+    def of(self, indices: np.ndarray, *, texts: bool) -> list[str]:
+        """The captions (or the classes, if not ``texts``) of the examples ``indices``."""
+        if texts and self.captions is None:
+            raise ValueError("the data set has no captions to generate images from")
+        values = self.captions if texts else self.classes
+        return [values[k] for k in indices]
+
+
+def synthesize(
+    model: ImageSynthesizer, conditions: Conditions, indices: np.ndarray, seed: int
+) -> Sequence[Any]:
+    """Images of a GAN or a flow."""
+    if not model.reads_text and not model.class_names:
+        raise ValueError(
+            f"{model.path} generates images from noise alone, so that their classes are not known"
+        )
+    return model.synthesize(conditions.of(indices, texts=model.reads_text), seed=seed)
+
+
+def sample_classes(
+    model: Autoencoder, conditions: Conditions, indices: np.ndarray, seed: int
+) -> Sequence[Any]:
+    """Images of a conditional VAE."""
+    if not model.class_names:
+        raise ValueError(
+            f"{model.path} generates images from noise alone: give a run of a conditional model (--model cvae)"
+        )
+    return model.sample(classes=conditions.of(indices, texts=False), seed=seed)["image"]
+
+
+def translate(
+    model: MultimodalAutoencoder, conditions: Conditions, indices: np.ndarray, seed: int
+) -> Sequence[Any]:
+    """Images of a multimodal model from captions, one sample of each."""
+    translations = model.translate("image", text=conditions.of(indices, texts=True), count=1, seed=seed)
+    return [images[0] for images in translations]
+
+
+GENERATORS: dict[str, Callable[..., Sequence[Any]]] = {
+    "text_to_image_gan": synthesize,
+    "text_to_image_flow": synthesize,
+    "vae": sample_classes,
+    "multimodal_vae": translate,
+    "multimodal_flow": translate,
+}
+"""How a kind of run generates images."""
+
+
+def generate(model: TrainedModel, conditions: Conditions, indices: np.ndarray, seed: int) -> np.ndarray:
+    """Images uint8 ``[N, H, W, C]`` for the conditions of the examples ``indices``, each from other noise."""
+    if model.kind not in GENERATORS:
+        raise ValueError(f"{model.path} is a run of {model.kind}.py; needed are {', '.join(GENERATORS)}")
+    images: list[np.ndarray] = []
+    starts = range(0, len(indices), CHUNK)
+    for number, start in enumerate(tqdm(starts, desc=f"images of {model.path.name}", unit=f"{CHUNK} images")):
+        chunk = indices[start : start + CHUNK]
+        # Other noise for each chunk.
+        images += map(np.asarray, GENERATORS[model.kind](model, conditions, chunk, seed + 10_000 * number))
+    array = np.stack(images)
+    return array if array.ndim == 4 else array[..., None]
+
+
+def open_data(arguments: Arguments, model: TrainedModel) -> Splits:
+    """The data set: captions and images of the first run's, unless the arguments say another one."""
+    config = model.metadata["config"]
+    options = from_json(DataOptions, config["input"])
+    modalities = (
+        ("text", "image") if options.modalities is None or "text" in options.modalities else ("image",)
+    )
+    options = dataclasses.replace(options, modalities=modalities, missing=0.0)
+    if arguments.train_size is not None:
+        options = dataclasses.replace(options, train_size=arguments.train_size)
+    return open_splits(arguments.data or config["data"], options, BadExamples("skip"))
+
+
+def matches(images: np.ndarray, real: np.ndarray, path: pathlib.Path) -> np.ndarray:
+    """The images, if they have the shape of real ones: with one channel or three of equal values."""
+    if images.shape[-1] == 1 and real.shape[-1] == 3:
+        images = np.repeat(images, 3, axis=-1)
+    if images.shape[1:] != real.shape[1:]:
+        raise ValueError(f"{path} generates images of {images.shape[1:]}, the data set has {real.shape[1:]}")
+    return images
+
+
+def table(rows: Sequence[tuple[str, dict[str, Any]]], sizes: Sequence[int]) -> str:
+    """A Markdown table of the scores of the real data and of each run."""
+    heads = ["trained on", "accuracy"]
+    for size in sizes:
+        heads += [f"with {size} real images", "gain", "ratio"]
+    captions = any("caption_score" in scores for _, scores in rows)
+    heads += ["captions"] if captions else []
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    for name, scores in rows:
+        show = lambda key, scores=scores: _with_deviation(scores, key)
+        cells = [name, show("accuracy")]
+        for size in sizes:
+            cells += [show(f"accuracy_of_{size}"), show(f"gain_of_{size}"), show(f"ratio_of_{size}")]
+        cells += [show("caption_score")] if captions else []
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _with_deviation(scores: dict[str, Any], key: str) -> str:
+    """A score and its standard deviation, as far as they exist."""
+    if key not in scores:
+        return ""
+    spread = f" ± {scores[f'{key}_sd']:.3f}" if f"{key}_sd" in scores else ""
+    return f"{scores[key]:g}" if key.startswith("ratio") else f"{scores[key]:.3f}{spread}"
+
+
+def rows_of(metrics: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics of `LearningEvaluator` as the scores of real images and those of generated ones."""
+    real, generated = {}, {}
+    for name, value in metrics.items():
+        name = name.removeprefix("learning/")
+        if name.startswith("real_"):
+            real[name.removeprefix("real_")] = value
+        else:
+            generated[name.removeprefix("generated_").removeprefix("augmented_")] = value
+    return real, generated
+
+
+def main(arguments: Arguments) -> None:
+    runtime.configure()
+    models = [load(run) for run in arguments.runs]
+    splits = open_data(arguments, models[0])
+    conditions: list[Conditions] = []
+
+    def keep_conditions(train: Source):
+        """Reads the conditions of the training examples that are chosen; images are generated below."""
+        conditions.append(Conditions(train))
+
+    sources = (splits.train, splits.validation, splits.tests["test"])
+    needed = ("text",) if "text" in splits.train.modalities else ()
+    evaluate: LearningEvaluator = make_learning_evaluator(
+        arguments.learning, sources, keep_conditions, needed=needed
+    )
+    if evaluate.reason:
+        raise SystemExit(f"error: {evaluate.reason}")
+    indices = np.arange(arguments.learning.generated) % len(evaluate.train.labels)
+    captions = CaptionLearning(splits, arguments.caption_steps) if arguments.caption_steps else None
+    rows: list[tuple[str, dict[str, Any]]] = []
+    details: dict[str, Any] = {}
+    for model in models:
+        start = time.monotonic()
+        images = generate(model, conditions[0], indices, arguments.seed)
+        images = matches(images, evaluate.train.images, model.path)
+        seconds = time.monotonic() - start
+        learned = evaluate.score(LabelledImages(images, evaluate.train.labels[indices]), progress=True)
+        real, generated = rows_of(learned.metrics)
+        if not rows:
+            rows.append(("real images", real))
+            if captions is not None:
+                real["caption_score"] = captions.score(evaluate.train.images, conditions[0].captions)
+        if captions is not None:
+            texts = conditions[0].of(indices, texts=True)
+            generated["caption_score"] = captions.score(images, texts)
+        rows.append((str(model.path), generated))
+        by_class = {t: {k: x.tolist() for k, x in of.items()} for t, of in learned.class_accuracies.items()}
+        details[str(model.path)] = {
+            "metrics": learned.metrics, "class_accuracies": by_class, "targets": dict(learned.targets),
+            "augmentations": [row._asdict() for row in learned.augmentations], "seconds_to_generate": seconds,
+        }  # fmt: skip
+        print(table(rows, sorted({row.real for row in learned.augmentations})), flush=True)
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps({"rows": rows, "runs": details}, indent=1))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,111 @@
+"""The table of what one can learn from trained runs: conditions, images and scores. Models are stubs."""
+
+import dataclasses
+import pathlib
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import learning_from_generated as benchmark
+from xmodal_jax.data.sources.arrays import ArraySource
+
+SOURCE = ArraySource(
+    {
+        "image": np.zeros((3, 2, 2, 1), np.uint8),
+        "label": np.array([1, 0, 1], np.int32),
+        "caption": np.array(["a dog", "a cat", "the dog"], object),
+    },
+    ("cat", "dog"),
+)
+ALL = np.array([0, 1, 2, 0])
+
+
+def picture(seed):
+    return Image.fromarray(np.full((2, 2, 3), seed, np.uint8))
+
+
+class Stub(types.SimpleNamespace):
+    """A model that remembers what it was asked for, and paints the seed."""
+
+    path = pathlib.Path("runs/stub")
+
+    def synthesize(self, conditions, *, seed):
+        self.conditions = conditions
+        return [picture(seed % 251)] * len(conditions)
+
+    def sample(self, *, classes, seed):
+        return {"image": self.synthesize(classes, seed=seed)}
+
+    def translate(self, target, *, text, count, seed):
+        assert (target, count) == ("image", 1)
+        return [[image] for image in self.synthesize(text, seed=seed)]
+
+
+@pytest.mark.parametrize(
+    "model,expected",
+    [
+        (Stub(kind="text_to_image_gan", reads_text=True, class_names=()), "captions"),
+        (Stub(kind="text_to_image_flow", reads_text=False, class_names=("cat", "dog")), "classes"),
+        (Stub(kind="vae", class_names=("cat", "dog")), "classes"),
+        (Stub(kind="multimodal_vae"), "captions"),
+    ],
+    ids=lambda x: getattr(x, "kind", x),
+)
+def test_each_kind_of_run_generates_by_its_condition(model, expected, monkeypatch):
+    monkeypatch.setattr(benchmark, "CHUNK", 3)
+    conditions = benchmark.Conditions(SOURCE)
+    images = benchmark.generate(model, conditions, ALL, seed=7)
+    assert images.shape == (4, 2, 2, 3) and images.dtype == np.uint8
+    assert images[0, 0, 0, 0] != images[3, 0, 0, 0]  # another chunk has other noise
+    wanted = {"captions": ["a dog", "a cat", "the dog", "a dog"], "classes": ["dog", "cat", "dog", "dog"]}
+    assert conditions.of(ALL, texts=expected == "captions") == wanted[expected]
+    assert model.conditions == wanted[expected][3:]
+
+
+@pytest.mark.parametrize(
+    "model,message",
+    [
+        (Stub(kind="text_to_image_gan", reads_text=False, class_names=()), "from noise alone"),
+        (Stub(kind="vae", class_names=()), "--model cvae"),
+        (Stub(kind="contrastive"), "contrastive.py; needed are"),
+    ],
+)
+def test_a_run_without_known_classes_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark.generate(model, benchmark.Conditions(SOURCE), ALL, seed=0)
+
+
+def test_gray_images_have_three_channels_where_real_ones_have():
+    gray, real = np.arange(4, dtype=np.uint8).reshape(1, 2, 2, 1), np.zeros((5, 2, 2, 3), np.uint8)
+    matched = benchmark.matches(gray, real, Stub.path)
+    np.testing.assert_array_equal(matched, np.concatenate([gray] * 3, axis=-1))
+    with pytest.raises(ValueError, match="stub generates images of"):
+        benchmark.matches(gray, np.zeros((5, 3, 3, 3), np.uint8), Stub.path)
+
+
+def test_the_table_has_a_row_for_real_images_and_one_for_each_run():
+    metrics = {
+        "learning/real_accuracy": 0.9, "learning/real_accuracy_sd": 0.01, "learning/real_accuracy_of_500": 0.7,
+        "learning/generated_accuracy": 0.8, "learning/generated_accuracy_sd": 0.02,
+        "learning/augmented_accuracy_of_500": 0.75, "learning/gain_of_500": 0.05, "learning/ratio_of_500": 4.0,
+    }  # fmt: skip
+    real, generated = benchmark.rows_of(metrics)
+    assert real == {"accuracy": 0.9, "accuracy_sd": 0.01, "accuracy_of_500": 0.7}
+    lines = benchmark.table([("real images", real), ("runs/a", generated)], [500]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["trained on", "accuracy", "with 500 real images", "gain", "ratio"]
+    assert cells[2] == ["real images", "0.900 ± 0.010", "0.700", "", ""]
+    assert cells[3] == ["runs/a", "0.800 ± 0.020", "0.750", "0.050", "4"]
+    generated["caption_score"] = 0.5
+    assert "captions |" in benchmark.table([("runs/a", generated)], [500]).splitlines()[0]
+
+
+def test_the_options_of_classifiers_are_those_of_the_command():
+    arguments = benchmark.Arguments((), examples=70, real_sizes=(20, 40), ratios=(3.0,), seeds=5, steps=9)
+    options = arguments.learning
+    for field in dataclasses.fields(options):
+        if hasattr(arguments, field.name):
+            assert getattr(options, field.name) == getattr(arguments, field.name), field.name
+    assert options.generated == 120

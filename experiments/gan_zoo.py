@@ -3,9 +3,8 @@
     python experiments/gan_zoo.py --judge runs/captioning-...
     python experiments/gan_zoo.py --data folder:PATH --objectives hinge r3gan flow_matching
 
-Each objective is trained by text_to_image_gan.py, for the same steps with the same networks and optimizers; runs differ
-in the objective and its authors' regularisation, r3gan also in its networks. Another kind of generator (flow_matching)
-has the options of its own script, and as many steps as take the GANs' median training time.
+Each objective, with its authors' regularisation, is trained by text_to_image_gan.py for the same steps with the same
+optimizers and networks (r3gan and stackgan have their own); flow_matching by its script for the GANs' median time.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import NonFiniteError
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run
+from xmodal_jax.transfer.first_stage import preset_options
 
 ADAM = Optimizer("adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0)
 OTHERS = {"flow_matching": (text_to_image_flow, with_condition_like)}
@@ -58,7 +58,7 @@ class Config(text_to_image_gan.Config):
         generator=DCGANGeneratorConfig(width=32),
         discriminator=DCGANEncoderConfig(width=128, norm="none"),
     )
-    """Networks of the GAN. Each compared objective sets its objective and regularisation, r3gan also the networks."""
+    """Networks of the GAN. Each objective sets its objective and regularisation, r3gan and stackgan also networks."""
     optimizer: GANOptimizer = GANOptimizer(
         discriminator=ADAM, generator=dataclasses.replace(ADAM, learning_rate=2e-4, ema=0.99)
     )
@@ -72,7 +72,7 @@ class Config(text_to_image_gan.Config):
 def train(config: Config, name: str, folder: pathlib.Path, runs: list[comparison.ComparedRun]) -> None:
     """Trains the generator ``name`` in ``folder``. ``runs``: those that have ended."""
     if name not in OTHERS:
-        return run_experiment(text_to_image_gan, config, folder, model=gans.with_preset(config.model, name))
+        return run_experiment(text_to_image_gan, config, folder, **preset_options(config, name))
     script, with_condition = OTHERS[name]
     defaults, gan_runs = script.Config(), [run for run in runs if run.name not in OTHERS]
     options = dict(model=with_condition(defaults.model, config.model.condition), optimizer=defaults.optimizer)

@@ -6,7 +6,8 @@
 
 ``--judge RUN`` scores the images by the captioner of a run of captioning.py. Frozen networks take part in the training:
 ``--redescribe RUN`` another captioner, ``--read-with RUN`` (of contrastive.py) or ``--text-encoder hf:PATH`` an encoder
-of captions, ``--image-encoder hf:PATH`` features for the discriminator.
+of captions, ``--image-encoder hf:PATH`` features for the discriminator, ``--first-stage RUN`` a GAN of smaller images,
+which ``--model.generator stackgan`` refines (without it both stages are trained, one after the other).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from xmodal_jax.data.open import DataOptions
-from xmodal_jax.data.splits import fit_tokenizer, open_splits
+from xmodal_jax.data.splits import open_splits
 from xmodal_jax.evaluation.image_judge import JudgeReport, load_judge
 from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator, image_sizes
 from xmodal_jax.evaluation.learning import LearningEvaluation, image_learning
@@ -72,19 +73,19 @@ def main(config: Config) -> None:
     # Data: captions or labels, and their images.
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
-        if (tokenize := frozen.tokenize) is not None:
-            tokenize.bad_examples = bad_examples  # which notes the captions that are cut
-        elif "text" in splits.train.modalities:
-            tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)
+        tokenize = frozen.fit_tokenizer(splits.train, bad_examples)
         options = dict(bad_examples=bad_examples, repeats=config.model.d_steps)
         loader = make_loader(config, splits.train, tokenize, **options)
         evaluated = {**splits.tests, "validation": splits.validation}
         references = {name: ReferenceTexts(split, one_per_picture=True) for name, split in evaluated.items()}
         judge = JudgeReport(captioner, splits.train, references)
 
-    # The method: generator and discriminator, and the frozen networks.
+    # The method: generator and discriminator, and the frozen networks. A first stage may be trained here.
     sizes = image_sizes(splits.train, tokenize)
-    gan = gans.make_gan(config.model, **sizes, **frozen.gan_arguments(sizes["shape"]))
+    files = {"tokenizer": tokenize and tokenize.tokenizer.files(), "class_names": splits.train.class_names}
+    metadata = {"kind": "text_to_image_gan", "source": "text", "target": "image", **sizes, **files}
+    networks, metadata = frozen.prepare_networks(loader, sizes, run, timer, metadata)
+    gan = gans.make_gan(config.model, **sizes, **networks)
     generator = ImageGenerator(gan, tokenize, noise=config.model.generator.noise)
     generate = SplitImageGenerator(generator, references, seed=config.seed)
     learn = image_learning(config.learning, splits, generator, config.model.condition, seed=config.seed)
@@ -95,15 +96,14 @@ def main(config: Config) -> None:
         history.add(params)
         return judge.scores({"validation": generate(params, "validation")})
 
-    files = {"tokenizer": tokenize and tokenize.tokenizer.files(), "class_names": splits.train.class_names}
-    metadata = {"kind": "text_to_image_gan", "source": "text", "target": "image", **sizes, **files}
     result = fit(gan, loader, config, config.optimizer, run, timer, evaluate=validate, metadata=metadata)
 
     # Test: an image for every caption of every split, or for the first caption of every picture.
     def test(params):
         """``(metrics, images of the split "test" and what was learned)``."""
         images, learned = {name: generate(params, name) for name in splits.tests}, learn(params)
-        return judge.scores(images) | learned.metrics, (images["test"], learned)
+        first_stage = judge.scores(generate.first_stage(params, splits.tests), "first_stage_")
+        return judge.scores(images) | first_stage | learned.metrics, (images["test"], learned)
 
     metrics, (images, learned) = evaluate_seeds(test, result, timer)
     if not run.writes:

@@ -71,6 +71,11 @@ SMOKES = {
         "--judge {runs}/captioning --redescribe {runs}/captioning --read-with {runs}/contrastive",
         ("captioning", "contrastive"),
     ),
+    "stackgan": Smoke(
+        "text_to_image_gan",
+        "--image-size 64 --model.generator stackgan --model.reconstruction none --model.features none "
+        "--optimizer.pretrain-fraction 0",
+    ),
     "text_to_image_flow": Smoke("text_to_image_flow", "--judge {runs}/captioning", ("captioning",)),
     "gan_of_bert": Smoke("text_to_image_gan", pretrained(text="bert", image="vit")),
     "gan_zoo": Smoke("gan_zoo", "--judge {runs}/captioning", ("captioning",)),

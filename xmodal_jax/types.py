@@ -223,6 +223,10 @@ class GAN(NamedTuple):
     ``load_pretrained(params, batch) -> params``: as `Method.load_pretrained`, for the parameters of both networks;
     None: training starts from the initial parameters.
     ``frozen``: the parameters of frozen networks by name; None: there are none.
+    ``predict_first_stage(params, batch) -> images``: of a generator that refines the images of a frozen one, those
+    images, for the arguments of ``predict``; None: there is no such stage.
+    ``frozen_by_seed``: the names of those frozen networks of which each seed has its own, where several train at once:
+    their arrays have a leading axis of seeds.
     """
 
     init: Callable[..., tuple[Params, dict[str, Any]]]
@@ -237,3 +241,5 @@ class GAN(NamedTuple):
     ) = None
     load_pretrained: Callable[[Params, Batch], Params] | None = None
     frozen: dict[str, Params] | None = None
+    predict_first_stage: Callable[[Params, Batch], jax.Array] | None = None
+    frozen_by_seed: tuple[str, ...] = ()

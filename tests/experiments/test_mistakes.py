@@ -53,7 +53,8 @@ OF_SCRIPT = {
     "speech_recognition": "--model.objective nonsense\n--generation nonsense\n--model.features.mels 0\n--lora.rank 3",
     "speech_synthesis": "--recogniser nowhere\n--examples 0\n--model.floor 0\n--text-encoder hf:nowhere",
     "text_to_image_flow": "--model.condition.dropout 2\n--model.sampler jump\n--model.objective nonsense",
-    "text_to_image_gan": "--redescribe nowhere\n--read-with full\n--model.d-steps 0\n--model.penalty nonsense",
+    "text_to_image_gan": "--redescribe nowhere\n--read-with full\n--model.d-steps 0\n--model.penalty nonsense\n"
+    "--first-stage nowhere\n--model.generator stackgan --model.reconstruction none --first-stage nowhere",
     "vae": "--model nonsense\n--model.samples 0\n--critic.name nonsense\n--model.latent 0",
 }
 OTHERS = {

@@ -231,16 +231,16 @@ class JudgeReport:
             self._train = self.judge.features(read_fields(Subset(train, indices), ("image",))["image"])
             self._real = {name: load_real_images(texts, self.judge) for name, texts in splits.items()}
 
-    def scores(self, generated: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def scores(self, generated: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, float]:
         """`judge_scores` of the ``generated`` images of each split: one for each caption, or for the first captions
-        alone. Empty without a judge (a trained captioner)."""
+        alone; their names begin with ``prefix`` and the split. Empty without a judge (a trained captioner)."""
         if self.judge is None:
             return {}
         scores: dict[str, float] = {}
         for split, images in generated.items():
             real = self._real[split]
             real = dataclasses.replace(real, texts=real.texts.first(len(images)))
-            scores |= judge_scores(self.judge, images, real, self._train, prefix=f"{split}/")
+            scores |= judge_scores(self.judge, images, real, self._train, prefix=f"{prefix}{split}/")
         return scores
 
     def captions(self, images: np.ndarray) -> list[str] | None:

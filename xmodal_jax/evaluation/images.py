@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -55,6 +55,11 @@ class ImageGenerator:
         self._to_pixels = jax.jit(to_pixels)
         # One function object, which `predict_all` compiles once: images in [-1, 1], then uint8.
         self._generate = lambda params, batch: self._to_pixels(self._predict(params, batch))
+        first = _enlarged_first_stage(method)
+        self.first_stage: ImageGenerator | None = (
+            None if first is None else ImageGenerator(first, tokenize, noise=noise, **self._batches)
+        )
+        """Generates the images of a GAN's first stage, enlarged to the size of the second's; None: it has one stage."""
 
     def sample_noise(self, count: int, seed: int) -> np.ndarray:
         """Standard normal noise ``[count, noise]``."""
@@ -77,6 +82,19 @@ class ImageGenerator:
         return predict_all(self._generate, params, source, transform=add_index, **self._batches)
 
 
+def _enlarged_first_stage(method: GAN | Method) -> GAN | None:
+    """The first stage of a GAN as a method of its own, whose images are enlarged to those of the second by cubic
+    interpolation; None: the method has one stage."""
+    if not isinstance(method, GAN) or method.predict_first_stage is None:
+        return None
+
+    def predict(params: Any, batch: Any) -> jax.Array:
+        shape = jax.eval_shape(method.predict, params, batch).shape
+        return jax.image.resize(method.predict_first_stage(params, batch), shape, "cubic")
+
+    return method._replace(predict=predict, predict_first_stage=None)
+
+
 class SplitImageGenerator:
     """Generates an image for each of the texts of a split."""
 
@@ -87,7 +105,17 @@ class SplitImageGenerator:
 
     def __call__(self, params: Any, split: str, sample: int = 0) -> np.ndarray:
         """Images uint8 ``[N, H, W, C]`` for all texts of a split. Each number ``sample`` selects other noise."""
+        return self._generate(self.generator, params, split, sample)
+
+    def first_stage(self, params: Any, splits: Iterable[str]) -> dict[str, np.ndarray]:
+        """The images of a GAN's first stage by split, enlarged, which the second stage turns into those that this
+        object generates; empty if there is one stage."""
+        first = self.generator.first_stage
+        return {} if first is None else {name: self._generate(first, params, name) for name in splits}
+
+    def _generate(self, generator: ImageGenerator, params: Any, split: str, sample: int = 0) -> np.ndarray:
+        """The images that ``generator`` makes for all texts of a split."""
         conditions = self.conditions[split]
         count = len(next(iter(conditions.values())))
         noise = self.generator.sample_noise(count, self.seed + sample)
-        return self.generator(params, conditions, noise)
+        return generator(params, conditions, noise)

@@ -18,6 +18,7 @@ from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.method import make_gan
 from xmodal_jax.preprocess.image import to_pixels
 from xmodal_jax.train.run import from_json
+from xmodal_jax.transfer.first_stage import first_stage_from_json
 
 
 class ImageSynthesizer(TrainedModel):
@@ -66,7 +67,8 @@ class ImageSynthesizer(TrainedModel):
     def _make_method(self, config: Any, sizes: dict[str, Any]) -> tuple[Any, int]:
         """``(method, dimensions of the noise)``; ``sizes``: those of the data that the method needs."""
         without_features = dataclasses.replace(config, features=None)  # only training needs them
-        return make_gan(without_features, **sizes), config.generator.noise
+        first_stage = first_stage_from_json(self.metadata.get("first_stage"))
+        return make_gan(without_features, **sizes, first_stage=first_stage), config.generator.noise
 
     def describe(self) -> str:
         """What the run is, what it takes and what it gives, as text."""

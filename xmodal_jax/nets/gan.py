@@ -1,9 +1,10 @@
 """Generators of images, and the heads of a discriminator on top of an image encoder of `nets.encoders`.
 
 A generator is a module ``(noise [B, Z], condition, *, keys=None) -> images [B, H, W, C]`` with values in [-1, 1]
-(those of `R3GANGenerator` may lie outside in training). In evaluation ``keys`` is None, and batch norm uses the running
-statistics of the collection ``batch_stats``. The table of generators is the union `Generator`; to add one, write its
-module and its configuration here.
+(those of `R3GANGenerator` may lie outside in training). One that refines the images of another (`StackGANGenerator`)
+has these in place of the noise. In evaluation ``keys`` is None, and batch norm uses the running statistics of the
+collection ``batch_stats``. The table of generators is the union `Generator`; to add one, write its module and its
+configuration here.
 """
 
 from __future__ import annotations
@@ -19,27 +20,23 @@ from jaxtyping import Array, Float
 
 from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.core.collectives import AxisName, shard_examples
+from xmodal_jax.core.parts import FilledIn
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.nets.attention import MultiHeadAttention
 from xmodal_jax.nets.conv import Conv, ConvTranspose
-from xmodal_jax.nets.image import concatenate_condition, coordinate_channels, upsampling_stages
+from xmodal_jax.nets.image import (
+    concatenate_condition,
+    coordinate_channels,
+    upsample_nearest,
+    upsampling_stages,
+)
+from xmodal_jax.nets.norm import batch_norm
 from xmodal_jax.nets.objects import BOX_SIZE, ObjectGenerator, ObjectPosterior
 from xmodal_jax.nets.r3gan import R3GANGenerator
+from xmodal_jax.nets.stackgan import StackGANGenerator
 from xmodal_jax.types import Condition, ExampleKeys, Tokens
 
 MODULATIONS = ("fusion", "rms", "batch_norm")
-
-
-def batch_norm(keys, axis_name: AxisName, *, dtype=None, affine: bool = True, name: str) -> nn.BatchNorm:
-    """Batch norm with statistics of the global batch, the same on any number of devices.
-
-    In evaluation (``keys`` is None) it uses the running statistics. ``axis_name``: the named axis that splits the batch
-    over devices, if any. ``affine``: whether it has a learned scale and bias.
-    """
-    return nn.BatchNorm(
-        use_running_average=keys is None, momentum=0.9, epsilon=1e-5, axis_name=axis_name, dtype=dtype,
-        use_scale=affine, use_bias=affine, name=name,
-    )  # fmt: skip
 
 
 def leaky_relu(x):
@@ -156,18 +153,6 @@ class Modulation(nn.Module):
             gamma, beta = jnp.split(affine[:, None, None, :], 2, axis=-1)
             x = leaky_relu(x * (1.0 + gamma) + beta)
         return x
-
-
-def upsample_nearest(
-    x: Float[Array, "batch height width channels"],
-) -> Float[Array, "batch height2 width2 channels"]:
-    """Doubles both sides of images by repeating each pixel.
-
-    It is computed by a broadcast, whose gradient is a sum, which is faster than the scatter of indexing.
-    """
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 class ResidualPixels(nn.Module):
@@ -445,18 +430,27 @@ class GeneratorConfig:
     conditioning: int = 0
     """Dimension of the vector that conditioning augmentation samples from ``N(mu(c), sigma(c)^2)``, given the
     condition's vector c (StackGAN); 0: the condition is used without augmentation."""
+    conditioning_weight: float = 1.0
+    """Weight of the KL divergence of conditioning augmentation, in nats per dimension (2 in the authors' code of
+    StackGAN)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type of activations and matrix products. Parameters and pixels are always float32."""
     composes_objects: ClassVar[bool] = False
     """Whether the generator first encodes the condition as `nets.objects.ObjectEmbeddings`."""
+    refines_images: ClassVar[bool] = False
+    """Whether the generator refines the images of another one, its first stage, which get the noise."""
 
     def __post_init__(self):
         check_at_least(self, 1, "noise")
-        check_at_least(self, 0, "conditioning")
+        check_at_least(self, 0, "conditioning", "conditioning_weight")
 
     def build(self, shape: tuple[int, int, int], axis_name: AxisName = None) -> nn.Module:
         """The generator ``module(noise, condition, *, keys=None) -> images`` of ``shape`` (height, width, channels)."""
         raise NotImplementedError
+
+    def example_input(self, shape: tuple[int, int, int]) -> Array:
+        """A first argument of the module (zeros) for one image of ``shape``, to initialise it with."""
+        return jnp.zeros((1, self.noise))
 
     def build_posterior(self, encoder: nn.Module) -> nn.Module:
         """The posterior of this generator's noise, on top of an image ``encoder``."""
@@ -588,11 +582,67 @@ class MLPGeneratorConfig(GeneratorConfig):
         return MLPGenerator(shape, self.width, self.depth, self.compute_dtype)
 
 
-Generator = (
+FirstStageGenerator = (
     ResidualGeneratorConfig
     | ObjectGeneratorConfig
     | DCGANGeneratorConfig
     | R3GANGeneratorConfig
     | MLPGeneratorConfig
 )
+"""The generators of images from noise, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StackGANGeneratorConfig(GeneratorConfig):
+    """Convolutions that refine the images of a trained generator of fewer pixels (StackGAN)."""
+
+    name: ClassVar[str] = "stackgan"
+    refines_images: ClassVar[bool] = True
+    noise: FilledIn[int] = 0
+    """Dimensions of the noise: those of the first stage."""
+    conditioning: int = 64
+    """Dimension of the vector that the second stage's own conditioning augmentation samples; 0: the condition is used
+    without augmentation. That of the first stage is an option of ``first``."""
+    conditioning_weight: float = 2.0
+    """Weight of the KL divergence of the second stage's conditioning augmentation, in nats per dimension."""
+    width: int = 32
+    """Channels at the first stage's resolution, before it is halved; each halving doubles them (128 in the authors'
+    code)."""
+    blocks: int = 2
+    """Residual blocks at the smallest resolution (2 to 4 in the authors' code)."""
+    scale: int = 4
+    """Sides of the images as a multiple of the sides of the first stage's images; a power of 2."""
+    first: FirstStageGenerator = ResidualGeneratorConfig(conditioning=64, conditioning_weight=2.0)
+    """Generator of the first stage; with --first-stage that of the run."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "noise", self.first.noise)
+        super().__post_init__()
+        check_at_least(self, 1, "width")
+        check_at_least(self, 0, "blocks")
+        if self.scale < 2 or self.scale & (self.scale - 1):
+            raise ValueError(f"scale must be a power of 2, at least 2, got {self.scale}")
+
+    def first_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape of the first stage's images where those of the second have ``shape`` (height, width, channels).
+
+        Raises:
+          ValueError: ``scale`` does not divide the sides.
+        """
+        height, width, channels = shape
+        if height % self.scale or width % self.scale:
+            raise ValueError(
+                f"pictures of {height} x {width} pixels are no multiple of {self.scale} (--model.generator.scale): "
+                "choose another --image-size"
+            )
+        return height // self.scale, width // self.scale, channels
+
+    def example_input(self, shape: tuple[int, int, int]) -> Array:
+        return jnp.zeros((1, *self.first_shape(shape)))
+
+    def build(self, shape, axis_name: AxisName = None) -> StackGANGenerator:
+        return StackGANGenerator(shape, self.width, self.blocks, axis_name, self.compute_dtype)
+
+
+Generator = FirstStageGenerator | StackGANGeneratorConfig
 """The generators, by name."""

@@ -1,4 +1,4 @@
-"""Group normalization of channels."""
+"""Group normalization of channels, and batch normalization over devices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from xmodal_jax.core.collectives import AxisName
 
 
 class GroupNorm(nn.Module):
@@ -58,3 +60,15 @@ class GroupNorm(nn.Module):
         # Subtract before multiplying: mean * factor would be large where an image is nearly constant.
         y = (precise - to_channels(mean)) * to_channels(factor)
         return (y + bias.reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
+
+
+def batch_norm(keys, axis_name: AxisName, *, dtype=None, affine: bool = True, name: str) -> nn.BatchNorm:
+    """Batch norm with statistics of the global batch, the same on any number of devices.
+
+    In evaluation (``keys`` is None) it uses the running statistics. ``axis_name``: the named axis that splits the batch
+    over devices, if any. ``affine``: whether it has a learned scale and bias.
+    """
+    return nn.BatchNorm(
+        use_running_average=keys is None, momentum=0.9, epsilon=1e-5, axis_name=axis_name, dtype=dtype,
+        use_scale=affine, use_bias=affine, name=name,
+    )  # fmt: skip

@@ -14,7 +14,7 @@ from PIL import Image
 
 from xmodal_jax.core.cluster import agree
 from xmodal_jax.report.page import Report
-from xmodal_jax.train.run import format_value
+from xmodal_jax.train.run import format_value, read_config_file
 
 COSTS = {"steps": "steps", "step_ms": "ms per step, all seeds", "train_seconds": "training in s, all seeds"}
 """The headings of the columns about a run's training, by the name of a value of `ComparedRun`."""
@@ -39,8 +39,9 @@ class ComparedRun(NamedTuple):
 
     name: str
     values: dict[str, Any]
-    """Test scores, each a number or one per seed, ``diverged`` (number of seeds), ``steps``, ``step_ms`` (milliseconds
-    per step of all seeds) and ``train_seconds`` (of all steps and seeds, without compilation)."""
+    """Test scores, each a number or one per seed, ``diverged`` (number of seeds), ``steps`` (with those of a first
+    stage), ``step_ms`` (milliseconds per step of all seeds) and ``train_seconds`` (of all steps and seeds, without
+    compilation)."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -74,10 +75,16 @@ def read_run(folder: Path, scores: Collection[str] = tuple(IMAGE_SCORES)) -> Com
     metrics = result["metrics"] | result.get("per_seed", {})  # the values of the seeds in place of their mean
     prefixes = {name: "learning/" if name in LEARNING_SCORES else "test/" for name in scores}
     values = {name: metrics[prefix + name] for name, prefix in prefixes.items() if prefix + name in metrics}
-    steps = result["steps"]
+    steps = result["steps"] + _first_stage_steps(folder)
     seconds = (result["timing"]["train"] or math.nan) / max(steps - result["resumed"], 1)
     values |= {"diverged": float(len(result["diverged"])), "steps": steps, "step_ms": 1e3 * seconds}
     return ComparedRun(folder.name, values | {"train_seconds": steps * seconds})
+
+
+def _first_stage_steps(folder: Path) -> int:
+    """Steps of the first stage that was trained within the run in ``folder``; 0: it has none."""
+    first_stage = folder / "first_stage"
+    return read_config_file(first_stage)["steps"] if first_stage.is_dir() else 0
 
 
 def steps_of_equal_time(runs: Sequence[ComparedRun], timing: Path, *, default: int) -> int:

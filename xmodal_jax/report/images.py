@@ -98,6 +98,7 @@ def add_images(
     real = read_fields(test.source, ("image",))["image"]
     samples = [images, *(generate(params, "test", sample=k) for k in range(1, 4))]  # other noise for each k
     add_samples(report, "Samples", texts, real, samples, judge.captions(images))
+    add_stages(report, texts, real, generate.first_stage(params, ["test"]).get("test"), images)
     add_history(report, history, texts)
     add_interpolations(report, generate.generator, params, conditions, texts, seed=generate.seed)
     report.add_figure("Training curves", figures.curves(run.read_metrics(), CURVES))
@@ -166,6 +167,25 @@ def add_samples(
             row.append(judge_captions[k])
         rows.append(row)
     report.add_table(title, columns, rows)
+
+
+def add_stages(
+    report: Report,
+    captions: Sequence[str],
+    real: np.ndarray,
+    first: np.ndarray | None,
+    second: np.ndarray,
+    count: int = 12,
+) -> None:
+    """A table of the first ``count`` captions with their real image and those of both stages of a GAN, of the same
+    noise; nothing if ``first`` is None. All images are uint8 ``[N, H, W, C]``, those of the first stage enlarged."""
+    if first is None:
+        return
+    rows = [[captions[k], real[k], first[k], second[k]] for k in range(min(count, len(real)))]
+    report.add_table(
+        "Both stages", ["caption", "real", "first stage", "second stage"], rows,
+        note="The images of the first stage are enlarged by cubic interpolation, and scored so (first_stage_test/...).",
+    )  # fmt: skip
 
 
 def add_history(report: Report, history: SampleHistory, captions: Sequence[str], count: int = 6) -> None:

@@ -227,6 +227,8 @@ def restore_run(
             raise ValueError(f"{folder} holds the seeds {seeds}: name one of them as seed, got {seed}")
         # The first axis of every array is that of the seeds.
         params = jax.tree.map(lambda x: x[seeds.index(seed)], params)
+        if frozen is not None:
+            frozen = frozen_of_seed(frozen, metadata.get("frozen_by_seed", ()), seeds.index(seed))
     elif seed is not None and seed not in seeds:
         raise ValueError(f"{folder} holds the seed {seeds}, not {seed}")
     if lora.ADAPTERS in params:  # low-rank adapters: add them to the weights, so that the network needs none
@@ -299,6 +301,15 @@ def _read_frozen(directory: pathlib.Path, metadata: dict) -> dict[str, Any] | No
             f"{path} holds other bits than were written: it is damaged, or belongs to another run"
         )
     return frozen
+
+
+def frozen_of_seed(frozen: Mapping[str, Any], own_names: Collection[str], number: int) -> dict[str, Any]:
+    """The parameters of frozen networks that the seed of a number (from 0) uses: of the networks in ``own_names`` each
+    seed has its own, whose arrays have a first axis of seeds."""
+    return {
+        name: jax.tree.map(lambda x: x[number], params) if name in own_names else params
+        for name, params in frozen.items()
+    }
 
 
 def newest_checkpoint(directory: pathlib.Path | str, *, best: bool = False) -> pathlib.Path:

@@ -382,4 +382,5 @@ def make_training(
         load_pretrained=gan.load_pretrained,
         ema_params=lambda params: params["generator"],
         frozen=gan.frozen,
+        frozen_by_seed=gan.frozen_by_seed,
     )

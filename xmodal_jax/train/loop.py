@@ -21,7 +21,13 @@ from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.pipeline import Loader, numeric_fields
 from xmodal_jax.models.towers import unused_fields
 from xmodal_jax.train import gan_step
-from xmodal_jax.train.checkpoint import CheckpointMismatch, Checkpoints, describe, newest_checkpoint
+from xmodal_jax.train.checkpoint import (
+    CheckpointMismatch,
+    Checkpoints,
+    describe,
+    frozen_of_seed,
+    newest_checkpoint,
+)
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.feed import BatchFeed
 from xmodal_jax.train.optim import Optimizer
@@ -192,6 +198,7 @@ class TrainingLoop:
             "seeds": self.seeds,
             "encoders": [encoder_slot._asdict() for encoder_slot in encoders],
             "frozen": None if training.frozen is None else describe(training.frozen),
+            "frozen_by_seed": list(training.frozen_by_seed),
         }
         """The metadata that all checkpoints of the run share; `_checkpoint_metadata` adds that of one step."""
         self.state: Any = None
@@ -223,6 +230,7 @@ class TrainingLoop:
         self.training = training = make(self._method, self._optimizer, plan, params=self._params)
         # ``seeds`` is the length of the state's leading axis; None, for one seed: there is no such axis.
         options = dict(fsdp=self.config.fsdp, seeds=len(self.seeds) if len(self.seeds) > 1 else None)
+        options |= dict(frozen_by_seed=training.frozen_by_seed)
         self.engine = make_engine(self.config.parallel, training.init, training.make_step, **options)
         self._run_initial: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
         """As `Engine.run`, for the steps of the method's initial stage, such as pretraining; None: it has no such
@@ -574,7 +582,11 @@ def eval_params_by_seed(state: Any, engine: Engine, training: Training, frozen: 
     if frozen is None:
         return by_seed
     frozen = engine.fetch(frozen)
-    return [{**seed_params, "frozen": frozen} for seed_params in by_seed]
+    own_names = training.frozen_by_seed if engine.seeds is not None else ()
+    return [
+        {**seed_params, "frozen": frozen_of_seed(frozen, own_names, k)}
+        for k, seed_params in enumerate(by_seed)
+    ]
 
 
 def tabulate(schedules: Mapping[str, Callable], steps: int) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ Several seeds train at once as a leading axis of the state, in all three modes (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -87,9 +87,12 @@ def draw_batch(data, step_input):
     return {**batch, "index": step_input["index"]}
 
 
-def over_seeds(step: Callable, strategy: SeedsForm = "auto") -> Callable:
+def over_seeds(
+    step: Callable, strategy: SeedsForm = "auto", frozen_by_seed: Collection[str] = ()
+) -> Callable:
     """Vectorises ``step(state, device_data, inputs)`` over seeds, the first axis of the arrays of ``state`` and of
-    ``inputs``; all seeds share ``device_data``.
+    ``inputs``; all seeds share ``device_data``, except for the frozen networks with a name in ``frozen_by_seed``, whose
+    arrays have an axis of seeds as well.
 
     ``strategy``: "vmap" runs the operations of all seeds together, "map" one seed after the other in the same program;
     the results are the same. "auto" takes "vmap", except on the CPU for large states (`MAX_VMAPPED_SIZE`), where the
@@ -102,9 +105,17 @@ def over_seeds(step: Callable, strategy: SeedsForm = "auto") -> Callable:
         one_by_one = strategy == "map" or (
             strategy == "auto" and jax.default_backend() == "cpu" and elements_per_seed > MAX_VMAPPED_SIZE
         )
+        seed_frozen = {name: device_data.frozen[name] for name in frozen_by_seed}
+
+        def step_of_seed(state, seed_frozen, inputs):
+            """The step of one seed."""
+            if not seed_frozen:
+                return step(state, device_data, inputs)
+            return step(state, device_data._replace(frozen={**device_data.frozen, **seed_frozen}), inputs)
+
         if one_by_one:
-            return jax.lax.map(lambda seed: step(seed[0], device_data, seed[1]), (state, inputs))
-        return jax.vmap(step, in_axes=(0, None, 0))(state, device_data, inputs)
+            return jax.lax.map(lambda seed: step_of_seed(*seed), (state, seed_frozen, inputs))
+        return jax.vmap(step_of_seed)(state, seed_frozen, inputs)
 
     return run
 
@@ -134,6 +145,7 @@ def make_engine(
     seeds: int | None = None,
     seeds_form: SeedsForm = "auto",
     devices: Sequence[jax.Device] | None = None,
+    frozen_by_seed: Collection[str] = (),
 ) -> Engine:
     """An engine for ``init(key, batch) -> state`` and ``make_step(axis_name) -> step(state, batch)``; with frozen
     parameters ``step(state, batch, frozen)``.
@@ -144,6 +156,7 @@ def make_engine(
       seeds: number of seeds to train at once; None: one, and a state without an axis of seeds.
       seeds_form: see `over_seeds`.
       devices: the devices to use; None: all.
+      frozen_by_seed: see `over_seeds`.
 
     Raises:
       ValueError: the mode is unknown, or ``fsdp`` or the number of processes does not suit it.
@@ -161,7 +174,9 @@ def make_engine(
             batch = draw_batch(data, step_input)
             return step(state, batch) if frozen is None else step(state, batch, frozen)
 
-        return _steps(draw_and_step if seeds is None else over_seeds(draw_and_step, seeds_form))
+        if seeds is None:
+            return _steps(draw_and_step)
+        return _steps(over_seeds(draw_and_step, seeds_form, frozen_by_seed))
 
     if seeds is not None:
         init = jax.vmap(init, in_axes=(0, None))

@@ -62,6 +62,8 @@ class Training(NamedTuple):
     frozen: Params | None = None
     """Parameters of frozen networks (`types.GAN`): a third argument of the step, and not part of the state; None: there
     are none."""
+    frozen_by_seed: tuple[str, ...] = ()
+    """The names of those frozen networks of which each of several seeds has its own (see `types.GAN`)."""
 
 
 def make_training(

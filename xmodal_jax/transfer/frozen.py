@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 
 from xmodal_jax.core.parts import Advanced
-from xmodal_jax.data.splits import make_text_cleaner
+from xmodal_jax.core.runtime import Timer
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.pipeline import Loader
+from xmodal_jax.data.source import Source
+from xmodal_jax.data.splits import fit_tokenizer, make_text_cleaner
 from xmodal_jax.data.text import Tokenizer, TokenizeTransform, load_hf_tokenizer, tokenizer_from_files
 from xmodal_jax.models.contrastive import ContrastiveConfig
 from xmodal_jax.models.gan.inputs import FrozenCaptioner, FrozenEncoder
@@ -21,7 +26,13 @@ from xmodal_jax.pretrained.files import open_checkpoint
 from xmodal_jax.pretrained.load import parameter_shapes, read_parameters
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.config import PretrainedConfig
-from xmodal_jax.train.run import from_json
+from xmodal_jax.train.run import Run, from_json
+from xmodal_jax.transfer.first_stage import (
+    LoadedFirstStage,
+    first_stage_to_json,
+    prepare_first_stage,
+    use_first_stage,
+)
 from xmodal_jax.transfer.pretrained import as_pretrained, find_folders, with_own_encoders
 
 
@@ -42,6 +53,12 @@ class FrozenNetworksConfig(PretrainedConfig):
     read_with: pathlib.Path | None = None
     """Directory of a run of contrastive.py, whose frozen text encoder encodes the captions. None: generator and
     discriminator each train a text encoder, unless --text-encoder gives a frozen one."""
+    first_stage: Advanced[pathlib.Path | None] = None
+    """Directory of a run of text_to_image_gan.py on smaller images, whose frozen generator is the first stage of
+    --model.generator stackgan. None: the first stage is trained within this run, on images that are made smaller."""
+    first_stage_steps: Advanced[int | None] = None
+    """Training steps of the first stage of --model.generator stackgan, where it is trained within this run. None: as
+    many as --steps."""
 
 
 class CaptioningRun(NamedTuple):
@@ -167,11 +184,25 @@ class FrozenNetworks(NamedTuple):
     config: FrozenNetworksConfig
     text_encoder: FrozenTextEncoder | None
     captioner: LoadedCaptioner | None
+    first_stage: LoadedFirstStage | None = None
 
     @property
     def tokenize(self) -> TokenizeTransform | None:
         """The tokenization that these networks need, or None if any will do (see `same_tokens`)."""
-        return same_tokens(self.captioner, self.text_encoder)
+        tokenize = same_tokens(self.captioner, self.text_encoder)
+        if self.first_stage is None or self.first_stage.tokenize is None:
+            return tokenize
+        return self.first_stage.check_tokens(tokenize, self.text_encoder and self.text_encoder.tokenizer)
+
+    def fit_tokenizer(self, source: Source, bad_examples: BadExamples) -> TokenizeTransform | None:
+        """The tokenization that these networks need, or else one that is fitted to the captions of ``source``; None:
+        there are no captions. ``bad_examples`` notes the captions that are cut."""
+        tokenize = self.tokenize
+        if tokenize is not None:
+            tokenize.bad_examples = bad_examples
+        elif "text" in source.modalities:
+            tokenize, _ = fit_tokenizer(source, bad_examples, **self.config.text_options)
+        return tokenize
 
     def gan_arguments(self, shape: tuple[int, int, int]) -> dict[str, Any]:
         """The keyword arguments of `models.gan.make_gan` for images of ``shape`` (H, W, C).
@@ -183,6 +214,18 @@ class FrozenNetworks(NamedTuple):
             "captioner": self.captioner and self.captioner.captioner,
             "image_encoder": load_image_encoder(self.config, shape),
         }
+
+    def prepare_networks(
+        self, loader: Loader, sizes: Mapping[str, Any], run: Run, timer: Timer, metadata: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`gan_arguments` with the first stage of a generator that has one, which may be trained here (see
+        `transfer.first_stage.prepare_first_stage`), and ``metadata`` with what a checkpoint keeps of that stage."""
+        text = self.text_encoder and self.text_encoder.params
+        stage = prepare_first_stage(
+            self.config, self.first_stage, loader, sizes, run, timer, metadata=metadata, text=text
+        )
+        arguments = {**self.gan_arguments(sizes["shape"]), "first_stage": stage}
+        return arguments, {**metadata, "first_stage": first_stage_to_json(stage)}
 
 
 def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksConfig, FrozenNetworks]:
@@ -198,11 +241,13 @@ def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksCo
     """
     config, text_encoder = load_text_encoder(config)
     captioner = None if config.redescribe is None else load_captioner(config.redescribe)
-    fixed = captioner or text_encoder  # whose tokenization all texts get
+    config, first_stage = use_first_stage(config)
+    networks = FrozenNetworks(config, text_encoder, captioner, first_stage)
     # A network that fixes the tokenization needs texts that are cleaned as in its training.
-    if same_tokens(captioner, text_encoder) is not None:
+    if networks.tokenize is not None:
+        fixed = captioner or text_encoder or first_stage  # whose tokenization all texts get
         config = dataclasses.replace(config, text_cleanup=fixed.cleanup)
-    return config, FrozenNetworks(config, text_encoder, captioner)
+    return config, networks._replace(config=config)
 
 
 def load_text_encoder(

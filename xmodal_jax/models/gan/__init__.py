@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "augmentation": "AdaptiveAugment DiffAugment ScheduledAugment",
         "conditions": "ClassCondition NoCondition SentenceCondition WordsCondition",
         "config": "ContrastiveLosses FrozenFeatures GANConfig Reconstruction",
+        "first_stage": "FirstStage first_stage_config",
         "inputs": "FrozenCaptioner FrozenEncoder",
         "method": "ConditionalGAN make_gan",
         "objective": "adversarial_loss",

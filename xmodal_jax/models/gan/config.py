@@ -129,6 +129,12 @@ class GANConfig:
                     f"the objective {self.objective} has features instead of a logit: choose the head concat (none"
                     " without a condition), and neither lecam nor the augmentation ada"
                 )
+        if self.generator.refines_images and self.reconstruction is not None:
+            raise ValueError(
+                f"reconstruction infers the noise of an image, and the generator {self.generator.name} has a first "
+                "stage in place of noise: choose --model.reconstruction none (a first stage of its own run, "
+                "--first-stage, may have one)"
+            )
         if self.features is not None and self.features.perceptual_weight and self.reconstruction is None:
             raise ValueError(
                 "perceptual_weight compares reconstructed images with real ones: choose a reconstruction or set it"

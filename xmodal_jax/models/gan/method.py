@@ -24,6 +24,7 @@ from xmodal_jax.losses.word_region import word_region_loss
 from xmodal_jax.models.conditions import DataSizes, interpolate_conditions
 from xmodal_jax.models.contrastive import matching_ids
 from xmodal_jax.models.gan.config import GANConfig
+from xmodal_jax.models.gan.first_stage import FirstStage
 from xmodal_jax.models.gan.inputs import FrozenCaptioner, FrozenEncoder, ImageInputs
 from xmodal_jax.models.gan.networks import LOGIT_PARTS, GANNetworks
 from xmodal_jax.models.gan.objective import FeatureLoss, LogitLoss, Mismatched, adversarial_loss
@@ -35,6 +36,8 @@ from xmodal_jax.types import GAN, Batch, Condition, ExampleKeys, Key, Params
 
 Aux = dict[str, Float[Array, ""]]
 Variables = dict[str, Any]
+FIRST_STAGE = "first_stage"
+"""The name of the first stage's parameters among those of frozen networks."""
 LECAM_DECAY = 0.99
 """Decay of the moving averages of logits, for the LeCam regularisation."""
 
@@ -49,6 +52,7 @@ def make_gan(
     text: Params | None = None,
     captioner: FrozenCaptioner | None = None,
     image_encoder: FrozenEncoder | None = None,
+    first_stage: FirstStage | None = None,
 ) -> GAN:
     """The conditional GAN of ``config`` for images of ``shape`` (height, width, channels); see `ConditionalGAN`.
 
@@ -60,6 +64,7 @@ def make_gan(
       captioner: a frozen captioner, used as ``config.features`` says; None: there is none.
       image_encoder: a frozen image encoder, used as ``config.features`` says; its features take precedence over those
         of the captioner. None: there is none.
+      first_stage: the GAN whose images the generator refines; None: it generates from noise.
 
     Raises:
       ValueError: the condition needs captions or labels and there are none, or parts of the configuration do not fit.
@@ -71,6 +76,7 @@ def make_gan(
     """
     _check_frozen(config, captioner, image_encoder)
     sizes = DataSizes(shape, vocab_size, length, classes)
+    _check_first_stage(config, first_stage, shape)
     networks = GANNetworks(config, sizes, frozen_text=text is not None)
     config.condition.build(
         sizes
@@ -90,9 +96,28 @@ def make_gan(
         "text": text,
         "captioner": None if captioner is None else captioner.params,
         "image_encoder": None if image_encoder is None else image_encoder.params,
+        FIRST_STAGE: None if first_stage is None else first_stage.params,
     }
     frozen = {name: params for name, params in frozen.items() if params is not None}
-    return ConditionalGAN(config, networks, captioner, image_encoder).as_gan(frozen or None)
+    first = None
+    if first_stage is not None:
+        first_networks = GANNetworks(first_stage.config, sizes._replace(shape=first_stage.shape))
+        first = ConditionalGAN(first_stage.config, first_networks)
+    gan = ConditionalGAN(config, networks, captioner, image_encoder, first).as_gan(frozen or None)
+    return gan if first is None or not first_stage.by_seed else gan._replace(frozen_by_seed=(FIRST_STAGE,))
+
+
+def _check_first_stage(config: GANConfig, first_stage: FirstStage | None, shape: tuple[int, ...]) -> None:
+    """Raises ValueError where the generator needs a first stage and there is none, or the reverse, or where its images
+    have another size than the generator expects."""
+    if config.generator.refines_images != (first_stage is not None):
+        needs = "needs a trained" if config.generator.refines_images else "has no"
+        raise ValueError(f"the generator {config.generator.name} {needs} first stage (first_stage)")
+    if first_stage is not None and first_stage.shape != config.generator.first_shape(shape):
+        raise ValueError(
+            f"the first stage has images of {first_stage.shape} (height, width, channels); for images of {shape} and "
+            f"scale {config.generator.scale} they must have {config.generator.first_shape(shape)}"
+        )
 
 
 def _check_frozen(
@@ -168,7 +193,7 @@ class ConditionalGAN:
 
     .. math:: L_G(y, x \mid c) + w_r \, CE(c \mid y) + w_s \, NCE(y, c) + w_w \, NCE_{words}(y, c)
               + w_d \, CE_{captioner}(c \mid y) + w_v \, V(y, x) + w_f \, (1 - \cos(f(y), f(x)))
-              + w_i \, NCE(y, x) + KL(q(v \mid c) \| N(0, I))
+              + w_i \, NCE(y, x) + w_k \, KL(q(v \mid c) \| N(0, I))
 
     Every term but the adversarial loss is optional. The metric that logs a term begins with ``d_`` in the
     discriminator's aux and with ``g_`` in the generator's:
@@ -190,15 +215,19 @@ class ConditionalGAN:
       and only those have this term.
     - f: features of a frozen network. The perceptual loss (``g_perceptual``) of reconstructions has the weight
       ``features.perceptual_weight``.
-    - KL: the divergence of conditioning augmentation's distribution from N(0, I) (``g_kl``, nats per dimension), with
-      weight 1.
+    - KL: the divergence of conditioning augmentation's distribution from N(0, I) (``g_kl``, nats per dimension), of
+      weight ``generator.conditioning_weight``.
 
     The discriminator's aux also has ``d_real`` and ``d_fake`` (means of its first output) and ``ada`` (the probability
     of augmentation).
 
     ``variables`` holds ``batch_stats`` of the generator, ``spectral`` (vectors of the power iteration), ``logits``
     (moving averages, for LeCam) and ``augment_probability`` (ADA, or by a schedule); ``frozen`` holds the parameters of
-    those of the frozen networks ``text``, ``captioner`` and ``image_encoder`` that are used; None: there are none.
+    those of the frozen networks ``text``, ``captioner``, ``image_encoder`` and ``first_stage`` that are used; None:
+    there are none.
+
+    A generator that refines images (`nets.gan.StackGANGeneratorConfig`) gets those that the frozen generator of a first
+    stage makes of the same condition and of the noise. No gradient goes there.
     """
 
     config: GANConfig
@@ -208,6 +237,8 @@ class ConditionalGAN:
     neither."""
     image_encoder: FrozenEncoder | None = None
     """A pretrained encoder whose tokens are the features of images; None: those of the captioner, if there is one."""
+    first_stage: ConditionalGAN | None = None
+    """The GAN whose images the generator refines; None: it generates from noise."""
 
     def as_gan(self, frozen: dict[str, Params] | None) -> GAN:
         """The methods below as a `types.GAN`; ``frozen``: the parameters of frozen networks, by name."""
@@ -222,6 +253,7 @@ class ConditionalGAN:
             d_steps=self.config.d_steps,
             pretrain_generator=self.pretrain_generator if has_reconstruction else None,
             frozen=frozen,
+            predict_first_stage=None if self.first_stage is None else self.predict_first_stage,
         )
 
     @functools.cached_property
@@ -257,7 +289,7 @@ class ConditionalGAN:
         # ``params``: parameters of the "generator", the "variables", and parameters of "frozen" networks if there are
         # any.
         generator, frozen = params["generator"], params.get("frozen")
-        batch_stats = params["variables"].get("batch_stats", {})  # empty ones are not in checkpoints
+        batch_stats = params.get("variables", {}).get("batch_stats", {})  # empty ones are not in checkpoints
         # Without random keys there is no dropout, and batch norm uses its running statistics. The second result of
         # `generator_condition` (a KL divergence) and of `generate` (new statistics) only matter in training.
         condition, _ = self.networks.generator_condition(generator, frozen, batch, keys=None)
@@ -268,8 +300,17 @@ class ConditionalGAN:
                 generator, frozen, second_batch, keys=None
             )
             condition = interpolate_conditions(condition, second_condition, fraction=batch["blend"])
-        images, _ = self.networks.generate(generator, batch_stats, condition, batch["noise"], keys=None)
+        inputs = batch["noise"] if self.first_stage is None else self.predict_first_stage(params, batch)
+        images, _ = self.networks.generate(generator, batch_stats, condition, inputs, keys=None)
         return images
+
+    def predict_first_stage(
+        self, params: Params, batch: Batch
+    ) -> Float[Array, "batch height width channels"]:
+        """The images of the first stage that `predict` refines; its arguments are those of `predict`."""
+        frozen = params["frozen"]
+        # A frozen text encoder that both stages share is not stored twice.
+        return self.first_stage.predict({"frozen": frozen, **frozen[FIRST_STAGE]}, batch)
 
     def constrain(self, discriminator: Params) -> Params:
         """The discriminator's parameters; with ``config.clip`` the weights behind its logit are clipped to
@@ -350,8 +391,25 @@ class ConditionalGAN:
                 **generated,
                 "posterior_kl": kl,
             }  # [B], also of the images that are not reconstructed
-        image, batch_stats = networks.generate(generator, variables["batch_stats"], condition, noise, keys)
+        inputs = noise if self.first_stage is None else self._first_stage_images(frozen, batch, noise, keys)
+        image, batch_stats = networks.generate(generator, variables["batch_stats"], condition, inputs, keys)
         return {**generated, "image": image}, {**variables, "batch_stats": batch_stats}
+
+    def _first_stage_images(self, frozen: Params, batch: Batch, noise: Array, keys: ExampleKeys) -> Array:
+        """The first stage's images ``[B, height, width, channels]`` of the batch's conditions and of ``noise [B, Z]``,
+        without a gradient.
+
+        As in its own training its conditioning augmentation is sampled, but batch norm uses running statistics, and
+        there is no dropout. ``frozen``: parameters of frozen networks by name. ``keys``: one for each example.
+        """
+        first, params = self.first_stage.networks, {"frozen": frozen, **frozen[FIRST_STAGE]}
+        condition, _ = first.generator_condition(
+            params["generator"], params["frozen"], batch, keys=None,
+            augmentation_keys=fold_in_name(keys, FIRST_STAGE),
+        )  # fmt: skip
+        statistics = params.get("variables", {}).get("batch_stats", {})
+        images, _ = first.generate(params["generator"], statistics, condition, noise, keys=None)
+        return jax.lax.stop_gradient(images)
 
     def _posterior_inputs(self, batch: Batch, frozen: Params | None) -> ImageInputs:
         """The real images from which the generator's noise is inferred, with the frozen network's tokens if the
@@ -445,7 +503,7 @@ class ConditionalGAN:
             loss = loss + self.config.contrastive.image_weight * aux["g_image"]
         if self.config.generator.conditioning:
             aux["g_kl"] = mean_share(generated["kl"])
-            loss = loss + aux["g_kl"]
+            loss = loss + self.config.generator.conditioning_weight * aux["g_kl"]
         return loss, jax.lax.stop_gradient(aux)
 
     def _image_contrastive_loss(

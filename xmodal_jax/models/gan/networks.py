@@ -109,8 +109,8 @@ class GANNetworks:
                 fold_in_name(key, "augmentation"), condition.vector, noise=None
             )
             params["augmentation"], condition = variables["params"], condition._replace(vector=vector)
-        noise = jnp.zeros((1, self.config.generator.noise))
-        variables = self.generator.init(fold_in_name(key, "net"), noise, condition)
+        example = self.config.generator.example_input(self.sizes.shape)
+        variables = self.generator.init(fold_in_name(key, "net"), example, condition)
         params["net"] = variables["params"]
         if self.config.reconstruction is not None:
             generator_condition = self._embed_objects(params, condition, count=1)
@@ -160,15 +160,21 @@ class GANNetworks:
     # -- generator --
 
     def generator_condition(
-        self, params: Params, frozen: Params | None, batch: Batch, keys: ExampleKeys | None
+        self,
+        params: Params,
+        frozen: Params | None,
+        batch: Batch,
+        keys: ExampleKeys | None,
+        augmentation_keys: ExampleKeys | None = None,
     ) -> tuple[GeneratorCondition, dict[str, Float[Array, "batch"]]]:
         """The batch's condition as the generator takes it, and ``{"kl": [B]}``, the KL divergence of conditioning
         augmentation (an empty dict without this augmentation).
 
         Conditioning augmentation (StackGAN) replaces the condition's vector by a sample of a normal distribution around
-        it; without ``keys`` by its mean. A generator that composes an image of objects takes the objects' embeddings
-        instead of the condition, one set for each image of the batch. ``params``: the generator's. ``frozen``:
-        parameters of frozen networks by name (such as "text"), or None.
+        it; without ``keys`` by its mean, unless there are ``augmentation_keys`` of this sample alone. A generator that
+        composes an image of objects takes the objects' embeddings instead of the condition, one set for each image of
+        the batch. ``params``: the generator's. ``frozen``: parameters of frozen networks by name (such as "text"), or
+        None.
         """
         encoder = self.condition_encoder
         condition = encoder.generator_input(encoder.encode(params, frozen, batch, keys))
@@ -176,10 +182,10 @@ class GANNetworks:
         count = jax.tree.leaves(batch)[0].shape[0]
         if "augmentation" not in params:
             return self._embed_objects(params, condition, count), {}
-        noise = None
-        if keys is not None:
+        noise, sample_keys = None, keys if augmentation_keys is None else augmentation_keys
+        if sample_keys is not None:
             size = (self.config.generator.conditioning,)
-            noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(keys, "conditioning"))
+            noise = jax.vmap(lambda k: jax.random.normal(k, size))(fold_in_name(sample_keys, "conditioning"))
         vector, kl = self.conditioning.apply({"params": params["augmentation"]}, condition.vector, noise)
         return self._embed_objects(params, condition._replace(vector=vector), count), {"kl": kl}
 
@@ -194,19 +200,22 @@ class GANNetworks:
         params: Params,
         statistics: dict[str, Any],
         condition: GeneratorCondition,
-        noise: Float[Array, "batch noise"],
+        inputs: Float[Array, "batch ..."],
         keys: ExampleKeys | None,
     ) -> tuple[Float[Array, "batch height width channels"], dict[str, Any]]:
         """Images in [-1, 1], and the statistics of the generator's batch norm: updated in training (with ``keys``),
         unchanged without ``keys`` or without a batch norm.
 
-        ``params``: the generator's. ``noise``: standard normal, or inferred from images. ``statistics``: the running
-        means and variances of the batch norms; empty: the generator has none.
+        ``params``: the generator's. ``inputs``: noise ``[B, Z]``, standard normal or inferred from images; of a
+        generator that refines images, those of its first stage. ``statistics``: the running means and variances of the
+        batch norms; empty: the generator has none.
         """
         variables = {"params": params["net"], "batch_stats": statistics}
         if keys is None or not statistics:
-            return self.generator.apply(variables, noise, condition, keys=keys), statistics
-        image, updated = self.generator.apply(variables, noise, condition, keys=keys, mutable=["batch_stats"])
+            return self.generator.apply(variables, inputs, condition, keys=keys), statistics
+        image, updated = self.generator.apply(
+            variables, inputs, condition, keys=keys, mutable=["batch_stats"]
+        )
         return image, updated["batch_stats"]
 
     def infer_noise(

@@ -1,4 +1,5 @@
-"""Objectives with the regularisation that their authors add (and R3GAN with its networks), as changes of a `GANConfig`.
+"""Objectives with the regularisation that their authors add (R3GAN and StackGAN with their networks), as changes of a
+`GANConfig`.
 
 ::
 
@@ -14,7 +15,7 @@ from typing import Any
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.penalties import DraganPenalty, GradientPenalty, R1Penalty, R2Penalty
 from xmodal_jax.nets.encoders import R3GANEncoderConfig
-from xmodal_jax.nets.gan import R3GANGeneratorConfig
+from xmodal_jax.nets.gan import DCGANGeneratorConfig, R3GANGeneratorConfig, StackGANGeneratorConfig
 
 _R3GAN_PENALTY = dict(weight=0.5, final_weight=0.05, before_augmentation=True)
 """Gamma of Huang et al. 2024 for 32 x 32 pixels (ImageNet)."""
@@ -42,6 +43,12 @@ OBJECTIVE_PRESETS: Mapping[str, Mapping[str, Any]] = {
         generator=R3GANGeneratorConfig(width=32),
         discriminator=R3GANEncoderConfig(width=32),
         condition=dict(head="linear"),
+    ),
+    "stackgan": dict(
+        objective="non_saturating",
+        generator=StackGANGeneratorConfig(
+            first=DCGANGeneratorConfig(width=32, conditioning=64, conditioning_weight=2.0)
+        ),
     ),
     "jsd": dict(objective="jsd"),
     "mmd_rbf": dict(objective="mmd_rbf", penalty=GradientPenalty(weight=1.0)),

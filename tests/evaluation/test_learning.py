@@ -267,7 +267,7 @@ def test_images_are_generated_for_the_conditions_of_training_examples():
     "labels,condition,steps,reason",
     [
         (True, NoCondition(), 2, "from noise alone"),
-        (False, ClassCondition(), 2, "No image has a known class"),
+        (False, ClassCondition(), 2, "no images with known classes"),
         (True, ClassCondition(), 0, "turned off"),
     ],
 )

@@ -47,7 +47,10 @@ OPTIMIZER = Optimizer("muon", learning_rate=5e-3)
 """Update rule and learning-rate schedule of the classifiers."""
 SCENE_TARGETS = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES, "place": PLACES}
 """What is predicted of a scene with one object: factors, and the names of their values."""
-NO_CLASSES = "No image has a known class, so that nothing can be learned from generated ones."
+NO_CLASSES = (
+    "The training, the validation or the test split has no images with known classes (the field 'label'), at least two "
+    "of them in training, so that no classifier can be trained and tested."
+)
 """Why nothing is measured on data without classes."""
 
 Targets = Mapping[str, tuple[str, ...]]

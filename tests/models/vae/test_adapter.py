@@ -119,6 +119,16 @@ def test_the_label_goes_through_codes_exactly():
         assert all(abs(made[row, k] - other[k]).max() > 1e-3 for k in range(N))
 
 
+def test_samples_of_classes_are_those_of_the_conditional_model():
+    vae, whole, params, _ = make("cvae")
+    labels = jnp.arange(10) % CLASSES
+    z = whole.class_latents(params, labels, KEY)
+    assert z.shape == (1, 1, 10, D + 1)
+    generated = whole.decode(params, z, None)["image"][0]
+    np.testing.assert_allclose(generated, vae.sample(params, KEY, 10, labels), rtol=1e-5, atol=1e-6)
+    assert make("vae")[1].class_latents is None
+
+
 def test_dreams_are_of_class_0_or_of_a_class_drawn():
     vae, whole, params, _ = make("cvae")
     shared = jax.random.normal(KEY, (200, D))

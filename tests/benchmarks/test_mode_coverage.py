@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import mode_coverage
+from xmodal_jax.models.gan import OBJECTIVE_PRESETS
 
 SMALL = dict(
     image_size=8, train_size=200, steps=2, batch_size=4, width=4, judge_steps=2, samples=60, neighbours=30
@@ -40,6 +41,18 @@ def test_the_generator_is_told_no_mode_and_has_the_width_of_the_others():
     assert bench.model("r3gan").generator.width == 32
     assert bench.model("non_saturating").generator.width == 16  # of the last of two layers: 32 at 4x4 pixels
     assert bench.model("r3gan").condition.head == "linear"
+
+
+def test_the_weights_of_r1_and_r2_are_scaled_and_those_of_other_penalties_are_not():
+    bench = mode_coverage.Bench.__new__(mode_coverage.Bench)
+    bench.config = mode_coverage.Config(penalty_scale=2.0)
+    for name, config in OBJECTIVE_PRESETS.items():
+        model = bench.model(name)
+        for field, penalty in model.penalties.items():
+            factor = 2.0 if penalty.name in ("r1", "r2") else 1.0
+            assert penalty.weight == factor * config[field].weight
+            if penalty.final_weight is not None:
+                assert penalty.final_weight == factor * config[field].final_weight
 
 
 def test_mistakes():

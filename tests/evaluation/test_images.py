@@ -488,3 +488,33 @@ def test_the_report_shows_every_picture(tmp_path):
     assert count() == 15 + 4 * 3 + 5 * 2
     panels.add_interpolations(report, generator, params, asked, captions, seed=0)
     assert count() == 37 + 4 * 8 + 4 * 8 + 4 * 2 * len(panels.TRUNCATIONS)
+
+
+def test_the_first_stage_of_a_gan_is_enlarged_and_shown_beside_the_second(tmp_path):
+    """Of the same noise and conditions; a GAN with one stage has none."""
+
+    def draw(size):
+        def predict(params, batch):
+            shade = params + 0.1 * batch["label"].astype(jnp.float32) + 0.01 * batch["noise"][:, 0]
+            return jnp.broadcast_to(shade[:, None, None, None], (len(shade), size, size, 3))
+
+        return predict
+
+    source = ArraySource(
+        {"image": np.zeros((3, 8, 8, 3), np.uint8), "label": np.array([0, 3, 1], np.int32)},
+        class_names=tuple("abcd"),
+    )
+    splits = {"test": ReferenceTexts(source)}
+    make = lambda gan: drawing.SplitImageGenerator(drawing.ImageGenerator(gan, None, noise=2), splits, seed=4)
+    plain, both = make(stub(draw(8))), make(stub(draw(8))._replace(predict_first_stage=draw(2)))
+    params = jnp.float32(-0.5)
+    assert plain.first_stage(params, ["test"]) == {}
+    first = both.first_stage(params, ["test"])["test"]
+    np.testing.assert_array_equal(first, both(params, "test"))  # of one shade: enlarged, it is the same
+    assert first.shape == (3, 8, 8, 3) and len(np.unique(first[:, 0, 0, 0])) == 3
+    report = Report("title", "subtitle")
+    panels.add_stages(report, list("adb"), source.arrays["image"], first, both(params, "test"))
+    panels.add_stages(report, list("adb"), source.arrays["image"], None, first)
+    report.write(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<th>first stage</th>") == 1

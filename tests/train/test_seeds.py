@@ -13,7 +13,7 @@ from xmodal_jax.train import loop
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.loop import NonFiniteError, Preempted
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.parallel import over_seeds
+from xmodal_jax.train.parallel import DeviceData, over_seeds
 from xmodal_jax.train.run import stack_scores
 from xmodal_jax.types import Method
 
@@ -76,6 +76,17 @@ def test_one_after_the_other_or_all_at_once_is_the_same():
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "map"])
+def test_of_some_frozen_networks_each_seed_has_its_own(strategy):
+    def step(state, data, x):
+        return state * data.frozen["shared"] + data.frozen["own"] * x, {}
+
+    state, x, own = jnp.array([1.0, 2.0]), jnp.array([3.0, 5.0]), jnp.array([7.0, 11.0])
+    data = DeviceData(frozen={"shared": jnp.float32(10.0), "own": own})
+    after, _ = jax.jit(over_seeds(step, strategy, frozen_by_seed=("own",)))(state, data, x)
+    np.testing.assert_array_equal(after, [1 * 10 + 7 * 3, 2 * 10 + 11 * 5])
 
 
 def test_too_little_memory_is_said_before_the_first_step(tmp_path, monkeypatch):

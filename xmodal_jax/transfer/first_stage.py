@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.pipeline import Loader
@@ -214,8 +215,16 @@ def fit_first_stage(
         _generator_params(p) for p in eval_params_by_seed(trained.state, trained.engine, trained.training)
     ]
     several = len(by_seed) > 1
+    by_seed = jax.tree.map(_to_host, by_seed)
     params = jax.tree.map(lambda *x: np.stack(x), *by_seed) if several else by_seed[0]
-    return FirstStage(model, sizes["shape"], jax.tree.map(np.asarray, params), by_seed=several)
+    return FirstStage(model, sizes["shape"], params, by_seed=several)
+
+
+def _to_host(x: jax.Array) -> np.ndarray:
+    """An array on this host, also one that is split over the devices of several processes."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def preset_options(config: Any, name: str) -> dict[str, Any]:

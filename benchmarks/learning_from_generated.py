@@ -73,6 +73,8 @@ class Arguments:
     """Updates of each captioner; 0: none is trained."""
     seed: int = 0
     """Seed of the generated images."""
+    run_seed: int | None = None
+    """Which model of runs that trained several seeds, as those of gan_zoo.py do; None: the only one."""
     out: pathlib.Path | None = None
     """JSON file for all scores, with the accuracy of each class; None: none is written."""
 
@@ -217,7 +219,7 @@ def rows_of(metrics: dict[str, float]) -> tuple[dict[str, float], dict[str, floa
 
 def main(arguments: Arguments) -> None:
     runtime.configure()
-    models = [load(run) for run in arguments.runs]
+    models = [load(run, seed=arguments.run_seed) for run in arguments.runs]
     splits = open_data(arguments, models[0])
     conditions: list[Conditions] = []
 

@@ -25,7 +25,7 @@ from xmodal_jax.evaluation import latent as evaluation
 from xmodal_jax.evaluation.latent_data import open_latent, with_modalities
 from xmodal_jax.experiment import start, subtitle, write_report
 from xmodal_jax.inference.translators import load_recognizer
-from xmodal_jax.models.flow.multimodal import MultimodalFlowConfig, make_multimodal_flow
+from xmodal_jax.models.flow.multimodal import CodeFlowConfig, MultimodalFlowConfig, make_multimodal_flow
 from xmodal_jax.models.vae.judges import make_judges
 from xmodal_jax.models.vae.modalities import sizes_of
 from xmodal_jax.report import figures
@@ -44,21 +44,21 @@ class Config(LatentConfig):
 
     input: Annotated[DataOptions, tyro.conf.arg(name="")] = DataOptions(train_size=20_000, max_seconds=3.0)
     """Options of the data set, such as its number of examples; their flags have no prefix (``--train-size``)."""
-    steps: int = 2000
+    steps: int = 4500
     """Training steps of the flow."""
-    batch_size: int = 256
+    batch_size: int = 64
     """Examples per step of the flow, over all devices together."""
     autoencoder_steps: int = 1000
     """Training steps of the autoencoders."""
-    autoencoder_batch_size: int = 128
+    autoencoder_batch_size: int = 64
     """Examples per step of the autoencoders and of the judges."""
-    judge_steps: int = 300
+    judge_steps: int = 500
     """Training steps of each judge, a classifier that evaluates the generated data of one modality."""
     recogniser: pathlib.Path | None = None
     """Directory of a run of speech_recognition.py, which transcribes generated speech; None: no transcripts."""
-    model: MultimodalFlowConfig = MultimodalFlowConfig()
+    model: MultimodalFlowConfig = MultimodalFlowConfig(flow=CodeFlowConfig(time_mean=-1.0, shift=2.0))
     """Autoencoders, and the flow over their codes."""
-    optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2, ema=0.999)
+    optimizer: Optimizer = Optimizer("muon", learning_rate=5e-3, ema=0.999)
     """Update rule and learning-rate schedule of the flow."""
     autoencoder_optimizer: Optimizer = Optimizer("muon", learning_rate=1e-2)
     """Update rule and learning-rate schedule of the autoencoders."""

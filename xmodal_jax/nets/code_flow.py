@@ -30,13 +30,15 @@ class CodeVelocity(nn.Module):
         self, codes: dict[str, Float[Array, "batch tokens dims"]], times: Float[Array, "m batch"]
     ) -> dict[str, Float[Array, "batch tokens dims"]]:
         """The velocity of each code; ``times``: of each modality, in the order of ``shapes``."""
-        small = nn.initializers.normal(0.02)
+        embedding = nn.initializers.normal(
+            0.5
+        )  # as large as what is added to it: smaller, all tokens look alike
         embedded_times = TimeEmbedding(self.width, name="time")(times)  # [M, B, width]
         x, c = [], []
         for k, (name, (tokens, _)) in enumerate(self.shapes):
-            position = self.param(f"position_{name}", small, (tokens, self.width))
+            position = self.param(f"position_{name}", embedding, (tokens, self.width))
             x.append(nn.Dense(self.width, name=f"in_{name}")(codes[name]) + position[None])
-            modality = self.param(f"modality_{name}", small, (self.width,))
+            modality = self.param(f"modality_{name}", embedding, (self.width,))
             c.append(embedded_times[k] + modality[None])  # the same for all tokens of a modality: [B, width]
         x = shard_examples(jnp.concatenate(x, axis=1))
         counts, together = tuple(tokens for _, (tokens, _) in self.shapes), jnp.stack(c, axis=1)

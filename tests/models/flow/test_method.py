@@ -346,6 +346,7 @@ def test_a_network_of_your_own():
         (lambda: UNetConfig(multipliers=()), "at least one"),
         (lambda: UNetConfig(width=9, heads=4), "must divide the channels"),
         (lambda: DiTConfig(width=30, heads=4), "must divide width"),
+        (lambda: CodeFlowConfig(shift=0.0), "shift must be above 0, got 0.0"),
         (lambda: CodeFlowConfig(width=30, heads=4), r"heads \(4\) must divide width \(30\)"),
         (lambda: make_flow(FlowConfig(condition=NoCondition()), shape=(2,)), "choose mlp"),
         (

@@ -9,7 +9,7 @@ import pytest
 
 from tests.models.vae.multimodal import CLASSES, CONFIGS, NAMES, make_batch
 from tests.support import assert_device_invariant, assert_resumes, random_params
-from xmodal_jax.core.random import example_keys
+from xmodal_jax.core.random import example_keys, fold_in_name, normal_like
 from xmodal_jax.models.flow.codes import CodeConfig, join_patches, join_tokens, make_codes
 from xmodal_jax.models.flow.multimodal import (
     CODES,
@@ -298,8 +298,9 @@ def as_codes(z):
 
 @functools.cache
 def generate_of_gaussians():
-    """``generate(codes, observed)`` without guidance, and the covariance of the codes."""
-    flow, covariance = gaussian_flow(steps=40)
+    """``generate(codes, observed)`` without guidance, with more steps near the noise, and the covariance of the
+    codes."""
+    flow, covariance = gaussian_flow(steps=40, shift=1.5)
     return jax.jit(lambda c, mask: flow.generate(covariance, c, mask, KEYS, guidance=1.0)), covariance
 
 
@@ -330,6 +331,26 @@ def test_the_exact_velocity_has_the_smallest_loss():
     best = loss(covariance)
     for other in (covariance + 0.5 * jnp.eye(5), 0.6 * covariance, jnp.diag(jnp.diag(covariance))):
         assert loss(other) > best + 1e-3
+
+
+class TimesFlow(CodeFlow):
+    """A flow whose loss tells the time of an example."""
+
+    def velocity(self, params, codes, times):
+        """Such that the error of the velocity of each element is the logit of its time."""
+        data, noise = params
+        logit = jnp.log(times) - jnp.log1p(-times)
+        return {m: data[m] - noise[m] + logit[k][:, None, None] for k, m in enumerate(codes)}
+
+
+def test_training_times_are_logit_normal():
+    n, keys = 4000, example_keys(jax.random.key(5), jnp.arange(4000))
+    flow = TimesFlow(CodeFlowConfig(joint=0.9, time_mean=-1.5, time_std=0.5), {"a": (1, 1), "b": (1, 1)})
+    zeros = {m: jnp.zeros((n, 1, 1)) for m in "ab"}
+    noise = {m: normal_like(fold_in_name(keys, f"noise/{m}"), zeros[m]) for m in "ab"}
+    squares, _ = flow.terms((zeros, noise), zeros, jnp.ones((2, n), bool), keys)
+    np.testing.assert_allclose(np.sqrt(squares).mean(), 1.5, atol=0.03)  # few of the logits are above 0
+    np.testing.assert_allclose(squares.mean(), 1.5**2 + 0.5**2, rtol=0.03)
 
 
 def test_guidance_moves_toward_what_is_observed():

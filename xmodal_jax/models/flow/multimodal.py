@@ -62,6 +62,11 @@ class CodeFlowConfig:
     """Fraction of the training examples all of whose modalities are generated."""
     drop: float = 0.2
     """Probability that a modality which would be observed is missing instead, for guidance."""
+    time_mean: float = 0.0
+    """Mean of the logit of a training example's time: below 0, more examples are near the noise, where the leading
+    dimensions of the codes are decided."""
+    time_std: float = 1.0
+    """Standard deviation of the logit of a training example's time."""
     condition_noise: float = 0.1
     """Standard deviation of the noise on observed codes in training."""
     guidance: float = 2.0
@@ -74,12 +79,16 @@ class CodeFlowConfig:
     """Solver of the differential equation."""
     steps: int = 10
     """Steps of the solver, of which "midpoint" and "heun" take two evaluations of the network."""
+    shift: float = 1.0
+    """Shift of the solver's times (`probability.ode.time_grid`): above 1, there are more steps near the noise."""
 
     def __post_init__(self):
         check_choices(self)
         check_at_least(self, 1, "width", "depth", "heads", "steps")
-        check_at_least(self, 0, "condition_noise", "guidance", "agreement")
+        check_at_least(self, 0, "condition_noise", "guidance", "agreement", "time_std")
         check_rates(self, "joint", "drop")
+        if self.shift <= 0:
+            raise ValueError(f"CodeFlowConfig.shift must be above 0, got {self.shift}")
         if self.width % self.heads:
             raise ValueError(f"CodeFlowConfig.heads ({self.heads}) must divide width ({self.width})")
 
@@ -168,7 +177,7 @@ class CodeFlow:
         and which examples have one."""
         c = self.config
         roles = draw_roles(fold_in_name(keys, "roles"), present, joint=c.joint, drop=c.drop)
-        t = logit_normal_times(fold_in_name(keys, "time"))
+        t = logit_normal_times(fold_in_name(keys, "time"), c.time_mean, c.time_std)
         times = jnp.where(roles.generated, t[None], jnp.where(roles.observed, 1.0, 0.0))
         inputs, data, noise = {}, {}, {}
         for k, m in enumerate(self.modalities):
@@ -226,7 +235,7 @@ class CodeFlow:
                 v = jax.tree.map(lambda a, b: guide(a, b, agreement), v, unimodal)
             return choose(still, v)
 
-        x = ode.solve(velocity, noise, ode.time_grid(c.steps), solver=c.solver)
+        x = ode.solve(velocity, noise, ode.time_grid(c.steps, shift=c.shift), solver=c.solver)
         return choose(codes, x)
 
     def edit(
@@ -258,7 +267,7 @@ class CodeFlow:
 
         starts = start_times(start, keys.shape[0])
         x = {m: jnp.where(is_edited[m], interpolate(codes[m], noise[m], starts), fixed[m]) for m in noise}
-        times = ode.times_from(starts, ode.time_grid(c.steps))
+        times = ode.times_from(starts, ode.time_grid(c.steps, shift=c.shift))
         return ode.solve(velocity, x, times, solver=c.solver)
 
     def _velocities(self, params: Params, inputs: list[tuple[Codes, Float[Array, "m batch"]]]) -> list[Codes]:

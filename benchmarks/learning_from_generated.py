@@ -26,6 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from xmodal_jax.core import runtime
+from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.source import Source, read_fields
@@ -41,10 +42,13 @@ from xmodal_jax.inference.autoencoders import Autoencoder, MultimodalAutoencoder
 from xmodal_jax.inference.images import ImageSynthesizer
 from xmodal_jax.inference.loading import load
 from xmodal_jax.inference.model import TrainedModel
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.run import from_json
 
 CHUNK = 500
 """Images that are generated at a time."""
+TRIED = 64
+"""The largest number of classes of which each run generates an image before anything is trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,10 @@ class Arguments:
     """Which model of runs that trained several seeds, as those of gan_zoo.py do; None: the only one."""
     out: pathlib.Path | None = None
     """JSON file for all scores, with the accuracy of each class; None: none is written."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "caption_steps", "seed")
+        _ = self.learning  # checks the options of the classifiers
 
     @property
     def learning(self) -> LearningEvaluation:
@@ -205,6 +213,17 @@ def _with_deviation(scores: dict[str, Any], key: str) -> str:
     return f"{scores[key]:g}" if key.startswith("ratio") else f"{scores[key]:.3f}{spread}"
 
 
+def accuracies_to_json(
+    accuracies: dict[str, dict[str, np.ndarray]],
+) -> dict[str, dict[str, list[float | None]]]:
+    """`LearningScores.class_accuracies` as JSON can hold them: null where no test image is of a class."""
+    to_list = lambda values: [None if np.isnan(x) else float(x) for x in values]
+    return {
+        target: {name: to_list(values) for name, values in by_training.items()}
+        for target, by_training in accuracies.items()
+    }
+
+
 def rows_of(metrics: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     """The metrics of `LearningEvaluator` as the scores of real images and those of generated ones."""
     real, generated = {}, {}
@@ -217,7 +236,22 @@ def rows_of(metrics: dict[str, float]) -> tuple[dict[str, float], dict[str, floa
     return real, generated
 
 
+def check_models(models: Sequence[TrainedModel], conditions: Conditions, real: np.ndarray) -> None:
+    """Generates an image of each class by each of the ``models``, to find those that cannot before long work.
+
+    Raises:
+      ValueError: a run is of another kind, lacks a class, or has images of another shape than ``real`` ones.
+    """
+    _, first_of_class = np.unique(conditions.classes, return_index=True)
+    for model in models:
+        matches(generate(model, conditions, first_of_class[:TRIED], seed=0), real, model.path)
+
+
 def main(arguments: Arguments) -> None:
+    if not arguments.runs:
+        raise ValueError("RUNS: name the directory of at least one trained run")
+    if arguments.out is not None and arguments.out.is_dir():
+        raise ValueError(f"--out {arguments.out} is a directory: name a file")
     runtime.configure()
     models = [load(run, seed=arguments.run_seed) for run in arguments.runs]
     splits = open_data(arguments, models[0])
@@ -233,7 +267,10 @@ def main(arguments: Arguments) -> None:
         arguments.learning, sources, keep_conditions, needed=needed
     )
     if evaluate.reason:
-        raise SystemExit(f"error: {evaluate.reason}")
+        raise ValueError(f"--data: {evaluate.reason}")
+    if arguments.caption_steps and conditions[0].captions is None:
+        raise ValueError("--caption-steps: the data set has no captions that captioners could learn")
+    check_models(models, conditions[0], evaluate.train.images)
     indices = np.arange(arguments.learning.generated) % len(evaluate.train.labels)
     captions = CaptionLearning(splits, arguments.caption_steps) if arguments.caption_steps else None
     rows: list[tuple[str, dict[str, Any]]] = []
@@ -253,15 +290,16 @@ def main(arguments: Arguments) -> None:
             texts = conditions[0].of(indices, texts=True)
             generated["caption_score"] = captions.score(images, texts)
         rows.append((str(model.path), generated))
-        by_class = {t: {k: x.tolist() for k, x in of.items()} for t, of in learned.class_accuracies.items()}
         details[str(model.path)] = {
-            "metrics": learned.metrics, "class_accuracies": by_class, "targets": dict(learned.targets),
+            "metrics": learned.metrics, "class_accuracies": accuracies_to_json(learned.class_accuracies),
+            "targets": dict(learned.targets),
             "augmentations": [row._asdict() for row in learned.augmentations], "seconds_to_generate": seconds,
         }  # fmt: skip
         print(table(rows, sorted({row.real for row in learned.augmentations})), flush=True)
         if arguments.out is not None:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps({"rows": rows, "runs": details}, indent=1))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    run_script(main, Arguments, __doc__)

@@ -6,7 +6,7 @@
 Stacked digits (Metz et al. 2017), with the protocol of Huang et al. 2024 (R3GAN): a classifier (the judge) says which
 classes the channels of 25,600 samples show; the table has the number of triples of classes that occur, and the KL
 divergence of their frequencies from those of the data. The row "data" has the same numbers of as many stacks of test
-images: what the judge and the finite sample allow. Generators are told nothing of classes. Finished rows are kept in
+images: what the judge and the finite sample allow. Generators get no classes. Finished rows are kept in
 OUT.jsonl and not run again; OUT.md is the table.
 """
 
@@ -21,10 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from xmodal_jax.core import runtime
+from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions, read_split
 from xmodal_jax.data.pipeline import Loader, numeric_fields
@@ -42,13 +42,22 @@ from xmodal_jax.nets.encoders import DCGANEncoderConfig
 from xmodal_jax.nets.gan import DCGANGeneratorConfig
 from xmodal_jax.nets.image import halvings
 from xmodal_jax.train import gan_step
+from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import write_atomic
 from xmodal_jax.train.step import make_training
+from xmodal_jax.types import GAN
 
 COLUMNS = ("modes", "kl", "precision", "recall", "density", "coverage", "ms", "train_s")
 """Columns of the table. "ms" is the median time of a training step, "train_s" that of all training steps, in seconds;
 precision, recall, density and coverage are those of the judge's features."""
+
+OBJECTIVES = tuple(
+    name
+    for name, preset in gans.OBJECTIVE_PRESETS.items()
+    if not getattr(preset.get("generator"), "refines_images", False)
+)
+"""The objectives that can be compared: their generators take noise, not the images of a trained first stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Config:
     out: pathlib.Path = pathlib.Path("docs/benchmarks/mode_coverage")
     """Path of the results without suffix."""
     objectives: tuple[str, ...] = ("r3gan", "relativistic_r1_r2", "non_saturating", "minimax")
-    """Objectives: names of `models.gan.OBJECTIVE_PRESETS`, such as hinge_spectral or wgan_gp. relativistic_r1_r2 is the
+    """Names of `models.gan.OBJECTIVE_PRESETS` of one stage, such as hinge_spectral or wgan_gp. relativistic_r1_r2 is the
     objective of r3gan with the networks of the others."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the parameters and of the order of the data."""
@@ -95,10 +104,17 @@ class Config:
 
     def __post_init__(self):
         for name in self.objectives:
-            if name not in gans.OBJECTIVE_PRESETS:
-                raise ValueError(f"{name!r} is none of {', '.join(gans.OBJECTIVE_PRESETS)}")
+            if name not in OBJECTIVES:
+                raise ValueError(f"--objectives: {name!r} is none of {', '.join(OBJECTIVES)}")
         if not self.data.startswith("stacked:"):
             raise ValueError(f"--data is stacked:SPEC, such as stacked:digits; got {self.data!r}")
+        check_at_least(
+            self, 1, "train_size", "steps", "batch_size", "width", "noise", "judge_steps", "neighbours"
+        )
+        check_at_least(self, 8, "image_size")
+        check_at_least(self, self.neighbours, "samples")
+        if any(seed < 0 for seed in self.seeds):
+            raise ValueError(f"--seeds are 0 or more, got {self.seeds}")
 
 
 class Bench:
@@ -111,6 +127,8 @@ class Bench:
         self.train = StackedSource(read("train"), "train", size=config.train_size)
         self.test = StackedSource(read("test"), "test", size=config.samples)
         self.stacks = materialise(self.train)
+        for objective in config.objectives:  # finds networks that do not fit before the judge is trained
+            jax.eval_shape(self.make_gan(objective).init, jax.random.key(0), {})
         shape = (*self.train.images.shape[1:], 1)
         judges = make_judges(
             ModalityConfigs(), {"image": Size(shape)}, self.train.classes,
@@ -142,7 +160,7 @@ class Bench:
         """The modes ``[N]`` and the features ``[N, 3 H]`` of stacks ``[N, H, W, 3]``: those of their channels."""
         channels = np.moveaxis(images, -1, 1)  # [N, 3, H, W]
         classes, features = self._classify(channels.reshape(-1, *images.shape[1:3]))
-        return self.test.modes(classes.reshape(-1, 3)), features.reshape(len(images), -1)
+        return self.train.modes(classes.reshape(-1, 3)), features.reshape(len(images), -1)
 
     def scores(self, images: np.ndarray) -> dict[str, float]:
         """A row of the table without the times, of stacks ``[N, H, W, 3]``."""
@@ -159,7 +177,7 @@ class Bench:
     def model(self, objective: str) -> gans.GANConfig:
         """The unconditional GAN of an objective, with all networks of one width at the smallest resolution."""
         c = self.config
-        last = c.width // 2 ** (halvings((c.image_size, c.image_size)) - 1)
+        last = c.width // 2 ** max(halvings((c.image_size, c.image_size)) - 1, 0)
         plain = gans.GANConfig(
             condition=gans.NoCondition(), generator=DCGANGeneratorConfig(width=last),
             discriminator=DCGANEncoderConfig(width=c.width, norm="none"),
@@ -179,10 +197,13 @@ class Bench:
             discriminator=dataclasses.replace(preset.discriminator, width=c.width),
         )
 
+    def make_gan(self, objective: str) -> GAN:
+        """The `model` of an objective for stacks."""
+        return gans.make_gan(self.model(objective), shape=self.stacks.arrays["image"].shape[1:])
+
     def gan_scores(self, objective: str, seed: int) -> dict[str, float]:
         """The row of an objective; without scores where the training diverged."""
-        c, model = self.config, self.model(objective)
-        gan = gans.make_gan(model, shape=self.stacks.arrays["image"].shape[1:])
+        c, model, gan = self.config, self.model(objective), self.make_gan(objective)
         adam = Optimizer(
             "adam", learning_rate=c.learning_rate, b1=c.b1, b2=0.99, schedule="cosine", final_scale=c.final_scale,
             clip_norm=None, warmup=0.0,
@@ -258,6 +279,7 @@ def main(config: Config) -> None:
     for name, seed in [("data", 0), *((name, seed) for name in config.objectives for seed in config.seeds)]:
         if (name, seed) in done:
             continue
+        done.add((name, seed))
         scores = bench.data_scores() if name == "data" else bench.gan_scores(name, seed)
         row = dict(
             objective=name, seed=seed, scores=scores, judge_accuracy=bench.judge_accuracy, config=settings
@@ -269,4 +291,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

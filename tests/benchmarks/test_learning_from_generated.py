@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks import learning_from_generated as benchmark
 from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.train.command_line import run_script
 
 SOURCE = ArraySource(
     {
@@ -109,3 +110,43 @@ def test_the_options_of_classifiers_are_those_of_the_command():
         if hasattr(arguments, field.name):
             assert getattr(options, field.name) == getattr(arguments, field.name), field.name
     assert options.generated == 120
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        ("", "RUNS: name the directory of at least one trained run"),
+        ("nowhere", "nowhere does not exist"),
+        ("nowhere --out .", "--out . is a directory"),
+        ("nowhere --steps -1", "steps must be at least 0, got -1"),
+        ("nowhere --ratios nan", "ratios must be positive and finite"),
+        ("nowhere --caption-steps -1", "caption_steps must be at least 0, got -1"),
+    ],
+)
+def test_mistakes_are_one_line(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        run_script(benchmark.main, benchmark.Arguments, benchmark.__doc__, flags.split())
+    error = capsys.readouterr().err.strip()
+    assert exit.value.code == 2 and message in error and len(error.splitlines()) == 1
+
+
+def test_a_run_that_cannot_be_compared_is_found_before_anything_is_trained():
+    """A good run comes first; each run generates one image of each class."""
+    good = Stub(kind="vae", class_names=("cat", "dog"))
+    conditions, real = benchmark.Conditions(SOURCE), np.zeros((3, 2, 2, 3), np.uint8)
+    benchmark.check_models([good], conditions, real)
+    assert good.conditions == ["cat", "dog"]
+    for bad, message in (
+        (Stub(kind="contrastive"), "is a run of contrastive.py"),
+        (Stub(kind="vae", class_names=()), "from noise alone"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            benchmark.check_models([good, bad], conditions, real)
+    with pytest.raises(ValueError, match="the data set has"):
+        benchmark.check_models([good], conditions, np.zeros((3, 4, 4, 3), np.uint8))
+
+
+def test_a_class_without_test_images_is_null_in_json():
+    accuracies = {"class": {"real": np.array([0.5, np.nan])}}
+    assert benchmark.accuracies_to_json(accuracies) == {"class": {"real": [0.5, None]}}

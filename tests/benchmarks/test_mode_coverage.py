@@ -14,7 +14,7 @@ SMALL = dict(
 
 
 def test_rows_are_kept_and_the_table_is_written(tmp_path, capsys):
-    config = mode_coverage.Config(out=tmp_path / "modes", objectives=("non_saturating",), **SMALL)
+    config = mode_coverage.Config(out=tmp_path / "modes", objectives=("non_saturating",) * 2, **SMALL)
     mode_coverage.main(config)
     rows = [json.loads(line) for line in (tmp_path / "modes.jsonl").read_text().splitlines()]
     assert [row["objective"] for row in rows] == ["data", "non_saturating"]
@@ -46,8 +46,8 @@ def test_the_generator_is_told_no_mode_and_has_the_width_of_the_others():
 def test_the_weights_of_r1_and_r2_are_scaled_and_those_of_other_penalties_are_not():
     bench = mode_coverage.Bench.__new__(mode_coverage.Bench)
     bench.config = mode_coverage.Config(penalty_scale=2.0)
-    for name, config in OBJECTIVE_PRESETS.items():
-        model = bench.model(name)
+    for name in mode_coverage.OBJECTIVES:
+        model, config = bench.model(name), OBJECTIVE_PRESETS[name]
         for field, penalty in model.penalties.items():
             factor = 2.0 if penalty.name in ("r1", "r2") else 1.0
             assert penalty.weight == factor * config[field].weight
@@ -56,8 +56,15 @@ def test_the_weights_of_r1_and_r2_are_scaled_and_those_of_other_penalties_are_no
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="'gan' is none of minimax"):
-        mode_coverage.Config(objectives=("gan",))
+    for name in ("gan", "stackgan"):  # the second needs a first stage
+        with pytest.raises(ValueError, match=f"--objectives: '{name}' is none of minimax"):
+            mode_coverage.Config(objectives=(name,))
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        mode_coverage.Config(steps=0)
+    with pytest.raises(ValueError, match="samples must be at least 2000, got 60"):
+        mode_coverage.Config(samples=60)
+    with pytest.raises(ValueError, match="--seeds are 0 or more"):
+        mode_coverage.Config(seeds=(0, -1))
     with pytest.raises(ValueError, match="stacked:SPEC"):
         mode_coverage.Config(data="digits")
 
@@ -70,3 +77,22 @@ def test_the_table_has_means_over_seeds_and_leaves_out_what_diverged():
     assert lines[2].startswith("| a | 2 | 15 ± 7 | 1.500 ± 0.707 |")
     assert lines[3].startswith("| b | 1 |  |  |") and lines[3].endswith("| 5.0 | 9 |")
     assert np.isclose(np.std([10, 20], ddof=1), 7.07, atol=0.01)
+
+
+def test_modes_are_those_of_the_training_images_where_test_images_lack_a_class(tmp_path):
+    """Classes without names: 3 in training, 2 of them in the test split."""
+    for split, classes in (("train", 3), ("test", 2)):
+        images = np.zeros((30, 8, 8), np.uint8)
+        np.savez(tmp_path / f"{split}.npz", image=images, label=np.arange(30) % classes)
+    config = mode_coverage.Config(data=f"stacked:npz:{tmp_path}", objectives=(), **SMALL)
+    bench = mode_coverage.Bench(config)
+    assert (bench.train.classes, bench.test.classes) == (3, 2)
+    bench._classify = lambda gray: (np.full(len(gray), 2), np.zeros((len(gray), 1)))
+    assert bench.judge(np.zeros((4, 8, 8, 3), np.uint8))[0].tolist() == [26] * 4
+
+
+def test_networks_that_do_not_fit_are_found_before_the_judge_is_trained(monkeypatch):
+    monkeypatch.setattr(mode_coverage.Bench, "_train_judge", lambda *_: pytest.fail("the judge is trained"))
+    config = mode_coverage.Config(objectives=("non_saturating",), **{**SMALL, "image_size": 9})
+    with pytest.raises(ValueError, match="9"):
+        mode_coverage.Bench(config)

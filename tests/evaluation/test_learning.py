@@ -366,3 +366,38 @@ def test_options_are_checked(changes, message):
 def test_a_smoke_run_is_small_and_one_without_stays_without():
     assert LearningEvaluation().shrink().steps < 5
     assert LearningEvaluation(steps=0).shrink().steps == 0
+
+
+def test_a_class_that_only_test_images_have_is_never_predicted():
+    """Of classes without names; the report has a row for it."""
+    splits = []
+    for seed, classes in ((0, 2), (1, 2), (2, 3)):
+        labels = (np.arange(12) % classes).astype(np.int32)
+        splits.append(ArraySource({"image": class_pictures(labels, seed), "label": labels}))
+    options = dataclasses.replace(SMALL, steps=2, ratios=(), seeds=1)
+    make = lambda train: (
+        lambda params, indices: np.repeat(train.batch(np.arange(1))["image"], len(indices), axis=0)
+    )
+    learned = learning.make_learning_evaluator(options, splits, make)({})
+    assert learned.targets == {"class": ("0", "1", "2")}
+    assert learned.class_accuracies["class"]["real"].shape == (3,)
+    assert learned.class_accuracies["class"]["real"][2] == 0.0
+
+
+def test_images_of_one_class_teach_nothing():
+    labels = np.full(4, 3, np.int32)
+    one = ArraySource({"image": class_pictures(labels, 0), "label": labels})
+    assert find_targets(one) == {}
+    assert find_targets(ArraySource(one.arrays, TARGETS["class"])) == {}
+
+
+@pytest.mark.parametrize("ratio", [float("nan"), float("inf"), 0.0])
+def test_ratios_are_positive_and_finite(ratio):
+    with pytest.raises(ValueError, match="ratios must be positive and finite"):
+        LearningEvaluation(ratios=(1.0, ratio))
+
+
+def test_fewer_generated_images_than_real_ones_are_refused():
+    few = LabelledImages(*(x[:59] for x in TRAIN))
+    with pytest.raises(ValueError, match="59 images are too few, needed are .* 60"):
+        evaluator().score(few)

@@ -477,9 +477,10 @@ def test_samples_of_the_density_that_the_run_fitted(tmp_path):
     (file,) = (tmp_path / "densities").iterdir()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged"):
-        load(tmp_path)
+    for damaged in (content, b"no archive", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{file.name} is damaged"):
+            load(tmp_path)
     # The density of other parameters, such as those of another seed, is not taken.
     file.rename(file.with_name(f"{'0' * 32}.npz"))
     assert "sample" not in load(tmp_path).actions

@@ -1,6 +1,7 @@
 """The first stage of a GAN: trained within a run, resumed there, or read from another run."""
 
 import dataclasses
+import json
 import os
 import signal
 
@@ -11,13 +12,14 @@ import pytest
 from tests.models.gan.test_stackgan import OPTIMIZER, STACK, TWO_STAGES
 from tests.support import assert_trees_identical
 from xmodal_jax.core.runtime import Timer
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.data.views import TransformedSource
 from xmodal_jax.inference.loading import load
-from xmodal_jax.models.gan import GANConfig, make_gan
-from xmodal_jax.nets.encoders import MLPEncoderConfig
+from xmodal_jax.models.gan import GANConfig, NoCondition, SentenceCondition, make_gan
+from xmodal_jax.nets.encoders import MLPEncoderConfig, ViTConfig
 from xmodal_jax.nets.gan import MLPGeneratorConfig
 from xmodal_jax.report.comparison import read_run
 from xmodal_jax.train.checkpoint import restore_run
@@ -147,6 +149,7 @@ def test_flags_that_nothing_would_use_are_refused(tmp_path):
     for options, message in (
         (dict(model=plain, first_stage=tmp_path), "--first-stage is of a generator in two stages"),
         (dict(model=plain, first_stage_steps=3), "--first-stage-steps is of a generator in two stages"),
+        (dict(first_stage_steps=0), "--first-stage-steps must be at least 1, got 0"),
         (dict(first_stage=tmp_path, first_stage_steps=3), "--first-stage gives a trained one: leave one out"),
         (dict(first_stage=tmp_path), "--model.generator.first is that of the run"),
         (
@@ -209,3 +212,41 @@ def test_a_preset_of_two_stages_takes_as_many_steps_in_all(tmp_path):
     )
     values = read_run(tmp_path).values
     assert (values["steps"], values["step_ms"], values["train_seconds"]) == (7, 2000.0, 14.0)
+
+
+def test_mistakes_of_the_second_stage_are_found_before_the_first_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "fit", lambda *args, **options: pytest.fail("the first stage is trained"))
+    patches = dataclasses.replace(DENSE, discriminator=ViTConfig(patch=5, width=8, depth=1, heads=1))
+    with pytest.raises(ValueError, match="patch"):
+        train(tmp_path / "patches", model=patches)
+
+
+def test_a_first_stage_of_captions_needs_captions_and_one_of_noise_no_classes(tmp_path):
+    loader, run = Loader(make_source(), batch_size=8, seed=0), Run.create(tmp_path / "run", Config())
+
+    def prepare(condition):
+        """The first stage of a run with this condition, whose data had other classes."""
+        generator = MLPGeneratorConfig(noise=5, width=8, depth=1)
+        config = dataclasses.replace(
+            stages.first_stage_config(DENSE), generator=generator, condition=condition
+        )
+        first = stages.LoadedFirstStage(
+            tmp_path, stages.FirstStage(config, (8, 8, 3), {}), None, "none", ("other",)
+        )
+        return stages.prepare_first_stage(
+            Config(), first, loader, SIZES, run, Timer(), metadata={"class_names": NAMES}, text=None
+        )
+
+    assert prepare(NoCondition()).shape == (8, 8, 3)
+    with pytest.raises(ValueError, match="generates images from captions, and the data have none"):
+        prepare(SentenceCondition(auxiliary_weight=0.0))
+    loader.close()
+    run.close()
+    networks = FrozenNetworks(Config(), None, None, None)
+    assert networks.fit_tokenizer(make_source(), BadExamples()) is None
+
+
+def test_a_file_of_the_first_stage_that_is_no_json_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "load_first_stage", lambda run: json.loads("{"))
+    with pytest.raises(ValueError, match="--first-stage: Expecting property name"):
+        load_frozen_networks(Config(model=with_default_first(), first_stage=tmp_path))

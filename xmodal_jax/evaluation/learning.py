@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,8 +84,8 @@ class LearningEvaluation:
         check_at_least(self, 1, "examples", "test_examples", "seeds", "batch_size")
         if any(size < 1 for size in self.real_sizes):
             raise ValueError(f"real_sizes are numbers of images, got {self.real_sizes}")
-        if any(ratio <= 0 for ratio in self.ratios):
-            raise ValueError(f"ratios must be positive, got {self.ratios}")
+        if not all(0 < ratio < math.inf for ratio in self.ratios):  # NaN neither
+            raise ValueError(f"ratios must be positive and finite, got {self.ratios}")
 
     def shrink(self) -> LearningEvaluation:
         """The options of a ``--smoke`` run: just enough to run every part."""
@@ -115,14 +116,16 @@ Generate = Callable[[Any, np.ndarray], np.ndarray]
 of each of these training examples; one that occurs twice gets two images."""
 
 
-def find_targets(source: Source) -> dict[str, tuple[str, ...]]:
-    """What can be predicted of a data set's labelled examples: the factors of scenes with one object, else the class.
+def find_targets(source: Source, *others: Source) -> dict[str, tuple[str, ...]]:
+    """What can be predicted of the labelled examples of ``source``: the factors of scenes with one object, else the
+    class.
 
-    Empty: there are no two classes.
+    Empty: the examples do not have two classes. ``others``: other splits of the data set, whose classes count as well
+    where classes have no names.
     """
-    count = count_classes(source)
-    if count < 2:
+    if not count_classes(source) or len(np.unique(source.class_labels())) < 2:
         return {}
+    count = max(map(count_classes, (source, *others)))
     factors = source.factors()
     if factors is not None and factors.keys() >= SCENE_TARGETS.keys():
         return dict(SCENE_TARGETS)
@@ -388,9 +391,12 @@ class LearningEvaluator:
         """What is learned from these generated images. At least as many as training images are needed, and their
         classes must be those of the training images in turn. ``progress``: whether to show how many classifiers are
         trained."""
-        images = LabelledImages(
-            *(np.concatenate([real, made]) for real, made in zip(self.train, generated, strict=True))
-        )
+        if len(generated.labels) < len(self.train.labels):
+            raise ValueError(
+                f"generated: {len(generated.labels)} images are too few, needed are as many as there are real ones, "
+                f"{len(self.train.labels)}"
+            )
+        images = LabelledImages(*map(np.concatenate, zip(self.train, generated, strict=True)))
         count, seeds, ratios = len(self.train.labels), range(self.options.seeds), self.options.ratios
         sizes = sorted({min(size, count) for size in self.options.real_sizes}) if ratios else []
         separate = {"generated": (0, count), "real": (count, 0)}
@@ -519,7 +525,7 @@ def make_learning_evaluator(
     ]
     if any(split is None for split in labelled):
         return nothing_to_learn(NO_CLASSES, options)
-    targets = find_targets(labelled[0])
+    targets = find_targets(*labelled)
     if not targets:
         return nothing_to_learn(NO_CLASSES, options)
     images = [read_labelled(split, targets, modality) for split in labelled]

@@ -193,7 +193,7 @@ def load_density(run: pathlib.Path, model_params: Params) -> LatentDensity | Non
     try:
         with np.load(path) as file:  # which verifies a checksum of each array
             return restore_density({name: file[name] for name in file.files})
-    except (zipfile.BadZipFile, KeyError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): remove it, and sample from the prior or evaluate the run again"
         ) from error

@@ -30,9 +30,8 @@ class CodeVelocity(nn.Module):
         self, codes: dict[str, Float[Array, "batch tokens dims"]], times: Float[Array, "m batch"]
     ) -> dict[str, Float[Array, "batch tokens dims"]]:
         """The velocity of each code; ``times``: of each modality, in the order of ``shapes``."""
-        embedding = nn.initializers.normal(
-            0.5
-        )  # as large as what is added to it: smaller, all tokens look alike
+        # As large as what they are added to: with small embeddings all tokens have nearly equal inputs at first.
+        embedding = nn.initializers.normal(0.5)
         embedded_times = TimeEmbedding(self.width, name="time")(times)  # [M, B, width]
         x, c = [], []
         for k, (name, (tokens, _)) in enumerate(self.shapes):

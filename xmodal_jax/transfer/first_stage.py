@@ -110,6 +110,8 @@ def use_first_stage(config: Any) -> tuple[Any, LoadedFirstStage | None]:
                     f"--{name.replace('_', '-')} is of a generator in two stages: give --model.generator stackgan "
                     "as well, or leave it out"
                 )
+    if config.first_stage_steps is not None and config.first_stage_steps < 1:
+        raise ValueError(f"--first-stage-steps must be at least 1, got {config.first_stage_steps}")
     if config.first_stage is None:
         return config, None
     if config.first_stage_steps is not None:
@@ -121,7 +123,9 @@ def use_first_stage(config: Any) -> tuple[Any, LoadedFirstStage | None]:
     try:
         loaded = load_first_stage(config.first_stage)
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{flag}: {error}") from error
+        # Of a subclass of ValueError, such as that of a file that is no JSON, the arguments are not known.
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{flag}: {error}") from error
     generator = dataclasses.replace(generator, first=loaded.stage.config.generator)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, generator=generator)), loaded
 
@@ -158,8 +162,13 @@ def prepare_first_stage(
         return None
     if loaded is None:
         return fit_first_stage(config, loader, sizes, run, timer, metadata=metadata, text=text)
-    class_names = tuple(metadata.get("class_names") or ())
-    if not loaded.stage.config.condition.reads_text and loaded.class_names != class_names:
+    class_names, condition = tuple(metadata.get("class_names") or ()), loaded.stage.config.condition
+    if condition.reads_text and "vocab_size" not in sizes:
+        raise ValueError(
+            f"--first-stage: {loaded.run} generates images from captions, and the data have none: give a run that "
+            "generates images of classes, or --modalities text image"
+        )
+    if condition.name != "none" and not condition.reads_text and loaded.class_names != class_names:
         raise ValueError(
             f"--first-stage: {loaded.run} was trained with the classes {', '.join(loaded.class_names) or '(none)'}, "
             f"and the data have {', '.join(class_names) or 'none'}"
@@ -172,6 +181,21 @@ def prepare_first_stage(
             f"(now {generator.scale}) or --image-size"
         )
     return loaded.stage
+
+
+def check_second_stage(config: GANConfig, sizes: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Finds mistakes in the second stage of ``config`` before its first one is trained.
+
+    ``sizes``, ``arguments``: those of the data and those of frozen networks, for `models.gan.make_gan`.
+
+    Raises:
+      ValueError: the parts of the configuration do not fit each other, or the images.
+    """
+    if not config.generator.refines_images:
+        return
+    stage = FirstStage(first_stage_config(config), config.generator.first_shape(sizes["shape"]))
+    gan = make_gan(config, **sizes, **arguments, first_stage=stage)
+    jax.eval_shape(gan.init, jax.random.key(0), {})
 
 
 def fit_first_stage(

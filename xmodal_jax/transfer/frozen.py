@@ -29,6 +29,7 @@ from xmodal_jax.train.config import PretrainedConfig
 from xmodal_jax.train.run import Run, from_json
 from xmodal_jax.transfer.first_stage import (
     LoadedFirstStage,
+    check_second_stage,
     first_stage_to_json,
     prepare_first_stage,
     use_first_stage,
@@ -197,10 +198,12 @@ class FrozenNetworks(NamedTuple):
     def fit_tokenizer(self, source: Source, bad_examples: BadExamples) -> TokenizeTransform | None:
         """The tokenization that these networks need, or else one that is fitted to the captions of ``source``; None:
         there are no captions. ``bad_examples`` notes the captions that are cut."""
+        if "text" not in source.modalities:
+            return None
         tokenize = self.tokenize
         if tokenize is not None:
             tokenize.bad_examples = bad_examples
-        elif "text" in source.modalities:
+        else:
             tokenize, _ = fit_tokenizer(source, bad_examples, **self.config.text_options)
         return tokenize
 
@@ -220,12 +223,13 @@ class FrozenNetworks(NamedTuple):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """`gan_arguments` with the first stage of a generator that has one, which may be trained here (see
         `transfer.first_stage.prepare_first_stage`), and ``metadata`` with what a checkpoint keeps of that stage."""
+        arguments = self.gan_arguments(sizes["shape"])
+        check_second_stage(self.config.model, sizes, arguments)
         text = self.text_encoder and self.text_encoder.params
         stage = prepare_first_stage(
             self.config, self.first_stage, loader, sizes, run, timer, metadata=metadata, text=text
         )
-        arguments = {**self.gan_arguments(sizes["shape"]), "first_stage": stage}
-        return arguments, {**metadata, "first_stage": first_stage_to_json(stage)}
+        return {**arguments, "first_stage": stage}, {**metadata, "first_stage": first_stage_to_json(stage)}
 
 
 def load_frozen_networks(config: FrozenNetworksConfig) -> tuple[FrozenNetworksConfig, FrozenNetworks]:

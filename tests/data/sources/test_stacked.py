@@ -167,3 +167,9 @@ def test_stacks_in_gray_are_refused():
 def test_does_not_load_jax():
     code = "import sys, xmodal_jax.data.sources.stacked; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_more_modes_than_memory_can_hold_are_refused():
+    source = ArraySource(labelled() | {"label": np.arange(COUNT, dtype=np.int32) * 10})
+    with pytest.raises(ValueError, match="stacks of 391 classes have 59,776,471 modes, more than 10,000,000"):
+        StackedSource(source, progress=False)

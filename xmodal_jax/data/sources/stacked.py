@@ -17,6 +17,8 @@ from xmodal_jax.data.sources.gray_images import read_gray_images
 STACKS = 50_000
 """Examples of a split, by default."""
 CHANNELS = 3
+MAX_MODES = 10_000_000
+"""The largest number of modes: each has a name and a probability, in memory."""
 
 
 class StackedSource(Source):
@@ -37,8 +39,8 @@ class StackedSource(Source):
       progress: whether to show a progress bar while the images are read.
 
     Raises:
-      ValueError: the source has no images or labels, a label is unknown (-1), an example has no image, or other
-        modalities are asked for.
+      ValueError: the source has no images or labels, a label is unknown (-1), an example has no image, there are more
+        than `MAX_MODES` modes, or other modalities are asked for.
     """
 
     modalities = ("image",)
@@ -64,6 +66,11 @@ class StackedSource(Source):
         names = source.class_names
         self.classes = int(self.image_labels.max()) + 1 if names is None else len(names)
         """Number K of classes of a channel."""
+        if self.classes**CHANNELS > MAX_MODES:
+            raise ValueError(
+                f"stacks of {self.classes:,} classes have {self.classes**CHANNELS:,} modes, more than {MAX_MODES:,}: "
+                "make them of a data set with fewer classes"
+            )
         if names is not None:
             self.class_names = tuple(map(", ".join, itertools.product(names, repeat=CHANNELS)))
 

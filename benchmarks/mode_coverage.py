@@ -69,8 +69,8 @@ class Config:
     out: pathlib.Path = pathlib.Path("docs/benchmarks/mode_coverage")
     """Path of the results without suffix."""
     objectives: tuple[str, ...] = ("r3gan", "relativistic_r1_r2", "non_saturating", "minimax")
-    """Names of `models.gan.OBJECTIVE_PRESETS` of one stage, such as hinge_spectral or wgan_gp. relativistic_r1_r2 is the
-    objective of r3gan with the networks of the others."""
+    """Names of `models.gan.OBJECTIVE_PRESETS` of one stage, such as hinge_spectral and wgan_gp. relativistic_r1_r2 is
+    the objective of r3gan with the networks of the others."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the parameters and of the order of the data."""
     image_size: int = 16

@@ -33,7 +33,7 @@ from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import NonFiniteError
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run
-from xmodal_jax.transfer.first_stage import preset_options
+from xmodal_jax.transfer.first_stage import check_presets, preset_options
 
 ADAM = Optimizer("adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0)
 OTHERS = {"flow_matching": (text_to_image_flow, with_condition_like)}
@@ -67,6 +67,7 @@ class Config(text_to_image_gan.Config):
         super().__post_init__()
         if (unknown := sorted(set(self.objectives) - set(NAMES))) or not self.objectives:
             raise ValueError(f"--objectives: {unknown or 'none'} given, choose of {', '.join(NAMES)}")
+        check_presets(self, [name for name in self.objectives if name not in OTHERS])
 
 
 def train(config: Config, name: str, folder: pathlib.Path, runs: list[comparison.ComparedRun]) -> None:
@@ -82,12 +83,11 @@ def train(config: Config, name: str, folder: pathlib.Path, runs: list[comparison
 def main(config: Config) -> None:
     runtime.configure()
     timer, bad_examples = runtime.Timer(), BadExamples(config.input.on_bad_example)
-    load_judge(config.judge)  # at once, so that a wrong one is told before anything is trained
+    load_judge(config.judge)  # at once, so that a mistake is found before anything is trained
     if config.smoke:
         first_and_last = config.objectives[:: len(config.objectives) - 1 or 1]
         config = shrink(dataclasses.replace(config, objectives=first_and_last))
-    run = Run.create(config.run_dir, config, resume=config.resume)
-    runs, images = [], []
+    run, runs, images = Run.create(config.run_dir, config, resume=config.resume), [], []
     for number, name in enumerate(sorted(config.objectives, key=OTHERS.__contains__), start=1):
         try:
             with timer(name):

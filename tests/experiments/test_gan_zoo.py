@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xmodal_jax.data.open import DataOptions
 from xmodal_jax.models.flow.conditions import ClassCondition, NoCondition, SentenceCondition
 from xmodal_jax.models.gan import conditions
 from xmodal_jax.report.page import read_sections
@@ -100,3 +101,12 @@ def test_a_flow_takes_the_condition_of_the_gans(zoo, condition, expected):
     model = with_condition(zoo.text_to_image_flow.Config().model, condition())
     assert isinstance(model.condition, expected)
     assert (model.sampler.guidance == 1.0) == (expected is NoCondition)
+
+
+def test_objectives_that_do_not_fit_are_found_before_any_is_trained(zoo, tmp_path):
+    with pytest.raises(ValueError, match="30 x 30 pixels are no multiple of 4"):
+        zoo.Config(input=DataOptions(image_size=30))
+    for options in (dict(first_stage=tmp_path), dict(first_stage_steps=3)):
+        with pytest.raises(ValueError, match="is of text_to_image_gan.py: a comparison trains both stages"):
+            zoo.Config(objectives=("stackgan",), **options)
+    zoo.Config(model=zoo.gans.GANConfig(condition=conditions.NoCondition()))

@@ -13,6 +13,7 @@ from tests.models.gan.test_stackgan import OPTIMIZER, STACK, TWO_STAGES
 from tests.support import assert_trees_identical
 from xmodal_jax.core.runtime import Timer
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
@@ -197,14 +198,19 @@ def test_a_first_stage_has_the_conditions_of_the_second(tmp_path):
 
 
 def test_a_preset_of_two_stages_takes_as_many_steps_in_all(tmp_path):
-    """Half of them each; a comparison counts both. One of a given first stage takes all of them."""
+    """Half of them each; a comparison counts both. A first stage is not given, nor the number of its steps."""
     config = Config(steps=7, model=dataclasses.replace(DENSE, generator=DENSE.generator.first))
     options = stages.preset_options(config, "stackgan")
     assert (options["steps"], options["first_stage_steps"]) == (4, 3)
     assert options["model"].generator.refines_images
     assert stages.preset_options(config, "hinge").keys() == {"model"}
-    given = dataclasses.replace(config, first_stage=tmp_path)
-    assert stages.preset_options(given, "stackgan").keys() == {"model"}
+    for flag in (dict(first_stage=tmp_path), dict(first_stage_steps=3)):
+        with pytest.raises(ValueError, match="--first-stage.* is of text_to_image_gan.py"):
+            stages.preset_options(dataclasses.replace(config, **flag), "hinge")
+    sized = dataclasses.replace(config, input=DataOptions(image_size=30))
+    assert stages.preset_options(sized, "hinge").keys() == {"model"}
+    with pytest.raises(ValueError, match="30 x 30 pixels are no multiple of 4"):
+        stages.preset_options(sized, "stackgan")
     (tmp_path / "first_stage").mkdir()
     (tmp_path / "first_stage" / "config.json").write_text('{"steps": 3}')
     (tmp_path / "result.json").write_text(

@@ -452,6 +452,10 @@ class GeneratorConfig:
         """A first argument of the module (zeros) for one image of ``shape``, to initialise it with."""
         return jnp.zeros((1, self.noise))
 
+    def without_conditioning(self) -> GeneratorConfig:
+        """These options without conditioning augmentation, for images without a condition."""
+        return dataclasses.replace(self, conditioning=0)
+
     def build_posterior(self, encoder: nn.Module) -> nn.Module:
         """The posterior of this generator's noise, on top of an image ``encoder``."""
         return NoisePosterior(encoder, self.noise)
@@ -636,6 +640,9 @@ class StackGANGeneratorConfig(GeneratorConfig):
                 "choose another --image-size"
             )
         return height // self.scale, width // self.scale, channels
+
+    def without_conditioning(self) -> StackGANGeneratorConfig:
+        return dataclasses.replace(self, conditioning=0, first=self.first.without_conditioning())
 
     def example_input(self, shape: tuple[int, int, int]) -> Array:
         return jnp.zeros((1, *self.first_shape(shape)))

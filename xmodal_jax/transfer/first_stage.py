@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -253,11 +253,35 @@ def _to_host(x: jax.Array) -> np.ndarray:
 
 def preset_options(config: Any, name: str) -> dict[str, Any]:
     """The options by which a preset of `models.gan.presets` changes an experiment's ``config`` for a training of as
-    many steps in all: of two stages that are trained one after the other each has half of them."""
-    model, first = with_preset(config.model, name), config.steps // 2
-    if not model.generator.refines_images or config.first_stage is not None or not first:
+    many steps in all: of two stages that are trained one after the other each has half of them.
+
+    Raises:
+      ValueError: there are flags of a first stage, or the images have no size that both stages can have.
+    """
+    for flag in ("first_stage", "first_stage_steps"):
+        if getattr(config, flag) is not None:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} is of text_to_image_gan.py: a comparison trains both stages of a "
+                "generator, each with half of the steps; leave it out"
+            )
+    model, first, side = with_preset(config.model, name), config.steps // 2, config.input.image_size
+    if not model.generator.refines_images:
+        return {"model": model}
+    if side is not None:
+        model.generator.first_shape((side, side, 3))
+    if not first:
         return {"model": model}
     return {"model": model, "steps": config.steps - first, "first_stage_steps": first}
+
+
+def check_presets(config: Any, names: Iterable[str]) -> None:
+    """Finds presets that do not suit an experiment's ``config`` before any of them is trained.
+
+    Raises:
+      ValueError: as in `preset_options`, or the parts of a configuration do not fit each other.
+    """
+    for name in names:
+        preset_options(config, name)
 
 
 def _generator_params(params: Params) -> dict[str, Any]:

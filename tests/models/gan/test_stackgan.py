@@ -279,3 +279,16 @@ def test_the_preset_has_two_stages_of_the_same_condition():
     first = first_stage_config(config)
     assert (config.generator.first_shape((32, 32, 3)), first.generator) == ((8, 8, 3), config.generator.first)
     assert config.generator.conditioning and first.generator.conditioning
+
+
+@pytest.mark.parametrize("name", OBJECTIVE_PRESETS)
+def test_every_preset_can_do_without_a_condition(name):
+    """Conditioning augmentation is left out in both stages."""
+    plain = GANConfig(condition=NoCondition(), discriminator=DCGANEncoderConfig(width=8))
+    config = with_preset(plain, name)
+    assert config.generator.conditioning == 0
+    if config.generator.refines_images:
+        make_gan(first_stage_config(config), shape=(8, 8, 3))
+        first = FirstStage(first_stage_config(config), (8, 8, 3))
+        gan = make_gan(config, shape=(32, 32, 3), first_stage=first)
+        jax.eval_shape(gan.init, KEY, {})

@@ -58,9 +58,12 @@ OBJECTIVE_PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def with_preset(config: GANConfig, name: str) -> GANConfig:
-    """``config`` with the objective, the regularisation and the networks of a preset of `OBJECTIVE_PRESETS`."""
+    """``config`` with the objective, the regularisation and the networks of a preset of `OBJECTIVE_PRESETS`; without a
+    condition there is no conditioning augmentation."""
     changes = {
         field: dataclasses.replace(getattr(config, field), **value) if isinstance(value, Mapping) else value
         for field, value in OBJECTIVE_PRESETS[name].items()
     }
+    if "generator" in changes and config.condition.name == "none":
+        changes["generator"] = changes["generator"].without_conditioning()
     return dataclasses.replace(config, **changes)

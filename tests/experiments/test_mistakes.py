@@ -47,15 +47,17 @@ OF_SCRIPT = {
     "captioning": "--init-from nowhere\n--image-encoder nonsense\n--model.image nonsense\n--gallery 0",
     "contrastive": "--init-from full\n--model.objective nonsense\n--model.embed-dim 0\n--layer-decay 2",
     "fusion": "--task nonsense\n--model.fusion nonsense\n--unimodal-steps -1\n--lora.rank 4",
-    "gan_zoo": "--objectives nonsense\n--objectives\n--model.generator nonsense\n--on-divergence maybe",
+    "gan_zoo": "--image-size 30\n--first-stage nowhere\n--objectives nonsense\n--objectives\n"
+    "--model.generator nonsense\n--on-divergence maybe",
     "multimodal_flow": "--model nonsense\n--missing 2\n--autoencoder-steps ten\n--evaluation.examples 0",
     "multimodal_vae": "--model nonsense\n--model.beta nan\n--missing 2\n--evaluation.examples 0",
     "speech_recognition": "--model.objective nonsense\n--generation nonsense\n--model.features.mels 0\n--lora.rank 3",
     "speech_synthesis": "--recogniser nowhere\n--examples 0\n--model.floor 0\n--text-encoder hf:nowhere",
     "text_to_image_flow": "--model.condition.dropout 2\n--model.sampler jump\n--model.objective nonsense",
-    "text_to_image_gan": "--redescribe nowhere\n--read-with full\n--model.d-steps 0\n--model.penalty nonsense\n"
+    "text_to_image_gan": "--learning.steps -1\n--learning.ratios nan\n"
+    "--redescribe nowhere\n--read-with full\n--model.d-steps 0\n--model.penalty nonsense\n"
     "--first-stage nowhere\n--model.generator stackgan --model.reconstruction none --first-stage nowhere",
-    "vae": "--model nonsense\n--model.samples 0\n--critic.name nonsense\n--model.latent 0",
+    "vae": "--evaluation.latents 19\n--model nonsense\n--model.samples 0\n--critic.name nonsense\n--model.latent 0",
 }
 OTHERS = {
     "translate": """

@@ -29,7 +29,7 @@ from xmodal_jax.evaluation.information_gain import (
     lacks_modalities,
 )
 from xmodal_jax.evaluation.latent_data import LatentData
-from xmodal_jax.evaluation.latent_density import LatentDensity, fit_flow, fit_gaussian_mixture
+from xmodal_jax.evaluation.latent_density import MIN_LATENTS, LatentDensity, fit_flow, fit_gaussian_mixture
 from xmodal_jax.evaluation.learning import (
     Generate,
     LearningEvaluation,
@@ -108,6 +108,11 @@ class LatentEvaluation:
         unknown = sorted(set(self.densities) - set(DENSITIES))
         if unknown:
             raise ValueError(f"densities: {unknown[0]!r} is none of {', '.join(DENSITIES)}")
+        if self.latents < MIN_LATENTS and (flows := set(self.densities) - {"mixture"}):
+            raise ValueError(
+                f"latents must be at least {MIN_LATENTS} for the densities {', '.join(sorted(flows))}, got "
+                f"{self.latents}"
+            )
 
 
 SMOKE = LatentEvaluation(

@@ -224,7 +224,10 @@ def restore_run(
     seeds = metadata.get("seeds", [])
     if len(seeds) > 1:
         if seed not in seeds:
-            raise ValueError(f"{folder} holds the seeds {seeds}: name one of them as seed, got {seed}")
+            raise ValueError(
+                f"{folder} holds the seeds {seeds}: name one of them as seed, got {seed}; a flag that names no seed "
+                "takes a run of one (--seeds 1)"
+            )
         # The first axis of every array is that of the seeds.
         params = jax.tree.map(lambda x: x[seeds.index(seed)], params)
         if frozen is not None:

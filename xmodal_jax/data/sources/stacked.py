@@ -26,7 +26,8 @@ class StackedSource(Source):
 
     The channels of example ``i`` are drawn from (seed, split, channel, ``i``), each image of the source with the same
     probability. With K classes there are K^3 modes: the label of an example is ``a K^2 + b K + c``, where a, b and c
-    are the classes of its channels; its name is "a, b, c".
+    are the classes of its channels; its name is "a, b, c". K is the number of class names, or without names the
+    largest label plus 1.
 
     The source's images are read once and kept in gray levels (the mean over colours), ``H * W`` bytes an image.
 
@@ -56,8 +57,10 @@ class StackedSource(Source):
         progress: bool = True,
     ):
         size = STACKS if size is None else size
-        if size < 1 or seed < 0:
-            raise ValueError(f"size must be at least 1 and seed at least 0, got {size} and {seed}")
+        if size < 1:
+            raise ValueError(f"size must be at least 1 (--train-size), got {size}")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0 (--data-seed), got {seed}")
         if modalities not in (None, self.modalities):
             raise ValueError(f"stacks have the modality image alone (--modalities image); got {modalities!r}")
         self.split, self.size, self.seed = split, size, seed

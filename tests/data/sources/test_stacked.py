@@ -88,7 +88,7 @@ def test_without_names_the_classes_are_those_of_the_labels():
     "options, message",
     [
         (dict(size=0), "size must be at least 1"),
-        (dict(seed=-1), "seed at least 0"),
+        (dict(seed=-1), "seed must be at least 0 .--data-seed"),
         (dict(modalities=("text", "image")), "--modalities image"),
     ],
 )

@@ -63,7 +63,8 @@ class CaptionLearning:
 
     def score(self, images: np.ndarray, captions: Sequence[str], *, seed: int = 0) -> float:
         """The score on real images of a captioner that was trained on images uint8 ``[N, H, W, C]`` and their
-        ``captions``: the fraction of the factors of a scene that it tells rightly, or of captions, see `SCORES`."""
+        ``captions``: the fraction of the factors of a scene that it names correctly, or of captions that are
+        correct, see `SCORES`."""
         tokens = self.tokenize({"caption": np.asarray(captions, object)})
         fields = {"image": images} | {name: tokens[name] for name in ("text", "text_mask")}
         params = self._trainer.fit(fields, np.arange(len(images)), seed=seed)

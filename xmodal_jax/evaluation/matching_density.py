@@ -107,7 +107,12 @@ def fit_flow_matching(
     learning_rate: float = 2e-3,
     evaluate_every: int = 50,
 ) -> LatentDensity:
-    """A flow along an ordinary differential equation, fitted by flow matching (Lipman et al. 2023, arXiv:2210.02747).
+    r"""A flow along an ordinary differential equation, fitted by flow matching (Lipman et al. 2023, arXiv:2210.02747).
+
+    .. math:: \min_v E \|v(t z + (1 - t) e, t) - (z - e)\|^2, \qquad
+              \log p(z_1) = \log N(z_0; 0, I) - \int_0^1 \nabla \cdot v(z_t, t) \, dt
+
+    with latents z, normal noise e, and the path dz / dt = v from the noise at time 0 to the latents at time 1.
 
     Latents are whitened first, and the velocity of a residual MLP (`nets.dit.VectorFlowMLP`) is 0 at the start: the
     density is then the normal distribution with the latents' mean and covariance, and training adds what that lacks. A
@@ -170,8 +175,8 @@ def restore_density(arrays: Mapping[str, np.ndarray]) -> LatentDensity:
 
 
 def density_file(run: pathlib.Path, model_params: Params) -> pathlib.Path:
-    """Where a run keeps the density that is fitted to the latents of a model with these parameters. The name tells the
-    parameters, so that seeds and checkpoints are never confused."""
+    """Where a run keeps the density that is fitted to the latents of a model with these parameters. The name is a
+    digest of the parameters, so that seeds and checkpoints are never confused."""
     return run / FOLDER / f"{params_digest(model_params)}.npz"
 
 

@@ -1,7 +1,7 @@
-"""Images of many modes made of one data set of labelled images: three of them are the colour channels of one.
+"""Images of many modes, made of a data set of labelled images: three of its images are the colour channels of one.
 
-After stacked MNIST, whose 1,000 modes are all triples of digits (Metz et al. 2017, arXiv:1611.02163, section 3.3.1):
-the modes that a generative model drops can be counted (`metrics.modes`).
+A mode is a triple of classes. After stacked MNIST, whose 1,000 modes are all triples of digits (Metz et al. 2017,
+arXiv:1611.02163, section 3.3.1): the modes that a generative model never generates can be counted (`metrics.modes`).
 """
 
 from __future__ import annotations

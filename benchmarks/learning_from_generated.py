@@ -247,6 +247,16 @@ def check_models(models: Sequence[TrainedModel], conditions: Conditions, real: n
         matches(generate(model, conditions, first_of_class[:TRIED], seed=0), real, model.path)
 
 
+def note_limit(real_sizes: Sequence[int], count: int) -> None:
+    """Prints which of the numbers of real images are more than there are, ``count``, which is taken instead."""
+    if larger := [size for size in real_sizes if size > count]:
+        print(
+            f"--real-sizes {' '.join(map(str, larger))}: there are {count} training images (--examples), all of "
+            "which are taken instead",
+            flush=True,
+        )
+
+
 def main(arguments: Arguments) -> None:
     if not arguments.runs:
         raise ValueError("RUNS: name the directory of at least one trained run")
@@ -270,6 +280,7 @@ def main(arguments: Arguments) -> None:
         raise ValueError(f"--data: {evaluate.reason}")
     if arguments.caption_steps and conditions[0].captions is None:
         raise ValueError("--caption-steps: the data set has no captions that captioners could learn")
+    note_limit(arguments.real_sizes, len(evaluate.train.labels))
     check_models(models, conditions[0], evaluate.train.images)
     indices = np.arange(arguments.learning.generated) % len(evaluate.train.labels)
     captions = CaptionLearning(splits, arguments.caption_steps) if arguments.caption_steps else None

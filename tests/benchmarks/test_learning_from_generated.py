@@ -150,3 +150,10 @@ def test_a_run_that_cannot_be_compared_is_found_before_anything_is_trained():
 def test_a_class_without_test_images_is_null_in_json():
     accuracies = {"class": {"real": np.array([0.5, np.nan])}}
     assert benchmark.accuracies_to_json(accuracies) == {"class": {"real": [0.5, None]}}
+
+
+def test_numbers_of_real_images_that_there_are_not_are_noted(capsys):
+    benchmark.note_limit((500, 5000, 9000), 1000)
+    assert capsys.readouterr().out.startswith("--real-sizes 5000 9000: there are 1000 training images")
+    benchmark.note_limit((500, 1000), 1000)
+    assert not capsys.readouterr().out

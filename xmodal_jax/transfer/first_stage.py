@@ -79,7 +79,9 @@ def load_first_stage(run: pathlib.Path, *, seed: int | None = None) -> LoadedFir
     restored = restore_run(run, seed=seed)
     metadata = restored.metadata
     if metadata.get("kind") != KIND:
-        raise ValueError(f"{run} is no run of {KIND}.py")
+        raise ValueError(
+            f"{run} is no run of {KIND}.py: give the directory of one, with images of fewer pixels"
+        )
     model = from_json(GANConfig, metadata["config"]["model"])
     if model.generator.refines_images:
         raise ValueError(f"{run} has two stages itself: give a run with one, such as {run / FOLDER}")

@@ -286,7 +286,8 @@ def latent_data(names, labels):
 
 
 def test_a_vae_generates_from_captions_or_from_all_other_modalities():
-    """A perfect translator is worth as much as real images; one that ignores its inputs teaches one class of four."""
+    """Images of a perfect translator are worth as much as real ones. One that ignores its inputs makes one image of all
+    classes: each of eight classifiers has an accuracy of 1 / 4 on average, with a deviation of at most sqrt(3) / 4."""
     options = dataclasses.replace(SMALL, ratios=(), seeds=1)
     labels = np.arange(40) % painters.CLASSES
     for names in (("text", "image", "audio"), painters.IMAGES):
@@ -294,9 +295,14 @@ def test_a_vae_generates_from_captions_or_from_all_other_modalities():
         metrics = evaluate({}).metrics
         assert metrics["learning/generated_accuracy"] == metrics["learning/real_accuracy"] > 0.9
         evaluate = latent_learning(
-            painters.explore(names, painters.ignorant), latent_data(names, labels), options
+            painters.explore(names, painters.ignorant),
+            latent_data(names, labels),
+            dataclasses.replace(options, seeds=8),
         )
-        assert evaluate({}).metrics["learning/generated_accuracy"] == 0.25
+        images = evaluate.generate({}, np.arange(40))
+        np.testing.assert_array_equal(images, np.repeat(images[:1], 40, axis=0))
+        accuracy = evaluate({}).metrics["learning/generated_accuracy"]
+        assert accuracy < 1 / 4 + 2 * np.sqrt(3) / 4 / np.sqrt(8)
     explorer = painters.explore(("image", "text", "text_es", "label", "audio"))
     assert generation_inputs(explorer, "image") == ("label",)
     assert generation_inputs(painters.explore(("image", "text", "text_es", "audio")), "image") == (

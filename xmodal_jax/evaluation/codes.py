@@ -27,6 +27,7 @@ from xmodal_jax.evaluation.latent import (
     shrink_latent,
 )
 from xmodal_jax.evaluation.latent_data import LatentData
+from xmodal_jax.evaluation.learning import LearningEvaluation
 from xmodal_jax.models.flow.codes import CodeModel
 from xmodal_jax.models.flow.multimodal import CODES, FROZEN, MultimodalFlow, code_statistics
 from xmodal_jax.models.vae.networks import make_groups
@@ -37,7 +38,10 @@ from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run
 from xmodal_jax.types import Method
 
-EVALUATION = LatentEvaluation(examples=500, draws=500, densities=(), disentanglement=False)
+EVALUATION = LatentEvaluation(
+    examples=500, draws=500, densities=(), latents=500, disentanglement=False,
+    learning=LearningEvaluation(examples=500, real_sizes=(200,)),
+)  # fmt: skip
 """What is evaluated of a flow by default: generation takes longer than in a VAE, and no density has to be fitted."""
 FOLDER = "autoencoders"
 """The folder of a run's directory that holds the training of its autoencoders."""

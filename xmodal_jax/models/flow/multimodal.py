@@ -72,7 +72,7 @@ class CodeFlowConfig:
     guidance: float = 2.0
     """Strength s of guidance toward what is observed: the velocity is ``v_0 + s (v_c - v_0)``, where ``v_0`` is the
     velocity without conditions; 1: none."""
-    agreement: float = 2.5
+    agreement: float = 4.0
     """Strength of guidance toward agreement of what is generated, in samples of the joint distribution: as
     ``guidance``, where ``v_0`` is the velocity of each modality by itself; 1: none."""
     solver: Literal["euler", "midpoint", "heun"] = "heun"

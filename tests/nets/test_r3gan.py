@@ -37,9 +37,9 @@ def test_resampling_is_zeros_between_and_the_filter_121(size):
 
 def test_the_generator_is_its_layers():
     """Of two blocks at each of three resolutions, the last of which has half the channels."""
-    module = R3GANGenerator((16, 24, 3), width=8, depth=2, group_size=4, wide_stages=2)
+    module = R3GANGenerator((16, 24, 3), width=8, depth=2, group_size=4, wide_stages=2, basis_features=12)
     params = parameters(module, NOISE, CONDITION)
-    assert {k for k in params if "channels" in k} == {"channels_2"} and params["basis"].shape == (4, 6, 8)
+    assert {k for k in params if "channels" in k} == {"channels_0", "channels_2"} and params["basis"].shape == (4, 6, 12)
     assert params["block_2_1"]["conv"]["kernel"].shape == (3, 3, 4, 8)
     apply = lambda p, n, k: module.apply({"params": p}, n, Condition(VECTOR), keys=k)
     training, evaluation = jax.jit(lambda p, n: [apply(p, n, k) for k in (keys(B), None)])(params, NOISE)
@@ -90,7 +90,7 @@ def test_the_first_activations_have_the_scale_of_the_input():
 
 def test_the_smallest_size_is_that_of_the_other_networks():
     for shape, start in (((28, 28, 1), (7, 7)), ((32, 32, 3), (4, 4)), ((64, 16, 3), (16, 4))):
-        module = R3GANGeneratorConfig(width=16).build(shape)
+        module = R3GANGeneratorConfig(width=16, basis_features=8).build(shape)
         images, variables = jax.eval_shape(lambda m=module: m.init_with_output(KEY, NOISE, CONDITION))
         assert images.shape == (B, *shape)
         assert variables["params"]["basis"].shape == (*start, 16)

@@ -558,14 +558,17 @@ class R3GANGeneratorConfig(GeneratorConfig):
     wide_stages: int = 2
     """Number of resolutions, the smallest (4x4 pixels) first, with the full width; each further one has half as many
     channels. In the paper 4, for images of 32 and 64 pixels all."""
+    basis_features: int = 256
+    """Channels of the learned feature map that noise and condition scale, at least those of ``width`` (as many in the
+    paper). With few of them images of a class hardly differ."""
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least(self, 1, "width", "depth", "group_size", "wide_stages")
+        check_at_least(self, 1, "width", "depth", "group_size", "wide_stages", "basis_features")
 
     def build(self, shape, axis_name: AxisName = None) -> R3GANGenerator:
         sizes = (self.width, self.depth, self.group_size, self.wide_stages)
-        return R3GANGenerator(shape, *sizes, self.compute_dtype)
+        return R3GANGenerator(shape, *sizes, self.compute_dtype, self.basis_features)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,6 +148,9 @@ class R3GANGenerator(nn.Module):
     group_size: int = 16
     wide_stages: int = 2
     dtype: Any = None
+    basis_features: int = 256
+    """Channels of the learned feature map. Where they are fewer than the noise has dimensions, or hardly more, images
+    of a class hardly differ."""
 
     @nn.compact
     def __call__(
@@ -164,9 +167,9 @@ class R3GANGenerator(nn.Module):
         height, width, channels = self.shape
         doublings = upsampling_stages(self.shape, "generator")
         blocks = (doublings + 1) * self.depth
-        start = (height // 2**doublings, width // 2**doublings, self.width)
+        start = (height // 2**doublings, width // 2**doublings, max(self.basis_features, self.width))
         basis = self.param("basis", nn.initializers.normal(1.0), start, jnp.float32)
-        scales = _linear(self.width, "start", None)(concatenate_condition(noise, condition))
+        scales = _linear(start[-1], "start", None)(concatenate_condition(noise, condition))
         x = basis[None] * scales[:, None, None, :]
         for stage in range(doublings + 1):
             dtype = self.dtype if stage else None

@@ -39,7 +39,8 @@ def test_the_generator_is_its_layers():
     """Of two blocks at each of three resolutions, the last of which has half the channels."""
     module = R3GANGenerator((16, 24, 3), width=8, depth=2, group_size=4, wide_stages=2, basis_features=12)
     params = parameters(module, NOISE, CONDITION)
-    assert {k for k in params if "channels" in k} == {"channels_0", "channels_2"} and params["basis"].shape == (4, 6, 12)
+    assert {k for k in params if "channels" in k} == {"channels_0", "channels_2"}
+    assert params["basis"].shape == (4, 6, 12)
     assert params["block_2_1"]["conv"]["kernel"].shape == (3, 3, 4, 8)
     apply = lambda p, n, k: module.apply({"params": p}, n, Condition(VECTOR), keys=k)
     training, evaluation = jax.jit(lambda p, n: [apply(p, n, k) for k in (keys(B), None)])(params, NOISE)

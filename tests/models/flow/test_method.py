@@ -319,13 +319,25 @@ def test_a_network_of_your_own():
     import flax.linen as nn
 
     class Own(nn.Module):
+        outputs: int = 2
+
         @nn.compact
         def __call__(self, z, t, r, condition, *, keys=None):
-            return nn.Dense(2)(jnp.concatenate([z, t[:, None], condition.vector], axis=1))
+            return nn.Dense(self.outputs)(jnp.concatenate([z, t[:, None], condition.vector], axis=1))
 
-    flow = make_flow(
-        FlowConfig(condition=ClassCondition(width=8)), shape=(2,), classes=2, modality="vector", network=Own()
+    class WithoutKeys(nn.Module):
+        def __call__(self, z, t, r, condition):
+            return z
+
+    make = functools.partial(
+        make_flow, FlowConfig(condition=ClassCondition(width=8)), shape=(2,), classes=2, modality="vector"
     )
+    contract = r"called as network\(z, t, r, condition, keys=keys\) and returns an array of the shape of z"
+    with pytest.raises(ValueError, match=f"WithoutKeys is {contract}, but its arguments do not fit: .*'keys'"):
+        make(network=WithoutKeys())
+    with pytest.raises(ValueError, match=rf"Own is {contract}, \(1, 2\) here, got \(1, 3\)"):
+        make(network=Own(outputs=3)).init(jax.random.key(0), vectors())
+    flow = make(network=Own())
     params = flow.init(jax.random.key(0), vectors())
     assert np.isfinite(flow.loss(params, vectors(), jax.random.key(1))[0])
     assert flow.sample(params, vectors(8), noise(8, 2)).shape == (8, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from typing import Any
 
@@ -34,6 +35,8 @@ from xmodal_jax.types import Batch, Condition, ExampleKeys, Key, Method, Params,
 
 MAX_EXACT_DIMENSIONS = 1000
 """Largest number of dimensions whose exact likelihood `FlowModel.log_likelihood` computes."""
+CONTRACT = "called as network(z, t, r, condition, keys=keys) and returns an array of the shape of z"
+"""What a network of one's own is, for messages."""
 
 
 def make_flow(
@@ -55,11 +58,12 @@ def make_flow(
       length: tokens of a caption, for the same.
       classes: number of classes, for the condition "class".
       modality: the field of the batch that is generated: uint8 images, or vectors.
-      network: a Flax module of your own, called as ``network(z, t, r, condition, keys=keys)``; None: that of
-        ``config.network``.
+      network: a Flax module of your own, called as ``network(z, t, r, condition, keys=keys)``, which returns an array of
+        the shape of ``z``; None: that of ``config.network``.
 
     Raises:
-      ValueError: the condition needs captions or labels and there are none, or the network does not fit the shape.
+      ValueError: the condition needs captions or labels and there are none, the network does not fit the shape, or it
+        takes other arguments.
 
     Example::
 
@@ -71,7 +75,19 @@ def make_flow(
     encoder = config.condition.build(sizes)
     if network is None:
         network = config.network.build(sizes.shape, words=config.condition.uses_words)
+    else:
+        _check_arguments(network)
     return FlowModel(config, sizes.shape, modality, encoder, network)
+
+
+def _check_arguments(network: Any) -> None:
+    """Raises ValueError: a network of one's own cannot be called as those of the library."""
+    try:
+        inspect.signature(network).bind("z", "t", "r", "condition", keys=None)
+    except TypeError as error:
+        raise ValueError(
+            f"the network {type(network).__name__} is {CONTRACT}, but its arguments do not fit: {error}"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,13 +123,22 @@ class FlowModel:
     # -- training --
 
     def init(self, key: Key, batch: Batch) -> dict[str, Params]:
-        """Initial parameters. ``batch`` is not used: the configuration and the data's sizes determine all shapes."""
+        """Initial parameters. ``batch`` is not used: the configuration and the data's sizes determine all shapes.
+
+        Raises:
+          ValueError: the network gives an array of another shape than its input.
+        """
         condition_params = init_condition(self.encoder, fold_in_name(key, "condition"))
         example = self.encoder.generator_input(self.encoder.example())
         z, t = jnp.zeros((1, *self.shape)), jnp.zeros(1)
         r = t if self.config.objective.predicts_mean else None
-        params = self.network.init(fold_in_name(key, "network"), z, t, r, example)["params"]
-        return {"network": params, "condition": condition_params}
+        output, variables = self.network.init_with_output(fold_in_name(key, "network"), z, t, r, example)
+        if getattr(output, "shape", None) != z.shape:
+            got = f"{output.shape}" if hasattr(output, "shape") else f"no array but {type(output).__name__}"
+            raise ValueError(
+                f"the network {type(self.network).__name__} is {CONTRACT}, {z.shape} here, got {got}"
+            )
+        return {"network": variables["params"], "condition": condition_params}
 
     def loss(
         self, params: Params, batch: Batch, key: Key, *, axis_name: AxisName = None

@@ -523,3 +523,58 @@ class MultimodalFlowModel(MultimodalAutoencoder):
             sample_prior=lambda params, key, count, labels: vae.sample_prior(params, key, count),
             decoder_latents=lambda params, shared, key, labels: vae.decoder_latents(params, shared, key),
         )  # fmt: skip
+
+    def encode(
+        self, *, samples: int | None = None, seed: int = 0, classes: Any = None, **inputs: Any
+    ) -> np.ndarray:
+        """Encodes examples, given any of their modalities, as the codes of all modalities: float32 ``[N, D]``. Those of
+        missing modalities are generated.
+
+        Args:
+          samples: number of samples of the generated codes, ``[samples, N, D]``; None: one, the same in every call.
+          seed: seed of the samples.
+          classes: None; the model takes none.
+          inputs: inputs by modality: ``image=…``, ``text=…``. Modalities that are left out, or None, are missing.
+
+        Raises:
+          ValueError: as in `LatentModel.encode`.
+        """
+        return super().encode(samples=samples, seed=seed, classes=classes, **inputs)
+
+    def reconstruct(self, *, classes: Any = None, **inputs: Any) -> Outputs:
+        """Encodes examples, given any of their modalities, and decodes the codes of all modalities: missing ones are
+        generated.
+
+        The arguments are those of `encode`.
+        """
+        return super().reconstruct(classes=classes, **inputs)
+
+    def sample(
+        self,
+        count: int | None = None,
+        *,
+        density: str | None = None,
+        classes: Any = None,
+        seed: int = 0,
+    ) -> Outputs:
+        """Generates the codes of all modalities from noise and decodes them; the modalities of one sample belong
+        together.
+
+        The arguments are those of `LatentModel.sample`; the density "prior" is the flow's.
+        """
+        return super().sample(count, density=density, classes=classes, seed=seed)
+
+    def translate(self, target: str, *, count: int | None = None, seed: int = 0, **sources: Any) -> list[Any]:
+        """The modality ``target`` of each example from any others: ``translate("text", image="a.png")``.
+
+        Args:
+          target: name of the modality to generate.
+          count: number of translations of each example, which then has a list of them; None: one translation, the same
+            in every call.
+          seed: of the samples.
+          sources: as the inputs of `encode`.
+
+        Raises:
+          ValueError: there is no modality ``target``; or as in `encode`.
+        """
+        return super().translate(target, count=count, seed=seed, **sources)

@@ -174,15 +174,17 @@ def test_a_flow_synthesizes_edits_and_inpaints(tmp_path):
     filled = np.asarray(flow.inpaint([red, red], mask, ["blue", "red"])[0])
     assert (filled[:, 3:] == np.asarray(red)[:, 3:]).all() and (filled[:, :3] != np.asarray(red)[:, :3]).any()
     assert flow.edit([], []) == []
-    with pytest.warns(
-        UserWarning, match="'a zzz' .and 1 further texts. has words that the run was not trained"
-    ):
+    message = r"'a zzz' .and 1 further texts. has words that the run was not trained on \(.*'zzz', 'qqq'\)"
+    with pytest.warns(UserWarning, match=message) as caught:
         flow.synthesize(["red", "a zzz", "qqq"])
+    assert [warning.filename for warning in caught] == [__file__]  # the user's line
     for mistake, message in [
         (lambda: flow.edit(red, "blue", strength=1.5), "strength must lie in"),
         (lambda: flow.edit([red, red], ["blue"]), "2 images and 1 conditions"),
-        (lambda: flow.inpaint(red, np.zeros((3, 3)), "blue"), "needed is"),
-        (lambda: flow.edit(red), "give a list of them as conditions"),
+        (lambda: flow.inpaint(red, np.zeros((3, 3)), "blue"), r"mask is an array of the shape \(3, 3\), needed is"),
+        (lambda: flow.inpaint(red, "mask.png", "blue"), r"mask is 'mask.png', needed is an array of booleans"),
+        (lambda: flow.edit(red), "toward texts: give one for each image as conditions$"),
+        (lambda: flow.inpaint(red, mask), "toward texts: give one for each image as conditions$"),
     ]:
         with pytest.raises(ValueError, match=message):
             mistake()

@@ -79,12 +79,16 @@ def test_translations_and_joint_samples(model):
         assert len(outputs[m]) == 3
     texts = model.translate("text", image=held["image"], count=2)
     assert len(texts) == 3 and all(len(x) == 2 for x in texts)
-    with pytest.warns(UserWarning, match="the text 'zzz' has words that the run was not trained on"):
+    with pytest.warns(UserWarning, match=r"'zzz' has words that the run was not trained on \('zzz'\)") as caught:
         model.translate("vector", text=["zzz", "a"])
+    assert [warning.filename for warning in caught] == [__file__]  # the user's line
     drawn = model.sample(3, seed=1)
     assert set(drawn) == set(MODALITIES) and drawn["image"][0].size == (11, 11)
     np.testing.assert_allclose(drawn["vector"][:2], model.sample(2, seed=1)["vector"], rtol=1e-3, atol=1e-3)
     assert model.kind == "multimodal_flow" and "translate" in model.actions
+    description = model.describe()  # there is no posterior: the latents are codes
+    assert "as the codes of all modalities" in description and "posterior" not in description
+    assert "Samples the prior" not in description
 
 
 @pytest.fixture(scope="module")

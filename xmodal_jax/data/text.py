@@ -111,6 +111,12 @@ class Tokenizer:
             self.token(k) or "" for k in self._cut(encoding.ids, encoding.special_tokens_mask, max_length)
         ]
 
+    def unknown_words(self, caption: str) -> list[str]:
+        """The parts of a caption whose token is ``unk``, as they are written in it."""
+        encoding = self._backend.encode(caption)
+        spans = zip(encoding.ids, encoding.offsets, strict=True)
+        return [caption[start:end] for token_id, (start, end) in spans if token_id == self.unk_id]
+
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
         """Tokens per caption, special tokens included, int64 ``[N]``."""
         return np.array([len(e.ids) for e in self._backend.encode_batch_fast(list(captions))], np.int64)

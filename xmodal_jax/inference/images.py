@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from xmodal_jax.core.text_files import shorten
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.images import ImageGenerator
 from xmodal_jax.inference.inputs import as_list, check_count, positions_of, warn_unknown_words
@@ -114,17 +115,25 @@ class ImageSynthesizer(TrainedModel):
             raise ValueError(f"noise has the shape {noise.shape}, needed is {(number, self.noise)}")
         return noise
 
+    @property
+    def _takes_conditions(self) -> bool:
+        """Whether images are synthesized from texts or classes."""
+        return self.reads_text or bool(self.class_names)
+
+    @property
+    def _kind_of_conditions(self) -> str:
+        """What the conditions are, for messages."""
+        return "texts" if self.reads_text else f"the classes {', '.join(self.class_names)}"
+
     def _fields(self, conditions: Any, count: int | None) -> tuple[dict[str, np.ndarray], int]:
         """The conditions as fields of a batch, and the number of images."""
-        takes_conditions = self.reads_text or bool(self.class_names)
-        if takes_conditions != (conditions is not None) or (takes_conditions and count is not None):
-            if takes_conditions:
-                kind = "texts" if self.reads_text else f"the classes {', '.join(self.class_names)}"
-                expected = f"{kind}: give a list of them as conditions, and no count"
+        if self._takes_conditions != (conditions is not None) or (self._takes_conditions and count is not None):
+            if self._takes_conditions:
+                expected = f"{self._kind_of_conditions}: give a list of them as conditions, and no count"
             else:
                 expected = "noise alone: give their number as count, and no conditions"
             raise ValueError(f"{self.path} synthesizes images from {expected}")
-        if not takes_conditions:
+        if not self._takes_conditions:
             check_count("count", count, least=0)
             return {}, 1 if count is None else count
         if self.reads_text:
@@ -212,15 +221,18 @@ class FlowSynthesizer(ImageSynthesizer):
           ValueError: the mask has another shape, or there are not as many conditions as images.
         """
         height, width, _ = self.flow.shape
-        mask = np.asarray(mask, bool)
+        values = np.asarray(mask)
 
         def known(number: int) -> dict[str, np.ndarray]:
             """The masks of what is kept, one for each image."""
-            if mask.shape not in ((height, width), (number, height, width)):
+            is_array = values.dtype.kind in "biuf"
+            if not is_array or values.shape not in ((height, width), (number, height, width)):
+                got = f"an array of the shape {values.shape}" if is_array else shorten(mask)
                 raise ValueError(
-                    f"mask has the shape {mask.shape}, needed is {(height, width)} or {(number, height, width)}"
+                    f"mask is {got}, needed is an array of booleans of the shape {(height, width)}, or {number} of "
+                    "them: True where the image is synthesized"
                 )
-            return {"known": np.broadcast_to(~mask, (number, height, width))}
+            return {"known": np.broadcast_to(~values.astype(bool), (number, height, width))}
 
         return self._change(self._inpaint, images, conditions, seed, known)
 
@@ -229,8 +241,13 @@ class FlowSynthesizer(ImageSynthesizer):
     ) -> list[Image.Image]:
         """The images after ``predict``; ``further(number)`` are further fields of a batch for this many images."""
         images = as_list("image", images)
-        takes_conditions = self.reads_text or bool(self.class_names)
-        fields, count = self._fields(conditions, None if takes_conditions else len(images))
+        if self._takes_conditions != (conditions is not None):
+            raise ValueError(
+                f"{self.path} changes images toward {self._kind_of_conditions}: give one for each image as conditions"
+                if self._takes_conditions
+                else f"{self.path} was trained without texts and classes: give images and no conditions"
+            )
+        fields, count = self._fields(conditions, None if self._takes_conditions else len(images))
         if count != len(images):
             raise ValueError(
                 f"there are {len(images)} images and {count} conditions: give one for each image"

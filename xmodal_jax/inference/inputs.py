@@ -7,6 +7,7 @@ tokens, its standard units.
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,10 @@ PLURALS = {"images": "image", "texts": "text", "videos": "video", "vectors": "ve
 """Keywords of inputs that are not the name of their modality."""
 WORKERS = 8
 """Threads that decode inputs."""
+MAX_WORDS = 5
+"""Words that a warning names."""
+_NOT_THE_USERS = ("xmodal_jax", "jaxtyping", "beartype")
+"""Packages whose lines no warning points at: this one, and those that can check the types of its arguments."""
 
 
 class InputFormat(NamedTuple):
@@ -200,7 +205,8 @@ class InputSource(Source):
 
 
 def warn_unknown_words(texts: Iterable[Any], tokenize: TokenizeTransform) -> None:
-    """A `UserWarning` that names the first of ``texts`` with a word that the tokenizer does not know."""
+    """A `UserWarning` that names the first of ``texts`` with a word that the tokenizer does not know, and such words; it
+    points at the line that called the package."""
     tokenizer = tokenize.tokenizer
     # Byte-level tokenizers know all words; some call their end token the unknown one.
     if tokenizer.unk_id in (-1, tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id):
@@ -211,11 +217,20 @@ def warn_unknown_words(texts: Iterable[Any], tokenize: TokenizeTransform) -> Non
     which = np.flatnonzero((mask & (ids == tokenizer.unk_id)).any(axis=1))
     if len(which):
         others = f" (and {len(which) - 1} further texts)" if len(which) > 1 else ""
-        warnings.warn(
-            f"the text {shorten(texts[which[0]])}{others} has words that the run was not trained on, which it cannot "
-            "tell apart: use words of the training texts",
-            stacklevel=3,
+        words = list(dict.fromkeys(word for k in which for word in tokenizer.unknown_words(cleaned[k])))
+        names = ", ".join(map(shorten, words[:MAX_WORDS])) + (", ..." if len(words) > MAX_WORDS else "")
+        _warn_user(
+            f"the text {shorten(texts[which[0]])}{others} has words that the run was not trained on ({names}), which "
+            "it cannot tell apart: use words of the training texts"
         )
+
+
+def _warn_user(message: str) -> None:
+    """A `UserWarning` that points at the line that called the package."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 @functools.cache

@@ -181,8 +181,14 @@ def test_a_flow_synthesizes_edits_and_inpaints(tmp_path):
     for mistake, message in [
         (lambda: flow.edit(red, "blue", strength=1.5), "strength must lie in"),
         (lambda: flow.edit([red, red], ["blue"]), "2 images and 1 conditions"),
-        (lambda: flow.inpaint(red, np.zeros((3, 3)), "blue"), r"mask is an array of the shape \(3, 3\), needed is"),
-        (lambda: flow.inpaint(red, "mask.png", "blue"), r"mask is 'mask.png', needed is an array of booleans"),
+        (
+            lambda: flow.inpaint(red, np.zeros((3, 3)), "blue"),
+            r"mask is an array of the shape \(3, 3\), needed is",
+        ),
+        (
+            lambda: flow.inpaint(red, "mask.png", "blue"),
+            r"mask is 'mask.png', needed is an array of booleans",
+        ),
         (lambda: flow.edit(red), "toward texts: give one for each image as conditions$"),
         (lambda: flow.inpaint(red, mask), "toward texts: give one for each image as conditions$"),
     ]:

@@ -79,7 +79,9 @@ def test_translations_and_joint_samples(model):
         assert len(outputs[m]) == 3
     texts = model.translate("text", image=held["image"], count=2)
     assert len(texts) == 3 and all(len(x) == 2 for x in texts)
-    with pytest.warns(UserWarning, match=r"'zzz' has words that the run was not trained on \('zzz'\)") as caught:
+    with pytest.warns(
+        UserWarning, match=r"'zzz' has words that the run was not trained on \('zzz'\)"
+    ) as caught:
         model.translate("vector", text=["zzz", "a"])
     assert [warning.filename for warning in caught] == [__file__]  # the user's line
     drawn = model.sample(3, seed=1)

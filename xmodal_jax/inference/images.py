@@ -127,7 +127,9 @@ class ImageSynthesizer(TrainedModel):
 
     def _fields(self, conditions: Any, count: int | None) -> tuple[dict[str, np.ndarray], int]:
         """The conditions as fields of a batch, and the number of images."""
-        if self._takes_conditions != (conditions is not None) or (self._takes_conditions and count is not None):
+        if self._takes_conditions != (conditions is not None) or (
+            self._takes_conditions and count is not None
+        ):
             if self._takes_conditions:
                 expected = f"{self._kind_of_conditions}: give a list of them as conditions, and no count"
             else:

@@ -205,8 +205,8 @@ class InputSource(Source):
 
 
 def warn_unknown_words(texts: Iterable[Any], tokenize: TokenizeTransform) -> None:
-    """A `UserWarning` that names the first of ``texts`` with a word that the tokenizer does not know, and such words; it
-    points at the line that called the package."""
+    """A `UserWarning` that names the first of ``texts`` with a word that the tokenizer does not know, and such words.
+    It points at the line that called the package."""
     tokenizer = tokenize.tokenizer
     # Byte-level tokenizers know all words; some call their end token the unknown one.
     if tokenizer.unk_id in (-1, tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id):
@@ -228,7 +228,9 @@ def warn_unknown_words(texts: Iterable[Any], tokenize: TokenizeTransform) -> Non
 def _warn_user(message: str) -> None:
     """A `UserWarning` that points at the line that called the package."""
     frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
+    while (
+        frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS
+    ):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 

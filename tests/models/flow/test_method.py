@@ -333,7 +333,9 @@ def test_a_network_of_your_own():
         make_flow, FlowConfig(condition=ClassCondition(width=8)), shape=(2,), classes=2, modality="vector"
     )
     contract = r"called as network\(z, t, r, condition, keys=keys\) and returns an array of the shape of z"
-    with pytest.raises(ValueError, match=f"WithoutKeys is {contract}, but its arguments do not fit: .*'keys'"):
+    with pytest.raises(
+        ValueError, match=f"WithoutKeys is {contract}, but its arguments do not fit: .*'keys'"
+    ):
         make(network=WithoutKeys())
     with pytest.raises(ValueError, match=rf"Own is {contract}, \(1, 2\) here, got \(1, 3\)"):
         make(network=Own(outputs=3)).init(jax.random.key(0), vectors())

@@ -58,8 +58,8 @@ def make_flow(
       length: tokens of a caption, for the same.
       classes: number of classes, for the condition "class".
       modality: the field of the batch that is generated: uint8 images, or vectors.
-      network: a Flax module of your own, called as ``network(z, t, r, condition, keys=keys)``, which returns an array of
-        the shape of ``z``; None: that of ``config.network``.
+      network: a Flax module of your own, called as ``network(z, t, r, condition, keys=keys)``, which returns an array
+        of the shape of ``z``; None: that of ``config.network``.
 
     Raises:
       ValueError: the condition needs captions or labels and there are none, the network does not fit the shape, or it

@@ -101,3 +101,18 @@ def test_answers_do_not_depend_on_where_the_parameters_lie(fsdp):
     found = evaluate.predict_all(predict, spread, source, batch_size=11)  # 16 at a time, two on each device
     np.testing.assert_array_equal(found["row"], np.arange(37))
     np.testing.assert_allclose(found["y"], alone["y"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_progress_bar_of_long_predictions_changes_no_result(monkeypatch, capsys):
+    """It counts the examples, without those of padding; short computations show none."""
+    source = ArraySource({"vector": np.arange(10, dtype=np.float32).reshape(5, 2)})
+    double = lambda params, batch: 2 * batch["vector"]
+    silent = evaluate.predict_all(double, {}, source, batch_size=2, progress="doubling")
+    assert capsys.readouterr().err == ""
+    tqdm = evaluate.tqdm
+    at_once = {"delay": 0.0, "mininterval": 0.0, "leave": True}
+    monkeypatch.setattr(evaluate, "tqdm", lambda **options: tqdm(**options | at_once))
+    shown = evaluate.predict_all(double, {}, source, batch_size=2, progress="doubling")
+    assert "doubling: 100%" in (lines := capsys.readouterr().err) and "5/5" in lines and "2/5" in lines
+    np.testing.assert_array_equal(shown, silent)
+    np.testing.assert_array_equal(shown, evaluate.predict_all(double, {}, source, batch_size=2))

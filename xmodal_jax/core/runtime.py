@@ -181,7 +181,7 @@ def jit_once(function: Callable, **options) -> Callable:
 
 def announce_evaluation() -> None:
     """Prints, in one of all processes, that the evaluation of what was trained begins: it can take as long as the
-    training, and shows no progress."""
+    training, and most of it shows no progress."""
     if jax.process_index() == 0:
         print("evaluating on the test examples ...", flush=True)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
 
 from xmodal_jax.data.pipeline import iterate_epoch, numeric_fields
 from xmodal_jax.data.source import RawBatch, Source, first_of_group
@@ -35,6 +37,7 @@ def predict_all(
     batch_size: int = 256,
     transform: Callable | None = None,
     few_shapes: bool = False,
+    progress: str | None = None,
 ) -> Any:
     """``predict(params, batch)`` for every example of ``source`` in order, as NumPy arrays.
 
@@ -49,15 +52,42 @@ def predict_all(
       transform: applied to every raw batch, such as tokenization; None: nothing is.
       few_shapes: whether fewer examples than ``batch_size`` are padded to a power of two, so that calls with different
         numbers of examples share compiled programs.
+      progress: the name of what is computed, for a progress bar if it takes more than two seconds; None: there is none.
     """
     size = len(source)
     if few_shapes:
         batch_size = min(batch_size, 1 << (size - 1).bit_length())
     else:
         batch_size = min(batch_size, size)
-    results = list(predict_batches(predict, params, source, batch_size=batch_size, transform=transform))
+    batches = predict_batches(predict, params, source, batch_size=batch_size, transform=transform)
+    results = list(batches if progress is None else _show_progress(batches, size, progress))
     concatenate = lambda *outputs: np.concatenate([np.asarray(x) for x in outputs])
     return jax.tree.map(lambda *outputs: concatenate(*outputs)[:size], *results)  # without the padding
+
+
+def _show_progress(batches: Iterator[Any], size: int, name: str) -> Iterator[Any]:
+    """The batches of results, with a progress bar of ``size`` examples on stderr, shown by one of all processes.
+
+    One batch at a time is computed while the next one is read, so that the bar shows what is done.
+    """
+    bar = tqdm(
+        total=size,
+        desc=name,
+        unit="example",
+        delay=2.0,  # short computations show none
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log file needs no line per batch
+        leave=None,
+        disable=jax.process_index() != 0,
+    )
+    previous = None
+    with bar:
+        for batch in batches:
+            yield batch
+            if previous is not None:
+                bar.update(len(jax.tree.leaves(jax.block_until_ready(previous))[0]))
+            previous = batch
+        jax.block_until_ready(previous)
+        bar.update(size - bar.n)
 
 
 def predict_batches(

@@ -338,21 +338,23 @@ class LatentEvaluator:
 
     def encode(self, params, source: Source) -> SourceLatents:
         """Latents of all examples."""
-        return self._predict_all(self._encode, params, {}, source)
+        return self._predict_all(self._encode, params, {}, source, progress="encoding")
 
     def translate(self, params, judge_params, source: Source) -> Translations:
         """The classes and features, by the judge (classifier) of each modality, of data generated from each subset of
         the modalities of each example."""
-        return self._predict_all(self._translate, params, judge_params, source)
+        return self._predict_all(self._translate, params, judge_params, source, progress="translating")
 
     def reconstruct(self, params, source: Source) -> dict[str, np.ndarray]:
         """Reconstruction metrics per example, of data generated from all its modalities: ``[N]`` for each
         ``modality/metric``, NaN where the modality is missing."""
-        return self._predict_all(self._reconstruct, params, {}, source)
+        return self._predict_all(self._reconstruct, params, {}, source, progress="reconstructing")
 
     def judge(self, judge_params, source: Source) -> JudgeOutputs:
         """Logits and features of the real examples of ``source``, by the judge (classifier) of each modality."""
-        return self._predict_all(self._judge, params=None, judge_params=judge_params, source=source)
+        return self._predict_all(
+            self._judge, params=None, judge_params=judge_params, source=source, progress="judging the data"
+        )
 
     def judge_draws(self, params, judge_params, shared: np.ndarray) -> JudgeOutputs:
         """Logits and features, by the judge (classifier) of each modality, of data generated from latents ``shared [N,
@@ -360,7 +362,14 @@ class LatentEvaluator:
         source = ArraySource({"shared": np.asarray(shared, np.float32)})
         # In place of the evaluator's transform, which is for data; it only gives ``index`` the type that keys need.
         transform = lambda batch: {**batch, "index": np.asarray(batch["index"], np.int32)}
-        return self._predict_all(self._judge_latents, params, judge_params, source, transform=transform)
+        return self._predict_all(
+            self._judge_latents,
+            params,
+            judge_params,
+            source,
+            transform=transform,
+            progress="judging the samples",
+        )
 
     def sample_prior(self, params, count: int) -> np.ndarray:
         """``count`` shared latents of the model's prior."""
@@ -381,7 +390,8 @@ class LatentEvaluator:
                 params["vae"], batch, self.key, np.array(observed), np.array(targets), samples
             )
         program = self._likelihood_programs[arguments]
-        return self._predict_all(program, params, {}, source, batch_size=LIKELIHOOD_BATCH_SIZE)
+        options = {"batch_size": LIKELIHOOD_BATCH_SIZE, "progress": "likelihood"}
+        return self._predict_all(program, params, {}, source, **options)
 
     def information_gains(self, params, source: Source, draws: int) -> InformationGains:
         """What each modality that is not observed tells about the latents, expected and realised, for each example and

@@ -413,7 +413,7 @@ assert "d_penalty" in aux
         {
             "nets/gan.py": [
                 (
-                    "Generator = (",
+                    "FirstStageGenerator = (",
                     '''class PlainGenerator(nn.Module):
     """Images of one colour."""
 

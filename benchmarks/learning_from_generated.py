@@ -43,7 +43,7 @@ from xmodal_jax.inference.images import ImageSynthesizer
 from xmodal_jax.inference.loading import load
 from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.train.command_line import run_script
-from xmodal_jax.train.run import from_json
+from xmodal_jax.train.run import from_json, write_atomic
 
 CHUNK = 500
 """Images that are generated at a time."""
@@ -308,8 +308,7 @@ def main(arguments: Arguments) -> None:
         }  # fmt: skip
         print(table(rows, sorted({row.real for row in learned.augmentations})), flush=True)
         if arguments.out is not None:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps({"rows": rows, "runs": details}, indent=1))
+            write_atomic(arguments.out, json.dumps({"rows": rows, "runs": details}, indent=1))
 
 
 if __name__ == "__main__":

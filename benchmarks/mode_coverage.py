@@ -13,7 +13,6 @@ OUT.jsonl and not run again; OUT.md is the table.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.rows import markdown_table, mean_cells, read_rows, write_rows
 from xmodal_jax.core import runtime
 from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.data.bad_examples import BadExamples
@@ -44,13 +44,15 @@ from xmodal_jax.nets.image import halvings
 from xmodal_jax.train import gan_step
 from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.run import write_atomic
 from xmodal_jax.train.step import make_training
 from xmodal_jax.types import GAN
 
 COLUMNS = ("modes", "kl", "precision", "recall", "density", "coverage", "ms", "train_s")
 """Columns of the table. "ms" is the median time of a training step, "train_s" that of all training steps, in seconds;
 precision, recall, density and coverage are those of the judge's features."""
+
+DIGITS = {"modes": 0, "train_s": 0, "ms": 1}
+"""Decimal places of a column; 3 of the others."""
 
 OBJECTIVES = tuple(
     name
@@ -247,32 +249,20 @@ def train(training, source: ArraySource, batch_size: int, steps: int, seed: int,
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The table: means over seeds, with the standard deviation if there are several."""
-    head = ["objective", "seeds", *COLUMNS]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    cells = []
     for name in dict.fromkeys(row["objective"] for row in rows):
         scores = [row["scores"] for row in rows if row["objective"] == name]
-        cells = []
-        for column in COLUMNS:
-            values = [s[column] for s in scores if column in s]
-            digits = {"modes": 0, "train_s": 0, "ms": 1}.get(column, 3)
-            spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.{digits}f}{spread}" if values else "")
-        lines.append(f"| {name} | {len(scores)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + f"\n\nAccuracy of the judge on test images: {rows[0]['judge_accuracy']:.3f}.\n"
+        cells.append([name, str(len(scores)), *mean_cells(scores, COLUMNS, DIGITS)])
+    lines = markdown_table(["objective", "seeds", *COLUMNS], cells)
+    return f"{lines}\nAccuracy of the judge on test images: {rows[0]['judge_accuracy']:.3f}.\n"
 
 
 def main(config: Config) -> None:
     runtime.configure()
-    file = config.out.with_suffix(".jsonl")
     settings = {
         k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "objectives", "seeds")
     }
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    other = [row for row in rows if row["config"] != settings]
-    if other:
-        raise ValueError(
-            f"{file} holds rows of another configuration, {other[0]['config']}: choose another --out"
-        )
+    rows = read_rows(config.out, settings)
     done = {(row["objective"], row["seed"]) for row in rows}
     bench = Bench(config)
     print(f"accuracy of the judge on test images: {bench.judge_accuracy:.3f}", flush=True)
@@ -285,8 +275,7 @@ def main(config: Config) -> None:
             objective=name, seed=seed, scores=scores, judge_accuracy=bench.judge_accuracy, config=settings
         )
         rows.append(row)
-        write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows))
-        write_atomic(config.out.with_suffix(".md"), table(rows))
+        write_rows(config.out, rows, table(rows))
         print(name, seed, {k: round(v, 3) for k, v in scores.items()}, flush=True)
 
 

@@ -12,7 +12,6 @@ models are not timed in turn, so compare the times of a step by ``benchmarks.cpu
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ import tyro
 
 from benchmarks.cases import multivae_peer
 from benchmarks.cases.peers import import_torchvision
+from benchmarks.rows import markdown_table, mean_cells, read_rows, write_rows
 from xmodal_jax.core import parts, runtime
 from xmodal_jax.data.open import DataOptions, open_source
 from xmodal_jax.data.pipeline import Loader, numeric_fields
@@ -44,7 +44,6 @@ from xmodal_jax.nets.decoders import ConvDecoderConfig
 from xmodal_jax.nets.encoders import DCGANEncoderConfig
 from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.optim import Optimizer
-from xmodal_jax.train.run import write_atomic
 from xmodal_jax.train.step import make_training
 
 OURS: dict[str, dict[str, Any]] = {
@@ -77,6 +76,8 @@ COLUMNS = (
 """Columns of the table. "prior", "mixture" and "flow_matching" are the agreement of all modalities in joint samples, of
 the prior and of densities that are fitted to latents (`evaluation.latent_density`, `evaluation.matching_density`);
 "ms" is the median time of a training step, "train_s" that of all training steps of a model together, in seconds."""
+DIGITS = {"log_p": 0, "ms": 0, "train_s": 0, "judge_frechet_distance": 1}
+"""Decimal places of a column; 3 of the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -409,34 +410,19 @@ def _concatenate(images: list[Images]) -> Images:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The table: means over seeds, with the standard deviation if there are several."""
-    head = ["model", "trained on", "seeds", *COLUMNS]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    cells = []
     for name, setting in dict.fromkeys((r["model"], r["setting"]) for r in rows):
         scores = [r["scores"] for r in rows if (r["model"], r["setting"]) == (name, setting)]
-        cells = []
-        for column in COLUMNS:
-            values = [s[column] for s in scores if s.get(column) is not None]
-            digits = (
-                0 if column in ("log_p", "ms", "train_s") else 1 if column == "judge_frechet_distance" else 3
-            )
-            spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.{digits}f}{spread}" if values else "")
-        lines.append(f"| {name} | {setting} | {len(scores)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        cells.append([name, setting, str(len(scores)), *mean_cells(scores, COLUMNS, DIGITS)])
+    return markdown_table(["model", "trained on", "seeds", *COLUMNS], cells)
 
 
 def main(config: Config) -> None:
     runtime.configure()
-    file = config.out.with_suffix(".jsonl")
     settings = {
         k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "models", "settings", "seeds")
     }
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    other = [row for row in rows if row["config"] != settings]
-    if other:
-        raise ValueError(
-            f"{file} holds rows of another configuration, {other[0]['config']}: choose another --out"
-        )
+    rows = read_rows(config.out, settings)
     done = {(r["model"], r["setting"], r["seed"]) for r in rows}
     bench = Bench(config)
     print("accuracy of the judges on real data:", bench.judge_accuracy.round(3).tolist(), flush=True)
@@ -457,8 +443,7 @@ def main(config: Config) -> None:
                 else:
                     metrics = (run_ours if name in OURS else run_theirs)(bench, name, setting, seed)
                 rows.append(dict(model=name, setting=setting, seed=seed, scores=metrics, config=settings))
-                write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows))
-                write_atomic(config.out.with_suffix(".md"), table(rows))
+                write_rows(config.out, rows, table(rows))
                 jax.clear_caches()
                 print(
                     name,

@@ -225,8 +225,8 @@ class GAN(NamedTuple):
     ``frozen``: the parameters of frozen networks by name; None: there are none.
     ``predict_first_stage(params, batch) -> images``: of a generator that refines the images of a frozen one, those
     images, for the arguments of ``predict``; None: there is no such stage.
-    ``frozen_by_seed``: the names of those frozen networks of which each seed has its own, where several train at once:
-    their arrays have a leading axis of seeds.
+    ``frozen_by_seed``: the names of the frozen networks that differ between seeds, where several train at once: their
+    arrays have a leading axis of seeds.
     """
 
     init: Callable[..., tuple[Params, dict[str, Any]]]

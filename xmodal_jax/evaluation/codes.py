@@ -42,7 +42,8 @@ EVALUATION = LatentEvaluation(
     examples=500, draws=500, densities=(), latents=500, disentanglement=False,
     learning=LearningEvaluation(examples=500, real_sizes=(200,)),
 )  # fmt: skip
-"""What is evaluated of a flow by default: generation takes longer than in a VAE, and no density has to be fitted."""
+"""What is evaluated of a flow by default: generation takes longer than in a VAE, so that fewer examples are evaluated,
+also of those whose latents are encoded, which generates what a single modality leaves out. No density is needed."""
 FOLDER = "autoencoders"
 """The folder of a run's directory that holds the training of its autoencoders."""
 

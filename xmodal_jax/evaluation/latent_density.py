@@ -328,7 +328,7 @@ def minimise(
 
     Args:
       fit: the network and its loss.
-      train: float32 ``[N, D]``, of which minibatches of ``batch_size`` are drawn with replacement.
+      train: float32 ``[N, D]``; minibatches of ``batch_size`` are drawn from it with replacement.
       held_out: float32 ``[n, D]``.
       seed: of the initial parameters, the minibatches and what the loss draws.
 

@@ -19,9 +19,15 @@ def add_learning(report: Report, learned: LearningScores) -> None:
         return
     options, accuracies = learned.options, learned.metrics
     score = lambda name: format_value(accuracies[f"learning/{name}"])
-    rows = [["all" if len(learned.targets) > 1 else target, score("real_accuracy"), score("generated_accuracy")]
-            for target in list(learned.targets)[:1]]  # fmt: skip
-    if len(learned.targets) > 1:
+    several = len(learned.targets) > 1
+    rows = [
+        [
+            "all" if several else next(iter(learned.targets)),
+            score("real_accuracy"),
+            score("generated_accuracy"),
+        ]
+    ]
+    if several:
         rows += [[t, score(f"real_accuracy_{t}"), score(f"generated_accuracy_{t}")] for t in learned.targets]
     report.add_table(
         TITLE, ("predicted", "trained on real images", "trained on generated images"), rows,
@@ -47,7 +53,7 @@ def add_learning(report: Report, learned: LearningScores) -> None:
 
 
 def augmentation_rows(augmentations: tuple[Augmentation, ...]) -> list[list[str]]:
-    """A row of cells for each training, of which the last marks the ratio that is best on validation images."""
+    """A row of cells for each training. The last cell marks the ratio that is best on validation images."""
     rows = []
     for size in sorted({row.real for row in augmentations}):
         of_size = [row for row in augmentations if row.real == size]

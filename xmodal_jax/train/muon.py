@@ -36,7 +36,7 @@ def matrix_axes(name: str, rank: int) -> Axes | None:
 
     A convolution is one matrix, whose inputs are those of the whole window. Query, key and value are three, and the
     layers of a scanned transformer one each, as are the networks of several modalities (`core.trees.stack_rank`). None
-    for parameters that Muon does not suit: vectors, and embeddings, of which a batch uses some entries only.
+    for parameters that Muon does not suit: vectors, and embeddings, since a batch uses some of their entries only.
     """
     *_, layer, leaf = ["", *name.split("/")]
     first = trees.stack_rank(name)

@@ -63,7 +63,7 @@ class Training(NamedTuple):
     """Parameters of frozen networks (`types.GAN`): a third argument of the step, and not part of the state; None: there
     are none."""
     frozen_by_seed: tuple[str, ...] = ()
-    """The names of those frozen networks of which each of several seeds has its own (see `types.GAN`)."""
+    """The names of the frozen networks that differ between seeds (see `types.GAN`)."""
 
 
 def make_training(

@@ -3,13 +3,14 @@
     python experiments/gan_zoo.py --judge runs/captioning-...
     python experiments/gan_zoo.py --data folder:PATH --objectives hinge r3gan flow_matching
 
-Each objective, with its authors' regularisation, is trained by text_to_image_gan.py for the same steps with the same
-optimizers and networks (r3gan and stackgan have their own); flow_matching by its script for the GANs' median time.
+Each objective, with its authors' regularisation, is trained by text_to_image_gan.py for the same steps (or time) with
+the same optimizers and networks (r3gan and stackgan have their own); flow_matching by its script for their median time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Literal
 
@@ -21,9 +22,8 @@ from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.evaluation.image_judge import load_judge
 from xmodal_jax.evaluation.learning import LearningEvaluation
-from xmodal_jax.experiment import describe_spec, run_experiment, run_for_equal_time, write_report
+from xmodal_jax.experiment import describe_spec, run_for_equal_time, write_report
 from xmodal_jax.models import gan as gans
-from xmodal_jax.models.flow.config import with_condition_like
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import DCGANGeneratorConfig
 from xmodal_jax.report import comparison
@@ -36,8 +36,8 @@ from xmodal_jax.train.run import Run
 from xmodal_jax.transfer.first_stage import check_presets, preset_options
 
 ADAM = Optimizer("adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant", clip_norm=None, warmup=0.0)
-OTHERS = {"flow_matching": (text_to_image_flow, with_condition_like)}
-"""Generators of other kinds: a script, and a function that gives its model the condition of the GANs."""
+OTHERS = {"flow_matching": (text_to_image_flow, text_to_image_flow.options_like)}
+"""Generators of other kinds: a script, and the options in which it differs from a comparison's configuration."""
 NAMES = (*gans.OBJECTIVE_PRESETS, *OTHERS)
 
 
@@ -47,6 +47,8 @@ class Config(text_to_image_gan.Config):
 
     objectives: tuple[str, ...] = NAMES
     """Names of the objectives to compare, such as hinge, wgan_gp or flow_matching; by default all that there are."""
+    equal: Literal["steps", "time"] = "steps"
+    """What all GANs share: the number of steps, or the training time that the first of --objectives takes for them."""
     steps: int = 400
     batch_size: int = 64
     eval_every: int = 0
@@ -72,12 +74,10 @@ class Config(text_to_image_gan.Config):
 
 def train(config: Config, name: str, folder: pathlib.Path, runs: list[comparison.ComparedRun]) -> None:
     """Trains the generator ``name`` in ``folder``. ``runs``: those that have ended."""
-    if name not in OTHERS:
-        return run_experiment(text_to_image_gan, config, folder, **preset_options(config, name))
-    script, with_condition = OTHERS[name]
-    defaults, gan_runs = script.Config(), [run for run in runs if run.name not in OTHERS]
-    options = dict(model=with_condition(defaults.model, config.model.condition), optimizer=defaults.optimizer)
-    run_for_equal_time(script, config, folder, gan_runs, **options)
+    script, options = OTHERS.get(name, (text_to_image_gan, functools.partial(preset_options, name=name)))
+    gan_runs = [run for run in runs if run.name not in OTHERS]
+    equal = gan_runs if name in OTHERS else gan_runs[: config.equal == "time"]
+    run_for_equal_time(script, config, folder, equal, options)
 
 
 def main(config: Config) -> None:
@@ -106,7 +106,7 @@ def main(config: Config) -> None:
     if not run.writes:
         return
     metrics = {key: value for each in runs for key, value in each.metrics.items()}
-    details = f"{describe_spec(config.data)} · {config.steps} steps of each GAN"
+    details = f"{describe_spec(config.data)} · {config.steps} steps, the same {config.equal} for each GAN"
     title, totals = "Objectives of the conditional GAN", dict(seeds=config.all_seeds, steps=config.steps)
     with write_report(run, title, details, metrics, timer, bad_examples, **totals) as report:
         report.headline = [key for key in metrics if key.endswith("/judge_kernel_distance")][:4]

@@ -24,6 +24,7 @@ from xmodal_jax.evaluation.learning import LearningEvaluation, image_learning
 from xmodal_jax.evaluation.text import ReferenceTexts
 from xmodal_jax.experiment import evaluate_seeds, last_losses, make_loader, start, subtitle, write_report
 from xmodal_jax.models.flow import FlowConfig, FlowMatching, HeunSampler, make_flow
+from xmodal_jax.models.flow.config import with_condition_like
 from xmodal_jax.nets.dit import DiTConfig
 from xmodal_jax.report.flows import add_flow_images
 from xmodal_jax.report.images import SampleHistory, add_images, add_scores
@@ -55,6 +56,12 @@ class Config(RunConfig):
     """Network, objective and sampler of the flow."""
     optimizer: Optimizer = Optimizer("muon", learning_rate=5e-3, ema=0.999)
     """Update rule and learning-rate schedule; images are generated with the average of the parameters (ema)."""
+
+
+def options_like(config: RunConfig) -> dict:
+    """The options of a flow that is compared with a GAN of ``config``: a model with its condition, and an optimizer."""
+    flow = Config()
+    return dict(model=with_condition_like(flow.model, config.model.condition), optimizer=flow.optimizer)
 
 
 def main(config: Config) -> None:

@@ -120,16 +120,28 @@ TIMING_STEPS = 50
 
 
 def run_for_equal_time(
-    script: ModuleType, config: RunConfig, folder: Path, runs: Sequence[ComparedRun], **changes: Any
+    script: ModuleType,
+    config: RunConfig,
+    folder: Path,
+    runs: Sequence[ComparedRun],
+    make_options: Callable[[RunConfig], Mapping[str, Any]],
 ) -> None:
-    """`run_experiment` for as many steps as take the median training time of ``runs`` (``config.steps`` if there is
-    none). A short training without judge and learning, in ``timing`` beside ``folder``, tells how long a step takes."""
-    timing = folder.parent / "timing" / folder.name
-    learning = dataclasses.replace(config.learning, steps=0)
-    short = dict(steps=min(TIMING_STEPS, config.steps), judge=None, learning=learning, eval_every=0)
-    run_experiment(script, config, timing, **changes | short)
-    steps = steps_of_equal_time(runs, timing, default=config.steps)
-    run_experiment(script, config, folder, **changes | {"steps": steps})
+    """`run_experiment` for as many steps as take the median training time of ``runs``, or for ``config.steps`` if there
+    is none. A short training without judge and learning, in ``timing`` beside ``folder``, tells how long a step takes.
+
+    ``make_options(config)``: the options in which the experiment differs from ``config``, whose steps are its own.
+    """
+    if runs:
+        timing, learning = (
+            folder.parent / "timing" / folder.name,
+            dataclasses.replace(config.learning, steps=0),
+        )
+        steps = min(TIMING_STEPS, config.steps)
+        short = dataclasses.replace(config, steps=steps, judge=None, learning=learning, eval_every=0)
+        run_experiment(script, short, timing, **make_options(short))
+        steps = steps_of_equal_time(runs, timing, default=config.steps)
+        config = dataclasses.replace(config, steps=steps)
+    run_experiment(script, config, folder, **make_options(config))
 
 
 def make_loader(

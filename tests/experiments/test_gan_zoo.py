@@ -16,7 +16,7 @@ from xmodal_jax.report.page import read_sections
 from xmodal_jax.train.loop import NonFiniteError
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS_PER_STEP = {"hinge": 0.2, "lsgan": 0.3, "wgan_gp": 0.9, "flow_matching": 0.05}
+SECONDS_PER_STEP = {"hinge": 0.2, "lsgan": 0.3, "wgan_gp": 0.9, "flow_matching": 0.05, "stackgan": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,16 @@ def test_another_generator_trains_for_the_median_time_of_the_gans(zoo, trainings
         assert text in page, text
 
 
+def test_at_equal_time_all_gans_train_as_long_as_the_first(zoo, trainings, tmp_path):
+    names = ("hinge", "wgan_gp", "flow_matching", "stackgan")
+    zoo.main(zoo.Config(objectives=names, equal="time", run_dir=tmp_path / "run", steps=450))
+    assert [trainings[f"run/{name}"].steps for name in names[:3]] == [450, 100, 1800]
+    stackgan = trainings["run/stackgan"]  # two stages of equal length, in the time of 450 steps of hinge
+    assert stackgan.steps == stackgan.first_stage_steps == 90
+    assert trainings["timing/stackgan"].steps == 25 and trainings["timing/wgan_gp"].judge is None
+    assert "timing/hinge" not in trainings
+
+
 def test_a_finished_comparison_is_not_trained_again(zoo, trainings, tmp_path):
     config = dict(objectives=("hinge", "flow_matching"), run_dir=tmp_path / "run", steps=40)
     zoo.main(zoo.Config(**config))
@@ -97,8 +107,8 @@ def test_without_a_gan_there_is_no_time_to_be_equal_to(zoo, trainings, tmp_path)
 )
 def test_a_flow_takes_the_condition_of_the_gans(zoo, condition, expected):
     """Without one there is no guidance, which would be refused."""
-    _, with_condition = zoo.OTHERS["flow_matching"]
-    model = with_condition(zoo.text_to_image_flow.Config().model, condition())
+    _, options = zoo.OTHERS["flow_matching"]
+    model = options(zoo.Config(model=zoo.gans.GANConfig(condition=condition())))["model"]
     assert isinstance(model.condition, expected)
     assert (model.sampler.guidance == 1.0) == (expected is NoCondition)
 

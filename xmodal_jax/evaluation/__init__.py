@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "learned_captions": "CaptionLearning",
         "learning": "ImageClassifier LabelledImages LearningEvaluation LearningEvaluator LearningScores image_learning",
         "matching_density": "fit_flow_matching",
+        "scene_factors": "SceneResults SceneTests factor_scores",
         "speech": "RecognizedSpeech Synthesizer Utterances Vocoder first_examples mel_distances recognize "
         "recordings_of synthesis_scores",
         "text": "ReferenceTexts TextGenerationConfig TextGenerator source_modality source_text_retrieval",

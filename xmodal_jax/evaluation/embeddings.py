@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -296,6 +296,7 @@ class Gallery(Source):
             indices = np.flatnonzero(np.isin(pictures, chosen))
             keys = pictures
         self.indices, self.examples = np.asarray(indices), source.batch(indices)
+        self._meanings = source.meanings(self.indices)
         # Keys (captions, meanings or pictures) numbered in the order of their first occurrence.
         id_of_key = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         self.ids = np.array([id_of_key[keys[index]] for index in indices])
@@ -330,6 +331,14 @@ class Gallery(Source):
     def present(self) -> dict[str, np.ndarray] | None:
         """Which examples have which modality, bool ``[N]`` each; None: all have all."""
         return self.examples.get("present")
+
+    def factors(self, indices: np.ndarray | None = None) -> dict[str, np.ndarray] | None:
+        factors = self.examples.get("factors")
+        return factors and {k: x[self._resolve_indices(indices)] for k, x in factors.items()}
+
+    def meanings(self, indices: np.ndarray | None = None) -> list[Hashable] | None:
+        meanings = self._meanings
+        return meanings and [meanings[index] for index in self._resolve_indices(indices).tolist()]
 
     def __len__(self) -> int:
         return len(self.ids)

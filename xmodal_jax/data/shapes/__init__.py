@@ -4,6 +4,12 @@ factors, questions and commands.
 Nothing here loads JAX.
 """
 
+from xmodal_jax.data.shapes.caption_changes import (
+    number_captions,
+    possible_values,
+    replace_value,
+    swap_values,
+)
 from xmodal_jax.data.shapes.commands import ACTIONS, scene_commands
 from xmodal_jax.data.shapes.drawing import draw, scene_images, scene_videos
 from xmodal_jax.data.shapes.grammar import (
@@ -75,15 +81,19 @@ __all__ = [
     "factor_accuracies",
     "mark_wrong_words",
     "match_factors",
+    "number_captions",
     "parse",
+    "possible_values",
     "realise",
     "realise_all",
+    "replace_value",
     "sample_factors",
     "scene_commands",
     "scene_images",
     "scene_meanings",
     "scene_questions",
     "scene_videos",
+    "swap_values",
     "synthesize",
     "synthesize_all",
     "texture",

@@ -98,7 +98,7 @@ def _inverse(relation: int) -> int:
     return relation ^ 1
 
 
-def _canonical(objects: Sequence[ObjectMeaning], relations: Sequence[int]) -> Meaning:
+def canonical_meaning(objects: Sequence[ObjectMeaning], relations: Sequence[int]) -> Meaning:
     """The meaning of two or three objects with these relations between neighbours, in the canonical order of `Meaning`:
     reversing the order of the objects inverts their relations."""
     objects, relations = tuple(objects), tuple(relations)
@@ -133,7 +133,7 @@ def scene_meanings(factors: Factors, *, motion: bool = False) -> list[Meaning]:
         if n == 1:
             meanings.append(Meaning((objects[0],), place, relations=()))
         else:
-            meanings.append(_canonical(objects, relations[: n - 1]))
+            meanings.append(canonical_meaning(objects, relations[: n - 1]))
     return meanings
 
 
@@ -227,7 +227,7 @@ _LEXICON: dict[str, tuple[str, int]] = {
 } | {"a": ("D", 0), "an": ("D", 0), "there is": ("E", 0), "is": ("B", 0), "which is": ("H", 0),
      "that is": ("H", 0), "and": ("A", 0)}  # fmt: skip
 _TOKEN = re.compile("(" + "|".join(sorted(map(re.escape, _LEXICON), key=len, reverse=True)) + r")(?: |$)")
-_OBJECT = re.compile("DS?(?:CT?|TC)NW?M?")
+OBJECT_PATTERN = re.compile("DS?(?:CT?|TC)NW?M?")
 _SENTENCE = re.compile("E?X|E?XP|P[EB]X|E?XRX|XBRX|RX[EB]X|XB?RXHRX|XB?RXARX")
 
 
@@ -241,7 +241,7 @@ def _read_object(letters: str, values: Sequence[int]) -> ObjectMeaning | None:
     return ObjectMeaning(value.get("S", UNSPECIFIED), value["C"], texture, value["N"], value.get("M", 0))
 
 
-def _tokens(caption: str) -> Iterator[tuple[str, str | None, int]]:
+def caption_tokens(caption: str) -> Iterator[tuple[str, str | None, int]]:
     """Yields ``(words, letter, value)`` of each phrase of a caption, such as ``("red", "C", 0)``: its words, the letter
     of its category (C is colour, see `_LEXICON`), and its index in the category's vocabulary.
 
@@ -265,17 +265,17 @@ def parse(caption: str) -> Meaning | None:
 
     In captions of one or two objects, an object without a texture word is plain. Case and surplus spaces do not matter.
     """
-    tokens = list(_tokens(caption))
+    tokens = list(caption_tokens(caption))
     if any(letter is None for _, letter, _ in tokens):
         return None
     letters, values = [letter for _, letter, _ in tokens], [value for *_, value in tokens]
     sentence = "".join(letters)
     objects = [
         _read_object(match.group(), values[match.start() : match.end()])
-        for match in _OBJECT.finditer(sentence)
+        for match in OBJECT_PATTERN.finditer(sentence)
     ]
     # The sentence with "X" for each object, such as "XRX" for "A left of B".
-    outline = _OBJECT.sub("X", sentence)
+    outline = OBJECT_PATTERN.sub("X", sentence)
     if not objects or None in objects or _SENTENCE.fullmatch(outline) is None:
         return None
     relations = [value for letter, value in zip(letters, values, strict=True) if letter == "R"]
@@ -289,7 +289,7 @@ def parse(caption: str) -> Meaning | None:
         return Meaning((objects[0],), values[letters.index("P")] if "P" in letters else UNSPECIFIED, ())
     if len(objects) == 3 and relations[0] // 2 == relations[1] // 2:
         return None  # three objects form an L: one relation is horizontal and one vertical
-    return _canonical(objects, relations)
+    return canonical_meaning(objects, relations)
 
 
 def realise_all(meanings: Sequence[Meaning], bits: np.ndarray) -> np.ndarray:
@@ -396,7 +396,7 @@ def mark_wrong_words(caption: str, reference: Meaning) -> list[tuple[str, bool]]
     remaining = {k: Counter(getattr(o, name) for o in reference.objects) for k, name in properties.items()}
     remaining["W"], remaining["P"] = remaining["T"], Counter([reference.place])
     pieces = []
-    for words, letter, value in _tokens(caption):
+    for words, letter, value in caption_tokens(caption):
         if letter is None:
             wrong = True
         elif letter == "R":

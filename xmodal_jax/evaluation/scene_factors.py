@@ -1,0 +1,261 @@
+"""What a shared embedding space tells of scenes: every factor of Spoken Shapes by zero-shot classification, and right
+captions from captions with one word changed, or two words exchanged.
+
+The captions come from the grammar of the data set (`data.shapes.caption_changes`), so that right and wrong ones look
+like captions of the training data. Three kinds of tests, each of which gives the embedding of an image (a recording, a
+video) several captions, of which the right one should have the highest cosine similarity:
+
+- ``zero_shot``: the scene's own caption with each value that a factor can take. Of scenes of one object: ``shape`` (8
+  values, chance 1/8), ``colour`` (8), ``size`` (2), ``texture`` (3), ``place`` (9) and, of videos and speech where
+  captions tell it, ``motion`` (8); of scenes of two objects: ``relation`` (4); of all: ``number`` (3), where captions
+  of fewer objects leave out some of the scene's, and those of more add random ones.
+- ``one_word_changed``: the scene's own caption and the same with one factor altered, to a random other value (of a
+  random object); chance 1/2.
+- ``swapped``: the scene's own caption of two or three objects, and the same with the values of one factor exchanged
+  between two objects, "a red star left of a blue ring" for "a blue star left of a red ring"; chance 1/2. A bag of words
+  cannot tell these.
+
+The idea of the last two is that of ARO (Yuksekgonul et al. 2023, "When and why vision-language models behave like
+bags-of-words, and what to do about it?").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xmodal_jax.data.shapes.caption_changes import (
+    PROPERTIES,
+    STATED_FACTORS,
+    number_captions,
+    possible_values,
+    replace_value,
+    swap_values,
+)
+from xmodal_jax.data.shapes.grammar import Meaning, parse
+from xmodal_jax.data.source import Source
+from xmodal_jax.data.views import Subset
+from xmodal_jax.evaluation.embeddings import Embedder, ordered
+from xmodal_jax.types import kind_of
+
+SCENES = 500
+"""Scenes of a source that are tested, at most."""
+TIE = 1e-6
+"""Cosine similarities that differ by less are equal: rounding decides nothing."""
+_FACTORS_BY_COUNT = {1: ("shape", "colour", "size", "texture", "place", "motion"), 2: ("relation",), 3: ()}
+"""The factors that zero-shot classification predicts, by the number of objects in the scene."""
+_STILL = "image"
+"""The kind of modality that does not show motion."""
+
+
+class CaptionTest(NamedTuple):
+    """Tests of one kind and factor: for each a scene and captions, of which the first is right."""
+
+    scenes: np.ndarray
+    """The index of each test's scene in the source, int ``[n]``."""
+    captions: np.ndarray
+    """The index of each caption in `SceneTests.captions`, int ``[n, k]``."""
+
+
+class SceneTests:
+    """The tests of the first ``limit`` scenes of a source, made once for all evaluations. The random choices depend on
+    the index of a scene alone.
+
+    ``source``: one that has captions, their meanings and factors as `data.shapes.SpokenShapes` does, and a `Gallery` or
+    other view of it. There are no tests of other sources, nor of captions that are not sentences of the grammar.
+
+    ::
+
+        tests = SceneTests(validation)
+        tests.results(embed, params).scores("validation/")["validation/image_zero_shot_colour"]
+    """
+
+    captions: list[str]
+    """All captions of the tests, each once."""
+    groups: dict[tuple[str, str], CaptionTest]
+    """By kind and factor."""
+
+    def __init__(self, source: Source, limit: int = SCENES):
+        """Makes the captions."""
+        self.source = source
+        self.captions, self.groups = [], {}
+        tests: dict[tuple[str, str], list[tuple[int, list[str]]]] = defaultdict(list)
+        motion = "video" in source.modalities
+        factors = source.factors(np.arange(min(limit, len(source))))
+        for scene, caption, meaning in _scenes(source, limit):
+            rng = np.random.default_rng([0, scene])
+            for kind, factor, captions in _tests_of_scene(caption, meaning, rng, motion=motion):
+                tests[kind, factor].append((scene, captions))
+            by_number = number_captions(factors, scene, rng, motion=motion)
+            wrong = [c for count, c in enumerate(by_number, start=1) if count != len(meaning.objects)]
+            tests["zero_shot", "number"].append((scene, [caption, *wrong]))
+        index_of: dict[str, int] = {}
+        for key in sorted(tests, key=_order):
+            indices = [
+                [index_of.setdefault(c, len(index_of)) for c in captions] for _, captions in tests[key]
+            ]
+            self.groups[key] = CaptionTest(np.array([scene for scene, _ in tests[key]]), np.array(indices))
+        self.captions = list(index_of)
+
+    @property
+    def chances(self) -> dict[tuple[str, str], float]:
+        """The accuracy of a random choice, by kind and factor."""
+        return {key: 1 / test.captions.shape[1] for key, test in self.groups.items()}
+
+    def results(
+        self, embed: Embedder, params: Any, embeddings: Mapping[str, np.ndarray] | None = None
+    ) -> SceneResults:
+        """The similarities of scenes and captions. ``embeddings`` ``[N, dim]`` of the source by modality, where they
+        have been computed already."""
+        if not self.groups:
+            return SceneResults(self, {})
+        scenes = np.unique(np.concatenate([test.scenes for test in self.groups.values()]))
+        if embeddings is None:
+            some = embed(params, Subset(self.source, scenes))
+            rows = np.searchsorted(scenes, np.arange(scenes[-1] + 1))
+            embeddings = {name: x[rows] for name, x in some.items()}
+        texts = np.asarray(embed.embed_texts(params, self.captions), np.float64)
+        present = self.source.presence(np.arange(scenes[-1] + 1))
+        outcomes = {}
+        for name in (m for m in ordered(tuple(embeddings)) if kind_of(m) != "text"):
+            vectors = np.asarray(embeddings[name], np.float64)
+            for (kind, factor), test in self.groups.items():
+                has = present[name][test.scenes]
+                if not has.any() or (factor == "motion" and kind_of(name) == _STILL):
+                    continue
+                test = CaptionTest(test.scenes[has], test.captions[has])
+                similarity = np.einsum("nd,nkd->nk", vectors[test.scenes], texts[test.captions])
+                outcomes[name, kind, factor] = Outcome(test, similarity)
+        return SceneResults(self, outcomes)
+
+
+class Outcome(NamedTuple):
+    """What the embeddings of one modality say to the tests of one kind and factor."""
+
+    test: CaptionTest
+    """The tests of the scenes that have the modality."""
+    similarity: np.ndarray
+    """Cosine similarities ``[n, k]`` of the scene and each caption."""
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Which tests are right, ``[n]`` in 0..1: 1 / (number of captions that share the highest similarity) where the
+        right one is among these, so that equal similarities count as chance."""
+        highest = self.similarity >= self.similarity.max(axis=1, keepdims=True) - TIE
+        return highest[:, 0] / highest.sum(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneResults:
+    """The results of `SceneTests`."""
+
+    tests: SceneTests
+    outcomes: dict[tuple[str, str, str], Outcome]
+    """By modality, kind and factor."""
+
+    def scores(self, prefix: str = "test/") -> dict[str, float]:
+        """The accuracies, named ``<prefix><modality>_<kind>_<factor>``, such as ``test/image_zero_shot_colour`` and
+        ``test/image_one_word_changed_colour``; and, as ``test/image_one_word_changed`` and ``test/image_swapped``, the
+        means over the scenes of the mean over the factors that are changed or exchanged in them."""
+        scores = {}
+        for modality, kind in dict.fromkeys(key[:2] for key in self.outcomes):
+            outcomes = {key[2]: o for key, o in self.outcomes.items() if key[:2] == (modality, kind)}
+            name = f"{prefix}{modality}_{kind}"
+            if kind != "zero_shot":
+                scores[name] = _mean_by_scene(list(outcomes.values()))
+            scores |= {
+                f"{name}_{factor}": float(outcome.correct.mean()) for factor, outcome in outcomes.items()
+            }
+        return scores
+
+
+def factor_scores(
+    embed: Embedder,
+    params: Any,
+    source: Source,
+    *,
+    embeddings: Mapping[str, np.ndarray] | None = None,
+    prefix: str = "test/",
+    limit: int = SCENES,
+) -> dict[str, float]:
+    """Accuracies of zero-shot classification by every factor of a scene, and of telling right captions from changed
+    ones, for every modality except text; see the head of this module, and `SceneResults.scores` for the names.
+
+    Where these are computed several times, as during training, `SceneTests` makes the captions once.
+
+    Args:
+      embed: computes the embeddings.
+      params: of the method.
+      source: scenes with captions and factors. An example that lacks a modality does not count for it.
+      embeddings: of all examples of the source by modality; None: they are computed.
+      prefix: before every name.
+      limit: the first ``limit`` scenes are tested.
+
+    Returns:
+      The scores; ``{}`` for a data set without captions of scenes.
+
+    Example::
+
+        factor_scores(embed, params, validation, prefix="validation/")["validation/image_one_word_changed"]
+    """
+    return SceneTests(source, limit).results(embed, params, embeddings).scores(prefix)
+
+
+def _scenes(source: Source, limit: int) -> Iterator[tuple[int, str, Meaning]]:
+    """Yields ``(index, caption, meaning)`` of the first ``limit`` examples, of those whose captions are sentences of
+    the grammar; none if the source does not tell factors and meanings of scenes."""
+    indices = np.arange(min(limit, len(source)))
+    meanings, factors = source.meanings(indices), source.factors(indices)
+    if "text" not in source.modalities or not meanings or factors is None:
+        return
+    captions = source.caption_batch(indices)["caption"]
+    for index, (caption, meaning) in enumerate(zip(captions, meanings, strict=True)):
+        if isinstance(meaning, Meaning) and parse(str(caption)) == meaning:
+            yield index, str(caption), meaning
+
+
+def _tests_of_scene(
+    caption: str, meaning: Meaning, rng: np.random.Generator, *, motion: bool
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Yields ``(kind, factor, captions)`` of the tests of one scene, the right caption first.
+
+    ``motion``: whether captions tell how objects move.
+    """
+    count = len(meaning.objects)
+    for factor in STATED_FACTORS:
+        if factor == "motion" and not motion:
+            continue
+        # The objects or relations that state the factor, each with its value and all others.
+        values = {number: possible_values(caption, factor, number) for number in range(count)}
+        values = {number: v for number, v in values.items() if len(v) > 1}
+        if factor == "motion":  # at most one object moves
+            values = {number: v for number, v in values.items() if v[0] > 0} or values
+        if not values:
+            continue
+        if factor in _FACTORS_BY_COUNT[count]:
+            yield "zero_shot", factor, [replace_value(caption, factor, v) for v in values[0]]
+        number = int(rng.choice(list(values)))
+        wrong = int(rng.choice(values[number][1:]))
+        yield "one_word_changed", factor, [caption, replace_value(caption, factor, wrong, number)]
+    for factor in PROPERTIES:
+        if options := swap_values(caption, factor):
+            yield "swapped", factor, [caption, options[rng.integers(len(options))]]
+
+
+def _order(key: tuple[str, str]) -> tuple[int, int]:
+    """The place of a kind and factor in tables."""
+    kinds, factors = ("zero_shot", "one_word_changed", "swapped"), (*STATED_FACTORS, "number")
+    return kinds.index(key[0]), factors.index(key[1])
+
+
+def _mean_by_scene(outcomes: list[Outcome]) -> float:
+    """The mean over scenes of the mean over a scene's tests."""
+    scenes = np.concatenate([outcome.test.scenes for outcome in outcomes])
+    correct = np.concatenate([outcome.correct for outcome in outcomes])
+    counts = np.bincount(scenes)
+    sums = np.bincount(scenes, weights=correct)
+    return float((sums[counts > 0] / counts[counts > 0]).mean())

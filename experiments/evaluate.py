@@ -23,6 +23,7 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.mixture_splits import part_names
 from xmodal_jax.data.open import DataOptions
+from xmodal_jax.evaluation.gap import CorrectionKind
 from xmodal_jax.evaluation.protocol import Protocol, evaluate_space
 from xmodal_jax.experiment import write_report
 from xmodal_jax.inference.contrastive import ContrastiveModel
@@ -47,6 +48,9 @@ class Config:
     ``'folder:A?modalities=text,image'``. Each is evaluated by itself."""
     protocol: Protocol = Protocol()
     """What is measured, and on how many examples."""
+    gap_correction: CorrectionKind | None = None
+    """Reduces the modality gap before anything is scored: the mean embeddings of the modalities, of training examples,
+    are moved to their common mean (shift) or to 0 (center). None: the embeddings stay as they were trained."""
     best: bool = False
     """Whether to take the checkpoints that are best by validation, not the newest."""
     seed: int | None = None
@@ -72,6 +76,8 @@ def evaluate(config: Config, model: ContrastiveModel, spec: str, bad_examples: B
     """The scores of one run on one data set."""
     with bad_examples.recount():
         splits = open_splits_for_model(model, spec, config.input, bad_examples)
+        if config.gap_correction is not None:
+            model = model.correct_gap(splits.train, kind=config.gap_correction)
         return evaluate_space(
             model.embedding_functions, splits.train, splits.validation, splits.tests["test"], config.protocol
         )

@@ -48,6 +48,52 @@ def test_numbers_of_inputs_share_programs(model):
     assert _compiled(before, None)._cache_size() <= 8  # images and texts of 1, 4, 8 and a few more examples
 
 
+@pytest.mark.parametrize("kind", ["shift", "center"])
+def test_the_gap_is_corrected_in_all_that_the_model_does(model, kind):
+    """Against the same in NumPy; the model itself stays as it is."""
+    source = coloured_pictures(30, seed=2)
+    before = model.embed_source(source)
+    means = {m: np.float64(x).mean(axis=0) for m, x in before.items()}
+    common = np.mean(list(means.values()), axis=0) if kind == "shift" else 0.0
+    corrected = model.correct_gap(source, kind=kind)
+    after = corrected.embed_source(source)
+    for modality, mean in means.items():
+        moved = before[modality] - (mean - common)
+        expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+        np.testing.assert_allclose(after[modality], expected, atol=1e-5)
+    pictures = source.arrays["image"]
+    np.testing.assert_allclose(corrected.embed(images=pictures), after["image"], atol=1e-6)
+    batches = np.concatenate([x["text"] for x in corrected.embed_batches(source, batch_size=15)])
+    np.testing.assert_allclose(batches, after["text"], atol=1e-6)
+    found = corrected.search(corrected.index(images=pictures), texts=list(COLOURS), k=1)
+    captions = source.arrays["caption"]
+    assert [captions[int(name)] for (name,) in found.names] == list(COLOURS)
+    assert corrected.classify(COLOURS, images=pictures).names == captions.tolist()
+    np.testing.assert_array_equal(model.embed_source(source)["image"], before["image"])
+    assert model.gap_correction is None and corrected.gap_correction is not None
+
+
+def test_an_index_of_other_embeddings_is_refused_after_a_correction(model):
+    source = coloured_pictures(6, seed=2)
+    corrected, digest = model.correct_gap(source), model.digest
+    assert corrected.digest == model.correct_gap(source).digest != digest == model.digest
+    assert corrected.digest != model.correct_gap(source, strength=0.5).digest
+    pictures = source.arrays["image"]
+    corrected.search(corrected.index(images=pictures), texts=["red"])
+    for index, searching in (
+        (model.index(images=pictures), corrected),
+        (corrected.index(images=pictures), model),
+    ):
+        with pytest.raises(ValueError, match="the index was made by another checkpoint"):
+            searching.search(index, texts=["red"])
+    with pytest.raises(ValueError, match="examples must be at least 1"):
+        model.correct_gap(source, examples=0)
+    with pytest.raises(ValueError, match="corrected for image, not for text"):
+        images = coloured_pictures(6)
+        images = type(images)({"image": images.arrays["image"]})
+        model.correct_gap(images).embed(texts=["red"])
+
+
 def test_a_run_that_was_moved_works(run, model, tmp_path):
     shutil.copytree(run, tmp_path / "elsewhere")
     moved = load(tmp_path / "elsewhere")

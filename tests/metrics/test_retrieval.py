@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 
 from tests.oracles import retrieval as oracle
-from xmodal_jax.metrics.retrieval import ranks, retrieval
+from xmodal_jax.metrics.retrieval import mixed_retrieval, ranks, retrieval
 
 
 def make(queries=13, gallery=17, dim=3, seed=0):
@@ -95,3 +95,32 @@ def test_what_does_not_fit_is_told():
         ranks(q, g, query_ids=np.arange(13) // 7, gallery_ids=np.zeros(17), chunk=5)
     with pytest.raises(ValueError, match="nothing to rank"):
         ranks(q[:0], g)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_a_mixed_gallery_has_all_vectors_but_the_query(chunk):
+    a, b, rng = make(17, 17, dim=4)
+    vectors, modalities = np.concatenate([a + [1, 0, 0, 0], 0.7 * a + 0.5 * b]), np.repeat([3, 1], 17)
+    for ids in (np.tile(np.arange(17), 2), rng.integers(0, 9, 34), np.r_[np.arange(17), np.arange(8, 25)]):
+        scores = mixed_retrieval(vectors, modalities, ids, ks=(1, 3), chunk=chunk)
+        for k in (1, 3):
+            found = scores[f"recall@{k}"], scores[f"other_modality@{k}"]
+            np.testing.assert_allclose(found, oracle.mixed(vectors, modalities, ids, k), rtol=1e-12)
+
+
+def test_a_mixed_gallery_scores_collapsed_and_broken_vectors_worst():
+    modalities, ids = np.repeat([0, 1], 4), np.tile(np.arange(4), 2)
+    assert mixed_retrieval(np.ones((8, 3)), modalities, ids)["recall@5"] == 0
+    assert mixed_retrieval(np.full((8, 3), np.nan), modalities, ids)["recall@5"] == 0
+    perfect = mixed_retrieval(np.tile(np.eye(4), (2, 1)), modalities, ids, ks=(1,))
+    assert perfect == {"recall@1": 1.0, "other_modality@1": 1.0}
+
+
+def test_what_does_not_fit_a_mixed_gallery_is_told():
+    vectors, modalities = np.eye(4), np.repeat([0, 1], 2)
+    with pytest.raises(ValueError, match="cut-offs must lie in 1..3"):
+        mixed_retrieval(vectors, modalities, [0, 1, 0, 1])
+    with pytest.raises(ValueError, match="no two vectors have the same id"):
+        mixed_retrieval(vectors, modalities, np.arange(4), ks=(1,))
+    with pytest.raises(ValueError, match="ids"):
+        mixed_retrieval(vectors, modalities, np.arange(3), ks=(1,))

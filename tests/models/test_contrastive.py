@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.oracles import alignment as oracle
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes, random_params
 from xmodal_jax.data.mixture import MixtureSource
 from xmodal_jax.data.open import DataOptions, apply_missing
@@ -17,9 +18,11 @@ from xmodal_jax.models.contrastive import (
     MMD,
     ContrastiveConfig,
     InfoNCE,
+    PairDistance,
     Pairs,
     Sigmoid,
     Triplet,
+    UniformCentroids,
     make_contrastive,
     matching_ids,
     text_ids,
@@ -91,6 +94,69 @@ def test_other_objectives_do_not_depend_on_the_devices(objective):
     # MMD in float32 is a small difference of large means; tests/losses holds it to 1e-10 in float64.
     rtol = 1e-4 if objective == MMD() else 1e-5
     assert_device_invariant(method, make_batch(modalities=("text", "image")), layouts=layouts, rtol=rtol)
+
+
+def encoded(n=16, modalities=("text", "image")):
+    """A batch with the outputs of the encoders, so that there is little to compile; some modalities are missing."""
+    batch = make_batch(n, modalities=modalities)
+    features = {
+        features_field(m): np.random.default_rng(k).normal(size=(n, 16)).astype(np.float32)
+        for k, m in enumerate(modalities)
+    }
+    return batch | features
+
+
+GAP_LOSSES = [PairDistance(0.7), UniformCentroids(0.7, uniformity_weight=0.3)]
+
+
+def test_losses_of_the_modality_gap_do_not_depend_on_the_devices():
+    """On one device, eight and in parts (the gradient cache), with missing modalities."""
+    config = dataclasses.replace(CONFIG, gap_loss=GAP_LOSSES[1])
+    method = make_contrastive(config, ("text", "image"), vocab_size=19)
+    assert_device_invariant(method, encoded(), layouts=[("pmap", 8, 1), ("sharded", 4, 2)], parts=4)
+
+
+def test_the_loss_of_the_modality_gap_is_added_to_each_pair():
+    """To the value by NumPy, with weights of its own; examples that lack a modality have no part in it."""
+    batch, key = on_device(encoded()), jax.random.key(0)
+    loss = UniformCentroids(0.7, uniformity_weight=0.3, scale=1.5)
+    plain = make_contrastive(CONFIG, ("text", "image"), vocab_size=19)
+    method = make_contrastive(dataclasses.replace(CONFIG, gap_loss=loss), ("text", "image"), vocab_size=19)
+    params = random_params(method.init, key, batch)
+    value = lambda method: jax.jit(method.loss)(params, batch, key)[0]
+    difference = value(method) - value(plain)
+    both = np.asarray(batch["present"]["text"] & batch["present"]["image"])
+    x, y = (np.asarray(v)[both] for v in jax.jit(method.predict)(params, batch).values())
+    expected = 0.7 * oracle.pair_distance(x, y).mean() + 0.3 * oracle.centroid_uniformity(x, y, 1.5)
+    assert 2 < both.sum() < 16
+    np.testing.assert_allclose(difference, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gap_loss", GAP_LOSSES, ids=lambda loss: loss.name)
+def test_the_gap_of_a_pair_that_no_example_has_is_exactly_zero(gap_loss):
+    a, b = jax.random.normal(jax.random.key(0), (2, 6, 3))
+    value, grads = jax.value_and_grad(
+        lambda a, b: gap_loss(Pairs(a, b, jnp.zeros(6, bool), None, None)), argnums=(0, 1)
+    )(a, b)
+    assert value == 0.0 and not np.any(grads)
+
+
+def test_a_run_of_two_seeds_with_a_loss_of_the_modality_gap_resumes_bit_by_bit(tmp_path):
+    config = ContrastiveConfig(embed_dim=6, vector=VectorMLPConfig(width=8), gap_loss=UniformCentroids(0.5))
+    method = make_contrastive(config, ("vector", "vector_a"), vocab_size=0)
+    arrays = {
+        m: np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32) for m in ("vector", "vector_a")
+    }
+    source = apply_missing(ArraySource(arrays), DataOptions(missing=0.3))
+    optimizer = Optimizer(learning_rate=1e-2)
+    assert_resumes(method, source, tmp_path, optimizer=optimizer, batch_size=6, seeds=2)
+
+
+def test_weights_of_the_modality_gap_are_checked():
+    with pytest.raises(ValueError, match="PairDistance.weight must be 0 or more, got -1.0"):
+        PairDistance(-1.0)
+    with pytest.raises(ValueError, match="UniformCentroids.uniformity_weight must be 0 or more, got nan"):
+        UniformCentroids(uniformity_weight=float("nan"))
 
 
 def test_a_missing_modality_has_no_influence():

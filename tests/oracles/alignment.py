@@ -53,3 +53,21 @@ def ridge_cca(x, y, ridge):
         return v @ np.diag(w**-0.5) @ v.T
 
     return np.linalg.norm(inverse_root(c[:d, :d]) @ c[:d, d:] @ inverse_root(c[d:, d:]), "nuc")
+
+
+def pair_distance(x, y):
+    """The squared distance of each pair."""
+    return np.array([np.sum((a - b) ** 2) for a, b in zip(np.float64(x), np.float64(y), strict=True)])
+
+
+def centroid_uniformity(x, y, scale):
+    """Over unordered pairs of the normalised means of x_i and y_i."""
+    centroids = [
+        (a + b) / 2 / np.linalg.norm((a + b) / 2) for a, b in zip(np.float64(x), np.float64(y), strict=True)
+    ]
+    potentials = [
+        math.exp(-scale * np.sum((centroids[i] - centroids[j]) ** 2))
+        for i in range(len(centroids))
+        for j in range(i)
+    ]
+    return math.log(sum(potentials) / len(potentials))

@@ -31,3 +31,16 @@ def coco_protocol(images, captions, per_image=5):
         of_captions[c] = np.argsort(-column).tolist().index(c // per_image)
     recall = lambda positions: {f"recall@{k}": float(np.mean(positions < k)) for k in (1, 5, 10)}
     return {"image_to_text": recall(of_images), "text_to_image": recall(of_captions)}
+
+
+def mixed(vectors, modalities, ids, k):
+    """``(recall, other)`` at k, one query at a time: every other vector is in its gallery."""
+    unit = np.float64(vectors) / np.linalg.norm(np.float64(vectors), axis=1, keepdims=True)
+    recalls, others = [], []
+    for i, query in enumerate(unit):
+        gallery = [j for j in range(len(unit)) if j != i]
+        nearest = sorted(gallery, key=lambda j: -float(query @ unit[j]))[:k]
+        others += [modalities[j] != modalities[i] for j in nearest]
+        if any(ids[j] == ids[i] for j in gallery):
+            recalls.append(any(ids[j] == ids[i] for j in nearest))
+    return np.mean(recalls), np.mean(others)

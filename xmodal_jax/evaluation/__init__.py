@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "classification": "ClassificationConfig Classifier LabelledSplit accuracies evaluate_splits fit_unimodal "
         "subsets",
         "embeddings": "Embedder Gallery class_prompts classification_scores directions predict_all retrieval_scores",
+        "gap": "GapCorrection fit_gap_correction",
         "image_judge": "Judge JudgeReport judge_scores load_judge",
         "images": "ImageGenerator SplitImageGenerator",
         "information_gain": "InformationGainEvaluator InformationGains best_next_modality",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import copy
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.data.source import Source
-from xmodal_jax.evaluation.embeddings import check_prompts, fill_prompts, predict_batches
+from xmodal_jax.evaluation.embeddings import check_prompts, fill_prompts, predict_batches, take_evenly
+from xmodal_jax.evaluation.gap import CorrectedPredict, CorrectionKind, GapCorrection, fit_gap_correction
 from xmodal_jax.evaluation.protocol import EmbeddingFunctions
 from xmodal_jax.inference.index import Index
-from xmodal_jax.inference.inputs import collect_inputs
+from xmodal_jax.inference.inputs import check_count, collect_inputs
 from xmodal_jax.inference.model import BATCH_SIZE, Classification, RestoredRun, TrainedModel
 from xmodal_jax.metrics.classification import class_embeddings
 from xmodal_jax.models.contrastive import MAX_SCALE, ContrastiveConfig, make_contrastive
+from xmodal_jax.train.checkpoint import params_digest
 from xmodal_jax.train.run import from_json
 from xmodal_jax.types import KINDS, kind_of
 
@@ -48,7 +52,10 @@ class ContrastiveModel(TrainedModel):
     """
 
     kind = "contrastive"
-    actions = ("embed", "similarity", "classify", "index", "search")
+    actions = ("embed", "similarity", "classify", "index", "search", "correct_gap")
+
+    gap_correction: GapCorrection | None = None
+    """What reduces the modality gap of the embeddings, see `correct_gap`; None: they are those that were trained."""
 
     def __init__(self, run: RestoredRun):
         """See `inference.load`."""
@@ -57,6 +64,47 @@ class ContrastiveModel(TrainedModel):
         vocab_size = self.format.transform.vocab_size
         self.method = make_contrastive(config, self.format.modalities, vocab_size=vocab_size)
         """The method that was trained, whose ``predict`` embeds."""
+        self._predict = self.method.predict
+
+    def correct_gap(
+        self, source: Source, *, kind: CorrectionKind = "shift", strength: float = 1.0, examples: int = 2000
+    ) -> ContrastiveModel:
+        """Reduces the modality gap: returns the model with the mean embeddings of its modalities moved together.
+
+        All that the returned model does, such as `classify` and `search`, uses the corrected embeddings; it does not
+        search in indices of other embeddings. This model stays as it is.
+
+        ::
+
+            splits = open_splits_for_model(model, "folder:photos", DataOptions(), BadExamples())
+            corrected = model.correct_gap(splits.train)
+
+        Args:
+          source: training or validation examples of all modalities, in the run's format. They give the means.
+          kind: moves the means to the mean of all modalities (shift) or to 0 (center); see
+            `evaluation.fit_gap_correction`.
+          strength: how far, from 0 to 1.
+          examples: largest number of examples that are embedded, evenly spread.
+
+        Raises:
+          ValueError: no example has one of the modalities.
+        """
+        check_count("examples", examples, least=1)
+        source = take_evenly(source, examples)
+        embeddings = self.predict(self.method.predict, source)
+        correction = fit_gap_correction(embeddings, source.presence(), kind=kind, strength=strength)
+        corrected = copy.copy(self)
+        corrected.gap_correction = correction
+        corrected._predict = CorrectedPredict(self.method.predict, correction)
+        corrected.__dict__.pop("digest", None)  # cached
+        return corrected
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits that identify the embeddings: no other checkpoint or correction has the same."""
+        if self.gap_correction is None:
+            return params_digest(self.params)
+        return params_digest({"params": self.params, "gap": dict(self.gap_correction.offsets)})
 
     @property
     def dim(self) -> int:
@@ -99,7 +147,7 @@ class ContrastiveModel(TrainedModel):
     def embed_source(self, source: Source, *, batch_size: int = BATCH_SIZE) -> dict[str, np.ndarray]:
         """Embeds a data set: unit vectors float32 ``[N, dim]`` by modality. ``source``: in the run's format, such as
         one that `embed_data.open_for_model` opened."""
-        return self.predict(self.method.predict, source, batch_size=batch_size)
+        return self.predict(self._predict, source, batch_size=batch_size)
 
     def embed_batches(
         self, source: Source, *, batch_size: int = BATCH_SIZE
@@ -107,7 +155,7 @@ class ContrastiveModel(TrainedModel):
         """Yields what `embed_source` computes batch by batch, as JAX arrays that may not be computed yet. The last
         batch is padded to ``batch_size``."""
         return predict_batches(
-            self.method.predict, self.params, source, batch_size=batch_size, transform=self.prepare
+            self._predict, self.params, source, batch_size=batch_size, transform=self.prepare
         )
 
     @property
@@ -222,6 +270,8 @@ class ContrastiveModel(TrainedModel):
         """Raises ValueError unless this model made the index."""
         if index.model != self.digest:
             made_by = f" ({index.run})" if index.run else ""
+            if self.gap_correction is not None:
+                made_by += ", or without this correction of the modality gap,"
             raise ValueError(
                 f"the index was made by another checkpoint{made_by} than {self.path}, step {self.step}: their "
                 "embeddings cannot be compared. Use that one, or embed the data again"

@@ -43,6 +43,7 @@ from xmodal_jax.losses.flow import (
     velocity_loss,
 )
 from xmodal_jax.losses.gradient_cache import chunked, gradient_cache
+from xmodal_jax.losses.modality_gap import centroid_uniformity, pair_distance
 from xmodal_jax.losses.multimodal_elbo import (
     code_vae,
     crmvae,
@@ -79,6 +80,7 @@ __all__ = [
     "FeatureObjective",
     "ObjectiveInputs",
     "ObjectiveTerms",
+    "centroid_uniformity",
     "chunked",
     "clip_weights",
     "code_vae",
@@ -123,6 +125,7 @@ __all__ = [
     "nexus",
     "prior_log_ratio",
     "shortcut_target",
+    "pair_distance",
     "sigmoid_loss",
     "squared_gradient",
     "token_cross_entropy",

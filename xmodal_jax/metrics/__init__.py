@@ -43,7 +43,7 @@ from xmodal_jax.metrics.neighbours import (
     precision_recall,
 )
 from xmodal_jax.metrics.reconstruction import mse, psnr, ssim
-from xmodal_jax.metrics.retrieval import ranks, retrieval
+from xmodal_jax.metrics.retrieval import mixed_retrieval, ranks, retrieval
 from xmodal_jax.metrics.speech import dynamic_time_warping, mel_distance
 from xmodal_jax.metrics.text import align_words, caption_scores, cider, error_rates
 
@@ -88,6 +88,7 @@ __all__ = [
     "mel_distance",
     "merge_moments",
     "modality_gap",
+    "mixed_retrieval",
     "mode_coverage",
     "moments",
     "mse",

@@ -118,6 +118,70 @@ def ranks(
     return np.concatenate(chunk_ranks)
 
 
+def mixed_retrieval(
+    vectors, modalities, ids, *, ks: Sequence[int] = (1, 5), chunk: int | None = None
+) -> dict[str, float]:
+    """Scores of a search among the vectors of several modalities at once, by cosine similarity.
+
+    Every vector is a query, and all others are its gallery: those of its own modality and those of the others. A
+    modality gap costs recall here, because vectors of the query's own modality come first, whatever they mean.
+
+    Args:
+      vectors: ``[N, d]``, of all modalities one after the other.
+      modalities: ``int [N]``, the modality of each vector.
+      ids: ``int [N]``; the vectors with the same id as a query are correct. A query that has none is left out.
+      ks: the cut-offs.
+      chunk: number of queries whose similarities are computed at a time; None: as many as give 2^25 similarities.
+
+    Returns:
+      ``recall@k``, the fraction of queries with a correct vector among the first k (a tie counts against the query, as
+      in `ranks`), and ``other_modality@k``, the fraction of the first k vectors that are not of the query's modality.
+
+    Raises:
+      ValueError: the numbers of vectors, modalities and ids differ, a cut-off exceeds the gallery, or no query has a
+        correct vector.
+
+    Example::
+
+        vectors = np.concatenate([images, texts])  # a pair has the same id
+        mixed_retrieval(vectors, np.repeat([0, 1], len(images)), np.tile(np.arange(len(images)), 2))["recall@1"]
+    """
+    modalities, ids = np.asarray(modalities), np.asarray(ids)
+    check_dimensions(
+        "mixed_retrieval", vectors=(vectors, "n dim"), modalities=(modalities, "n"), ids=(ids, "n")
+    )
+    if not 0 < min(ks) <= max(ks) < len(ids):
+        raise ValueError(
+            f"the cut-offs must lie in 1..{len(ids) - 1}, the size of the gallery, got {tuple(ks)}"
+        )
+    vectors = np.asarray(l2_normalize(jnp.asarray(vectors, jnp.float32)))
+    query_ranks, others = (
+        [],
+        [],
+    )  # of each query: its rank, and which of its first results are of another modality
+    chunk = chunk or max(1, CHUNK_ELEMENTS // len(ids))
+    for start in range(0, len(ids), chunk):
+        rows = np.arange(start, min(start + chunk, len(ids)))
+        itself = rows - start, rows  # the places of the queries themselves in the matrices [rows, N]
+        similarity, correct = vectors[rows] @ vectors.T, ids[rows, None] == ids[None, :]
+        correct[itself] = False
+        # A similarity that is not a number counts against the query.
+        similarity = np.where(np.isnan(similarity), np.where(correct, -np.inf, np.inf), similarity)
+        similarity[itself] = -np.inf
+        best = np.where(correct, similarity, -np.inf).max(axis=1, keepdims=True)
+        at_least_as_similar = ~correct & (similarity >= best)
+        at_least_as_similar[itself] = False
+        rank = 1 + at_least_as_similar.sum(axis=1)
+        query_ranks.append(rank[correct.any(axis=1)])
+        first = np.argsort(-similarity, axis=1, kind="stable")[:, : max(ks)]
+        others.append(modalities[first] != modalities[rows, None])
+    rank, other = np.concatenate(query_ranks), np.concatenate(others)
+    if not len(rank):
+        raise ValueError("no two vectors have the same id, so that nothing is correct")
+    recalls = {f"recall@{k}": float(np.mean(rank <= k)) for k in ks}
+    return recalls | {f"other_modality@{k}": float(other[:, :k].mean()) for k in ks}
+
+
 def _repeat_last(x, count):
     """``x [n, ...]`` with its last entry repeated ``count`` more times, ``[n + count, ...]``."""
     return np.pad(x, [(0, count)] + [(0, 0)] * (x.ndim - 1), mode="edge")

@@ -15,7 +15,7 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.parts import Advanced, Basic, check_choices
 from xmodal_jax.core.random import batch_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
-from xmodal_jax.losses import alignment, contrastive
+from xmodal_jax.losses import alignment, contrastive, modality_gap
 from xmodal_jax.losses.contrastive import Implementation
 from xmodal_jax.losses.gradient_cache import chunked
 from xmodal_jax.losses.pairs import Ids
@@ -226,6 +226,56 @@ Alignment = MMD | CORAL | CCA
 """The objectives that compare distributions, by name."""
 
 
+# Losses that reduce the modality gap
+
+
+@dataclasses.dataclass(frozen=True)
+class PairDistance:
+    """Squared distance of the two embeddings of a pair, which closes the modality gap."""
+
+    name: ClassVar[str] = "pair_distance"
+    """Name by which the command line chooses the part."""
+
+    weight: float = 1.0
+    """Weight of the mean squared distance of the embeddings of a pair."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if not 0 <= getattr(self, field.name) < math.inf:
+                raise ValueError(
+                    f"{type(self).__name__}.{field.name} must be 0 or more, got {getattr(self, field.name)}"
+                )
+
+    def __call__(self, pairs: Pairs) -> Float[Array, ""]:
+        """This device's share of the loss, times its weight."""
+        distances = modality_gap.pair_distance(pairs.a, pairs.b, present=pairs.present)
+        return self.weight * pairs.mean_share(distances)
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformCentroids(PairDistance):
+    """The distance of pairs, and the uniformity of their centroids on the sphere, which keeps pairs apart from each
+    other."""
+
+    name: ClassVar[str] = "uniform_centroids"
+
+    uniformity_weight: float = 1.0
+    """Weight of the uniformity of the centroids."""
+    scale: float = 2.0
+    """Inverse width of the Gaussian potential by which centroids repel each other."""
+
+    def __call__(self, pairs: Pairs) -> Float[Array, ""]:
+        """This device's share of both losses, times their weights."""
+        uniformity = modality_gap.centroid_uniformity(
+            pairs.a, pairs.b, scale=self.scale, present=pairs.present, axis_name=pairs.axis_name
+        )
+        return super().__call__(pairs) + self.uniformity_weight * uniformity
+
+
+GapLoss = PairDistance | UniformCentroids
+"""The losses that reduce the modality gap, by name."""
+
+
 # Method
 
 
@@ -245,6 +295,9 @@ class ContrastiveConfig:
     """An additional loss that aligns the distributions of the two modalities' embeddings; None: no such loss."""
     alignment_weight: float = 0.1
     """Weight of the additional loss that model.alignment chooses; unused if that is none."""
+    gap_loss: GapLoss | None = None
+    """An additional loss that reduces the modality gap: the distance of pairs (pair_distance), or this and the
+    uniformity of the pairs' centroids (uniform_centroids); None: no such loss."""
     anchor: str | None = None
     """Modality that is in every aligned pair, so that the other modalities are aligned only through it; None: all pairs
     of modalities are aligned."""
@@ -387,7 +440,8 @@ class _Network:
         """``(loss, aux)``: the mean loss over the pairs of modalities, as this device's share of the mean over the
         global batch.
 
-        The loss of a pair is the objective, plus ``alignment_weight`` times the alignment loss if there is one.
+        The loss of a pair is the objective, plus ``alignment_weight`` times the alignment loss if there is one, plus
+        the loss that reduces the modality gap if there is one.
 
         The batch is encoded in ``chunks`` parts, one after the other (`losses.gradient_cache`); the objective sees all
         of it.
@@ -417,6 +471,8 @@ class _Network:
             loss = config.objective(pairs, params["loss"], scale)
             if config.alignment is not None:
                 loss = loss + config.alignment_weight * config.alignment(pairs, params["loss"], scale)
+            if config.gap_loss is not None:
+                loss = loss + config.gap_loss(pairs)
             pair_losses[f"{a}_{b}"] = loss
         total = sum(pair_losses.values()) / len(pair_losses)
         if "present" in batch:

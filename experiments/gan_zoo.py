@@ -39,6 +39,7 @@ ADAM = Optimizer("adam", learning_rate=4e-4, b1=0.5, b2=0.9, schedule="constant"
 OTHERS = {"flow_matching": (text_to_image_flow, text_to_image_flow.options_like)}
 """Generators of other kinds: a script, and the options in which it differs from a comparison's configuration."""
 NAMES = (*gans.OBJECTIVE_PRESETS, *OTHERS)
+GENERATOR_ADAM = dataclasses.replace(ADAM, learning_rate=2e-4, ema=0.99)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,10 +61,9 @@ class Config(text_to_image_gan.Config):
         generator=DCGANGeneratorConfig(width=32),
         discriminator=DCGANEncoderConfig(width=128, norm="none"),
     )
-    """Networks of the GAN. Each objective sets its objective and regularisation, r3gan and stackgan also networks."""
-    optimizer: GANOptimizer = GANOptimizer(
-        discriminator=ADAM, generator=dataclasses.replace(ADAM, learning_rate=2e-4, ema=0.99)
-    )
+    """Networks. Each objective sets its objective and regularisation, r3gan and stackgan also networks."""
+    optimizer: GANOptimizer = GANOptimizer(discriminator=ADAM, generator=GENERATOR_ADAM)
+    """Optimizers; r3gan has learning rates of its own."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -16,7 +16,14 @@ from xmodal_jax.report.page import read_sections
 from xmodal_jax.train.loop import NonFiniteError
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS_PER_STEP = {"hinge": 0.2, "lsgan": 0.3, "wgan_gp": 0.9, "flow_matching": 0.05, "stackgan": 0.5}
+SECONDS_PER_STEP = {
+    "hinge": 0.2,
+    "lsgan": 0.3,
+    "wgan_gp": 0.9,
+    "flow_matching": 0.05,
+    "stackgan": 0.5,
+    "r3gan": 0.6,
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +93,17 @@ def test_at_equal_time_all_gans_train_as_long_as_the_first(zoo, trainings, tmp_p
     assert stackgan.steps == stackgan.first_stage_steps == 90
     assert trainings["timing/stackgan"].steps == 25 and trainings["timing/wgan_gp"].judge is None
     assert "timing/hinge" not in trainings
+
+
+def test_r3gan_has_learning_rates_of_its_own(zoo, trainings, tmp_path):
+    zoo.main(zoo.Config(objectives=("hinge", "r3gan"), run_dir=tmp_path / "run", steps=10))
+    rates = lambda name: [
+        getattr(trainings[f"run/{name}"].optimizer, part).learning_rate
+        for part in ("discriminator", "generator")
+    ]
+    assert rates("hinge") == [4e-4, 2e-4] and rates("r3gan") == [1e-3, 1e-3]
+    ema = [trainings[f"run/{name}"].optimizer.generator.ema for name in ("hinge", "r3gan")]
+    assert ema == [0.99, 0.99]
 
 
 def test_a_finished_comparison_is_not_trained_again(zoo, trainings, tmp_path):

@@ -20,9 +20,10 @@ from xmodal_jax.data.views import TransformedSource, read_into_memory
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.first_stage import FirstStage, first_stage_config
 from xmodal_jax.models.gan.method import make_gan
-from xmodal_jax.models.gan.presets import with_preset
+from xmodal_jax.models.gan.presets import OPTIMIZER_PRESETS, with_preset
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.feed import RESIDENT_LIMIT
+from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import eval_params_by_seed, fit
 from xmodal_jax.train.run import Run, from_json, to_json
 from xmodal_jax.types import Params
@@ -267,13 +268,23 @@ def preset_options(config: Any, name: str) -> dict[str, Any]:
                 "generator, each with half of the steps; leave it out"
             )
     model, first, side = with_preset(config.model, name), config.steps // 2, config.input.image_size
+    options = {"model": model, "optimizer": _with_optimizer_preset(config.optimizer, name)}
     if not model.generator.refines_images:
-        return {"model": model}
+        return options
     if side is not None:
         model.generator.first_shape((side, side, 3))
     if not first:
-        return {"model": model}
-    return {"model": model, "steps": config.steps - first, "first_stage_steps": first}
+        return options
+    return {**options, "steps": config.steps - first, "first_stage_steps": first}
+
+
+def _with_optimizer_preset(optimizer: GANOptimizer, name: str) -> GANOptimizer:
+    """``optimizer`` with the options that a preset of `models.gan.presets` sets for both networks, if any."""
+    options = OPTIMIZER_PRESETS.get(name, {})
+    networks = {part: getattr(optimizer, part) for part in ("discriminator", "generator")}
+    return dataclasses.replace(
+        optimizer, **{part: dataclasses.replace(network, **options) for part, network in networks.items()}
+    )
 
 
 def check_presets(config: Any, names: Iterable[str]) -> None:

@@ -22,6 +22,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "method": "ConditionalGAN make_gan",
         "objective": "adversarial_loss",
         "penalties": "DraganPenalty GradientPenalty MatchingAwarePenalty R1Penalty R2Penalty",
-        "presets": "OBJECTIVE_PRESETS with_preset",
+        "presets": "OBJECTIVE_PRESETS OPTIMIZER_PRESETS with_preset",
     },
 )

@@ -56,6 +56,10 @@ OBJECTIVE_PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """By name, the fields of `GANConfig` that a preset sets; of a part that it changes a mapping of that part's options."""
 
+OPTIMIZER_PRESETS: Mapping[str, Mapping[str, Any]] = {"r3gan": dict(learning_rate=1e-3)}
+"""By name, the options of the optimizers of both networks that a preset sets: residual networks without normalization
+learn from larger steps than those of DCGAN."""
+
 
 def with_preset(config: GANConfig, name: str) -> GANConfig:
     """``config`` with the objective, the regularisation and the networks of a preset of `OBJECTIVE_PRESETS`; without a

@@ -19,10 +19,11 @@ import numpy as np
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_transforms, open_splits
 from xmodal_jax.evaluation import embeddings as evaluate
+from xmodal_jax.evaluation.scene_factors import SceneTests
 from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.report import alignment as panels
-from xmodal_jax.report import figures
+from xmodal_jax.report.scene_factors import add_scene_factors
 from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.config import DataFlags, StartConfig
 from xmodal_jax.train.loop import fit
@@ -64,9 +65,7 @@ def main(config: Config) -> None:
         splits = open_splits(config.data, config.input, bad_examples)
         prepare = fit_transforms(splits.train, bad_examples, config.text_options)
         run.write_later(lambda: prepare.save(run.path))
-        features = None
-        if config.cache_features:
-            features = frozen_features(pretrained, config.model, prepare)
+        features = frozen_features(pretrained, config.model, prepare) if config.cache_features else None
         loader = make_loader(config, splits.train, prepare, bad_examples=bad_examples, once=features)
     modalities = tuple(splits.train.modalities)
 
@@ -88,31 +87,32 @@ def main(config: Config) -> None:
         metadata={"kind": "contrastive", "modalities": modalities, **prepare.metadata},
     )  # fmt: skip
 
-    # Test: retrieval between all pairs, zero-shot classification, a linear probe and the gap between modalities.
+    # Test: retrieval between all pairs, classification, the gap between modalities, and what is read in scenes.
     with timer("evaluation"):
         galleries = {name: evaluate.Gallery(split, config.gallery) for name, split in splits.tests.items()}
+        scene_tests = SceneTests(galleries["test"])
 
     def test(params):
-        """``(metrics, (embeddings of the split "test", confusion matrix or None))``."""
+        """``(metrics, (embeddings of the split "test", confusion matrix or None, results on scenes))``."""
         embeddings = {name: embed(params, gallery) for name, gallery in galleries.items()}
         metrics, confusion = evaluate.classification_scores(
             embed, params, splits.train, splits.tests["test"], templates=config.prompts
         )
         for name, gallery in galleries.items():
             metrics |= gallery.scores(embeddings[name], "" if name == "test" else f"{name}/")
-        gaps = panels.gap_scores(embeddings["test"], present=galleries["test"].present)
-        return metrics | gaps, (embeddings["test"], confusion)
+        metrics |= panels.gap_scores(embeddings["test"], present=galleries["test"].present)
+        scenes = scene_tests.results(embed, params, embeddings["test"])
+        return metrics | scenes.scores(), (embeddings["test"], confusion, scenes)
 
-    metrics, (embeddings, confusion) = evaluate_seeds(test, result, timer)
+    metrics, (embeddings, confusion, scenes) = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
     title, details = "A shared embedding space", subtitle(config, result, ", ".join(modalities))
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
         panels.add_scores(report, metrics, galleries)
         panels.add_embeddings(report, run.read_metrics(), galleries["test"], embeddings, prepare.standardise)
-        if confusion is not None:
-            labels = panels.class_labels(splits.train, confusion)
-            report.add_figure("Zero-shot confusion matrix", figures.confusion_matrix(confusion, labels))
+        panels.add_confusion(report, confusion, splits.train)
+        add_scene_factors(report, metrics, scenes)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,9 @@ def test_every_figure_renders_light_and_dark():
         ),
         figures.rank_histogram({"a": rng.integers(1, 98, 31), "b": rng.integers(1, 98, 29)}, 97),
         figures.confusion_matrix(rng.integers(0, 9, (3, 3)), ["a", "b", "c"]),
+        figures.grouped_bars(
+            {"x": {"a": {"p": 0.4, "q": 1.0}, "b": {"q": 0.0}}}, {"x": {"p": 0.5, "q": 0.1}}
+        ),
         figures.spectrogram(rng.normal(size=(31, 11))),
         figures.spectrogram(
             {"a": rng.normal(size=(31, 11)), "b": rng.normal(size=(17, 11))}, frames_per_second=100.0
@@ -145,6 +148,20 @@ def test_shares_and_chance_of_ranks():
     np.testing.assert_allclose(chance, [0.01, 0.04, 0.05, 0.4, 0.5])
     with pytest.raises(ValueError, match="1..100"):
         figures.rank_histogram({"a": np.array([0, 3])}, 100)
+
+
+def test_grouped_bars_stand_at_their_scores_above_their_chances():
+    values = {"image": {"shape": 0.4, "size": 1.0}, "audio": {"size": 0.7}}
+    fig = figures.grouped_bars({"title": values}, {"title": {"shape": 0.125, "size": 0.5}})
+    (ax,) = fig.axes
+    assert [bar.get_height() for bar in ax.patches] == [0.4, 1.0, 0.7]
+    centres = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
+    np.testing.assert_allclose(centres, [-0.2, 0.8, 1.2])  # groups around 0 and 1
+    lines = [segment for lines in ax.collections for segment in lines.get_segments()]
+    assert [line[0, 1] for line in lines] == [0.125, 0.5]
+    assert all(
+        low <= x <= high for x, (low, high) in zip((0, 1), (line[:, 0] for line in lines), strict=True)
+    )
 
 
 def test_palette_colours_and_wrong_lengths():

@@ -42,12 +42,17 @@ from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import Embedder, ordered
 from xmodal_jax.types import kind_of
 
+KINDS = ("zero_shot", "one_word_changed", "swapped")
+"""The kinds of tests, see the head of this module."""
+ALL = "all"
+"""Stands for all factors together in place of one."""
 SCENES = 500
 """Scenes of a source that are tested, at most."""
 TIE = 1e-6
 """Cosine similarities that differ by less are equal: rounding decides nothing."""
 _FACTORS_BY_COUNT = {1: ("shape", "colour", "size", "texture", "place", "motion"), 2: ("relation",), 3: ()}
 """The factors that zero-shot classification predicts, by the number of objects in the scene."""
+_FACTORS = (*STATED_FACTORS, "number")
 _STILL = "image"
 """The kind of modality that does not show motion."""
 
@@ -113,13 +118,11 @@ class SceneTests:
         have been computed already."""
         if not self.groups:
             return SceneResults(self, {})
-        scenes = np.unique(np.concatenate([test.scenes for test in self.groups.values()]))
+        scenes = np.arange(1 + max(test.scenes.max() for test in self.groups.values()))
         if embeddings is None:
-            some = embed(params, Subset(self.source, scenes))
-            rows = np.searchsorted(scenes, np.arange(scenes[-1] + 1))
-            embeddings = {name: x[rows] for name, x in some.items()}
+            embeddings = embed(params, Subset(self.source, scenes))
         texts = np.asarray(embed.embed_texts(params, self.captions), np.float64)
-        present = self.source.presence(np.arange(scenes[-1] + 1))
+        present = self.source.presence(scenes)
         outcomes = {}
         for name in (m for m in ordered(tuple(embeddings)) if kind_of(m) != "text"):
             vectors = np.asarray(embeddings[name], np.float64)
@@ -164,13 +167,22 @@ class SceneResults:
         scores = {}
         for modality, kind in dict.fromkeys(key[:2] for key in self.outcomes):
             outcomes = {key[2]: o for key, o in self.outcomes.items() if key[:2] == (modality, kind)}
-            name = f"{prefix}{modality}_{kind}"
             if kind != "zero_shot":
-                scores[name] = _mean_by_scene(list(outcomes.values()))
-            scores |= {
-                f"{name}_{factor}": float(outcome.correct.mean()) for factor, outcome in outcomes.items()
-            }
+                scores[score_name(prefix, modality, kind, ALL)] = _mean_by_scene(list(outcomes.values()))
+            for factor, outcome in outcomes.items():
+                scores[score_name(prefix, modality, kind, factor)] = float(outcome.correct.mean())
         return scores
+
+
+def score_name(prefix: str, modality: str, kind: str, factor: str) -> str:
+    """The name of a score: ``test/image_zero_shot_colour``, or ``test/image_swapped`` for the factor `ALL`."""
+    name = f"{prefix}{modality}_{kind}"
+    return name if factor == ALL else f"{name}_{factor}"
+
+
+def is_scene_score(name: str) -> bool:
+    """Whether a metric is one of `SceneResults.scores`."""
+    return any(name.endswith((f"_{kind}", *(f"_{kind}_{f}" for f in _FACTORS))) for kind in KINDS)
 
 
 def factor_scores(
@@ -248,8 +260,7 @@ def _tests_of_scene(
 
 def _order(key: tuple[str, str]) -> tuple[int, int]:
     """The place of a kind and factor in tables."""
-    kinds, factors = ("zero_shot", "one_word_changed", "swapped"), (*STATED_FACTORS, "number")
-    return kinds.index(key[0]), factors.index(key[1])
+    return KINDS.index(key[0]), _FACTORS.index(key[1])
 
 
 def _mean_by_scene(outcomes: list[Outcome]) -> float:

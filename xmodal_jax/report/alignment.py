@@ -13,6 +13,7 @@ from xmodal_jax.data.source import Source
 from xmodal_jax.data.standardise import StandardiseTransform
 from xmodal_jax.data.statistics import content_of
 from xmodal_jax.evaluation.embeddings import Gallery, chance_of, directions, items_of_pair, ordered
+from xmodal_jax.evaluation.scene_factors import is_scene_score
 from xmodal_jax.metrics.latent import modality_gap
 from xmodal_jax.metrics.retrieval import ranks
 from xmodal_jax.report import figures
@@ -336,8 +337,17 @@ def add_scores(
 
 
 def other_scores(metrics: dict[str, float | list[float]]) -> list[tuple[str, str]]:
-    """Table rows ``(metric, value)`` for all scores except the retrieval scores."""
-    return [(k, format_value(v)) for k, v in metrics.items() if k.startswith("test/")]
+    """Table rows ``(metric, value)`` for all scores except the retrieval scores and those by factor, which have
+    sections of their own."""
+    names = [name for name in metrics if name.startswith("test/") and not is_scene_score(name)]
+    return [(name, format_value(metrics[name])) for name in names]
+
+
+def add_confusion(report: Report, confusion: np.ndarray | None, source: Source) -> None:
+    """The confusion matrix of zero-shot classification; nothing for None. ``source``: has the names of its classes."""
+    if confusion is not None:
+        fig = figures.confusion_matrix(confusion, class_labels(source, confusion))
+        report.add_figure("Zero-shot confusion matrix", fig)
 
 
 def class_labels(source: Source, confusion: np.ndarray) -> list[str]:

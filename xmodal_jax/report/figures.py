@@ -423,6 +423,45 @@ def score_intervals(scores: Mapping[str, Mapping[str, tuple[float, float, float]
     return fig
 
 
+def grouped_bars(
+    panels: Mapping[str, Mapping[str, Mapping[str, float]]], chances: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """Bars of accuracies in 0..1, a panel below the other: a group of bars for each score, a colour for each of those
+    compared, and a dotted line at the accuracy of a random choice.
+
+    ``panels``: by the title of a panel, the name of what is compared and the name of a score. ``chances``: by the title
+    and the name of a score.
+    """
+    fig, axes = _grid(len(panels), 1, height=2.1)
+    for ax, (title, values) in zip(axes, panels.items(), strict=True):
+        names = list(dict.fromkeys(name for of_one in values.values() for name in of_one))
+        width = 0.8 / max(1, len(values))
+        for number, (label, colour) in enumerate(zip(values, _cycle(len(values)), strict=True)):
+            drawn = [k for k, name in enumerate(names) if name in values[label]]
+            heights = np.array([values[label][names[k]] for k in drawn])
+            x = np.array(drawn) + (number - (len(values) - 1) / 2) * width
+            ax.bar(x, heights, width=0.94 * width, color=colour, label=shorten(label))
+            for k, place, height in zip(drawn, x, heights, strict=True):
+                chance = chances[title][names[k]]
+                top = (
+                    chance if chance - 0.12 < height < chance else height
+                )  # the line does not cross the number
+                ax.text(place, top + 0.02, f"{height:.0%}", ha="center", va="bottom", fontsize=7.5, color=INK)
+        for k, name in enumerate(names):
+            ax.hlines(chances[title][name], k - 0.46, k + 0.46, color=MUTED, linestyle=":", linewidth=1.4)
+        _style(ax, title=title)
+        ax.set_xticks(range(len(names)), names)
+        ax.set_xlim(-0.6, max(len(names), 7) - 0.4)
+        ax.set_ylim(0, 1.16)
+        ax.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
+        handles = [
+            *ax.get_legend_handles_labels()[0],
+            Line2D([], [], color=MUTED, linestyle=":", label="chance"),
+        ]
+        _legend(ax, handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(handles))
+    return fig
+
+
 def confusion_matrix(
     matrix: Num[np.ndarray, "true predicted"], names: Sequence[str], *, title: str = ""
 ) -> Figure:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -174,7 +174,7 @@ def number_captions(
     return captions
 
 
-def _object_of(row: dict[str, np.ndarray], k: int, motion: bool) -> ObjectMeaning:
+def _object_of(row: Mapping[str, Any], k: int, motion: bool) -> ObjectMeaning:
     """The object ``k`` of a scene, in full. ``row``: the scene's factors."""
     size, colour, texture, shape = (int(row[name][k]) for name in ("size", "colour", "texture", "shape"))
     return ObjectMeaning(size, colour, texture, shape, int(row["motion"][k]) if motion else 0)

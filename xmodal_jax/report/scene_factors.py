@@ -1,0 +1,121 @@
+"""Report section on what a shared embedding space reads in scenes: every factor, and captions with a word changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from xmodal_jax.evaluation.scene_factors import ALL, KINDS, Outcome, SceneResults, score_name
+from xmodal_jax.report import figures
+from xmodal_jax.report.alignment import content
+from xmodal_jax.report.page import Hit, Item, Report
+from xmodal_jax.train.run import format_value
+
+TITLE = "What the space reads in scenes"
+EXAMPLES = 3
+"""Examples with a wrong caption that wins, of each kind."""
+
+
+class _Explanation(NamedTuple):
+    """What the report says of a kind of test."""
+
+    title: str
+    text: str
+
+
+_EXPLANATIONS = {
+    "zero_shot": _Explanation(
+        "Which value of a factor?",
+        "the scene's own caption with each value that the factor can take, of which the right one should be nearest",
+    ),
+    "one_word_changed": _Explanation(
+        "The caption, or the same with one factor altered?", "a random other value of one factor"
+    ),
+    "swapped": _Explanation(
+        "The caption, or the same with values exchanged between two objects?",
+        "the same words in another order, which a bag of words cannot tell apart",
+    ),
+}
+
+
+def add_scene_factors(
+    report: Report, metrics: Mapping[str, float | list[float]], results: SceneResults, prefix: str = "test/"
+) -> None:
+    """Bars and a table of the accuracies by factor, and examples in which a wrong caption wins; nothing for a data set
+    without captions of scenes.
+
+    ``metrics``: by name, a number or one per seed, among them `SceneResults.scores`. ``results``: of the first seed.
+    """
+    if not results.outcomes:
+        return
+    kinds = [kind for kind in KINDS if any(key[1] == kind for key in results.outcomes)]
+    modalities = list(dict.fromkeys(modality for modality, _, _ in results.outcomes))
+    panels, chances, rows = {}, {}, []
+    for kind in kinds:
+        title = _EXPLANATIONS[kind].title
+        chances[title] = {f: chance for (k, f), chance in results.tests.chances.items() if k == kind}
+        if kind != "zero_shot":
+            chances[title] = {ALL: 0.5, **chances[title]}
+        values = {
+            m: {f: metrics.get(score_name(prefix, m, kind, f)) for f in chances[title]} for m in modalities
+        }
+        panels[title] = {
+            m: {f: float(np.mean(v)) for f, v in of_one.items() if v is not None}
+            for m, of_one in values.items()
+        }
+        rows += [
+            [kind, factor, f"{chance:.3f}", *(_cell(values[m][factor]) for m in modalities)]
+            for factor, chance in chances[title].items()
+        ]
+    meaning = "; ".join(f"{_EXPLANATIONS[kind].title} ({_EXPLANATIONS[kind].text})" for kind in kinds)
+    report.add_figure(TITLE, figures.grouped_bars(panels, chances), f"Accuracies on test scenes. {meaning}.")
+    report.add_table(TITLE, ("test", "factor", "chance", *modalities), rows)
+    for kind in kinds:
+        _add_mistakes(report, results, modalities[0], kind)
+
+
+def _cell(value: float | list[float] | None) -> str:
+    return "" if value is None else format_value(value)
+
+
+def _add_mistakes(report: Report, results: SceneResults, modality: str, kind: str) -> None:
+    """Scenes for which a wrong caption wins, those with the largest margin of each factor; nothing if there are none.
+
+    ``modality``: the one whose embeddings are compared with the captions'.
+    """
+    outcomes = {f: outcome for (m, k, f), outcome in results.outcomes.items() if (m, k) == (modality, kind)}
+    # The margin of the nearest caption over the right one, which is the first.
+    margins = {f: o.similarity.max(axis=1) - o.similarity[:, 0] for f, o in outcomes.items()}
+    worst = sorted(outcomes, key=lambda f: -margins[f].max())[:EXAMPLES]
+    worst = [f for f in worst if margins[f].max() > 0]
+    if not worst:
+        return
+    queries, hits = [], []
+    for factor in worst:
+        query, captions = _mistake(results, modality, outcomes[factor], int(margins[factor].argmax()), factor)
+        queries.append(query)
+        hits.append(captions)
+    report.add_gallery(
+        "Scenes with a wrong caption that wins", queries, hits, top=3,
+        note=f"{_EXPLANATIONS[kind].title} For each factor the {modality} with the largest margin of a wrong caption.",
+    )  # fmt: skip
+
+
+def _mistake(
+    results: SceneResults, modality: str, outcome: Outcome, row: int, factor: str
+) -> tuple[Item, list[Hit]]:
+    """A test as a query with its captions, nearest first. ``row``: its number in ``outcome``."""
+    scene, indices = outcome.test.scenes[row], outcome.test.captions[row]
+    batch = results.tests.source.batch(np.array([scene]))
+    nearest = np.argsort(-outcome.similarity[row], kind="stable")
+    hits = [
+        Hit(
+            results.tests.captions[indices[k]],
+            correct=bool(k == 0),
+            similarity=float(outcome.similarity[row, k]),
+        )
+        for k in nearest
+    ]
+    return Item(content(batch, modality, 0), f"{factor}: {results.tests.captions[indices[0]]}"), hits

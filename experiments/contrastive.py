@@ -45,7 +45,7 @@ class Config(StartConfig):
     prompts: tuple[str, ...] = ()
     """Templates for zero-shot classification, such as "a photo of a {}", which are averaged. Empty: the data set's."""
     cache_features: bool = False
-    """With --encoder-lr-multiplier 0: compute the features of the frozen pretrained encoders once, before training and
+    """With --encoder-lr-multiplier 0: compute the features of the frozen encoders once, before training and
     without augmentation. The training data must fit in memory."""
     model: ContrastiveConfig = ContrastiveConfig()
     """Towers and objective."""

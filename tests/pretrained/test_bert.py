@@ -1,8 +1,15 @@
+import json
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.pretrained import peers
+from xmodal_jax.data.splits import make_tokenizer
+from xmodal_jax.data.text import train_tokenizer
+from xmodal_jax.models.towers import read_pretrained_config
+from xmodal_jax.pretrained.export import TokenizerFiles
 
 LENGTH, BATCH, WORDS = 11, 3, 53
 SIZES = dict(
@@ -75,3 +82,53 @@ def test_gradients(model):
     out = theirs(peers.to_torch(ids).long(), attention_mask=peers.to_torch(mask))
     ((out.last_hidden_state * peers.to_torch(weights)).sum() + out.pooler_output.square().sum()).backward()
     assert peers.assert_same_gradients(found, "text", loss, theirs) == len(list(theirs.parameters()))
+
+
+SENTENCES = ["a red square above two blue circles", "two circles", "a square " * 20, "blue"]
+
+
+def sentence_encoder(folder):
+    """The folder of a random BERT with the files of a published sentence encoder: all-MiniLM-L6-v2 has the same."""
+    torch, transformers = peers.import_transformers()
+    torch.manual_seed(0)
+    theirs = transformers.BertModel(transformers.BertConfig(**SIZES))
+    peers.save(theirs, folder)
+    names = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [
+        {"idx": k, "name": str(k), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for k, (name, path) in enumerate(names)
+    ]
+    pooling = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    tokenizer = TokenizerFiles(
+        train_tokenizer(SENTENCES, "word").files(), length=SIZES["max_position_embeddings"]
+    )
+    files = tokenizer.for_transformers() | {
+        "modules.json": json.dumps(modules),
+        "1_Pooling/config.json": json.dumps({"word_embedding_dimension": 28, **pooling}),
+        "sentence_bert_config.json": json.dumps({"max_seq_length": 13, "do_lower_case": False}),
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    return theirs
+
+
+def test_embeddings_of_a_sentence_encoder_are_the_published_ones(tmp_path):
+    """From texts to vectors: cut to the folder's 13 tokens of 23 positions, the mean of the tokens that are no padding,
+    scaled to length 1."""
+    torch, transformers = peers.import_transformers()
+    theirs = sentence_encoder(tmp_path)
+    encoded = transformers.AutoTokenizer.from_pretrained(tmp_path)(
+        SENTENCES, padding=True, truncation=True, max_length=13, return_tensors="pt"
+    )
+    with torch.no_grad():
+        tokens = theirs(encoded["input_ids"], attention_mask=encoded["attention_mask"]).last_hidden_state
+    valid = encoded["attention_mask"][:, :, None]
+    expected = torch.nn.functional.normalize((tokens * valid).sum(1) / valid.sum(1), dim=1)
+
+    length = read_pretrained_config("text", tmp_path).max_tokens
+    ids, mask = make_tokenizer(f"hf:{tmp_path}", []).encode_batch(SENTENCES, length)
+    assert length == 13 and mask.sum(1).tolist() == [9, 4, 13, 3]
+    found = peers.load(tmp_path, "text", "pool")
+    embed = jax.jit(lambda *inputs: found.module.apply({"params": found.params}, *inputs, method="embed"))
+    np.testing.assert_allclose(embed(ids, mask), expected, atol=1e-6)

@@ -19,6 +19,7 @@ from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
 from xmodal_jax.nets.encoders import build_decoder
+from xmodal_jax.nets.heads import OwnHeadConfig
 from xmodal_jax.pretrained.export import TrainedEncoder, create_folder, save_encoder
 from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.config import StartConfig
@@ -34,7 +35,7 @@ LENGTH = 11
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(StartConfig):
-    model: ContrastiveConfig = ContrastiveConfig(head="own")
+    model: ContrastiveConfig = ContrastiveConfig(head=OwnHeadConfig())
 
 
 def batch_of(size=(16, 16)):

@@ -238,6 +238,29 @@ def test_what_sentence_encoders_say_further(tmp_path):
     assert load(dense, "text", "none").module.sentence_pools == ("mean",)
 
 
+@pytest.mark.parametrize(
+    "lacks, pools, remark",
+    [
+        (("modules.json",), ("max",), "pools by max, as 1_Pooling/config.json says, and not scaled to length 1"),
+        (("modules.json", "1_Pooling/config.json"), ("mean",), "pools by mean, as sentence-transformers does where"),
+        (("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"), (), "pools by the checkpoint's dense"),
+    ],
+)  # fmt: skip
+def test_what_is_assumed_without_files_of_a_sentence_encoder_is_said(tmp_path, lacks, pools, remark):
+    folder = sentence_folder(tmp_path / "a", flags("max"), "Normalize", limits={"max_seq_length": 9})
+    made.write_folder(folder, {**made.BERT, **WORDS}, {"text": "pool"})
+    for name in lacks:
+        (folder / name).unlink()
+    config = read_pretrained_config("text", folder)
+    assert config.max_tokens == (9 if pools else 40)
+    assert load(folder, "text").module.sentence_pools == pools
+    assert not load(folder, "text").module.normalize
+    (said,) = pretrained_remarks(SimpleRun(model=ContrastiveConfig(text=config)))
+    assert said.startswith(f"--model.text hf: {remark}") and "--model.text.pool chooses another pool" in said
+    chosen = dataclasses.replace(config, pool="mean")
+    assert pretrained_remarks(SimpleRun(model=ContrastiveConfig(text=chosen))) == []
+
+
 def test_an_exported_sentence_encoder_pools_as_before(tmp_path):
     limits = {"max_seq_length": 9, "do_lower_case": True}
     folder = sentence_folder(tmp_path / "in", flags("cls", "lasttoken"), "Normalize", limits=limits)

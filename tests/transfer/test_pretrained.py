@@ -27,6 +27,7 @@ from xmodal_jax.models.lora import LoRA
 from xmodal_jax.models.seq2seq import make_seq2seq
 from xmodal_jax.nets.encoders import PretrainedEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.fusion import GatedCrossAttentionConfig
+from xmodal_jax.nets.heads import LinearHeadConfig, OwnHeadConfig
 from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.load import load_encoder, make_module
 from xmodal_jax.train import loop
@@ -137,7 +138,7 @@ def test_towers_are_read_and_their_projections_are_new(folders):
 
 def test_clip_as_it_was_trained(folders):
     flags = hf(folders, text_encoder="clip", image_encoder="clip")
-    model = ContrastiveConfig(head="own", embed_dim=99)  # the dimensions are the checkpoint's
+    model = ContrastiveConfig(head=OwnHeadConfig(), embed_dim=99)  # the dimensions are the checkpoint's
     batch = batch_of()
     _, method, optimizer, params = begin(Config(model=model, **flags), contrastive, batch)
     assert set(params["text"]) == set(params["image"]) == {"encoder"}
@@ -150,7 +151,8 @@ def test_clip_as_it_was_trained(folders):
 
 def test_the_method_does_not_depend_on_the_devices(folders):
     config = Config(
-        model=ContrastiveConfig(head="own"), **hf(folders, text_encoder="clip", image_encoder="clip")
+        model=ContrastiveConfig(head=OwnHeadConfig()),
+        **hf(folders, text_encoder="clip", image_encoder="clip"),
     )
     _, method, _, params = begin(config, contrastive, batch_of())
     begun = method._replace(init=lambda key, batch: params)
@@ -211,9 +213,9 @@ def test_frozen_encoders_keep_still(folders, how):
     assert ("lora" in params) == ("lora" in how)
 
 
-@pytest.mark.parametrize("head", ["linear", "own"])
+@pytest.mark.parametrize("head", [LinearHeadConfig(), OwnHeadConfig()], ids=["linear", "own"])
 def test_features_of_frozen_towers_are_computed_once(folders, head):
-    name = "clip" if head == "own" else None
+    name = "clip" if head.is_own else None
     flags = hf(folders, text_encoder=name or "bert", image_encoder=name or "vit")
     config = Config(model=ContrastiveConfig(embed_dim=7, head=head), encoder_lr_multiplier=0.0, **flags)
     config, pretrained = resolve_pretrained(config)

@@ -153,7 +153,8 @@ def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None
     """A tokenizer of the kind ``word``, ``wordpiece`` or ``bpe`` trained on ``captions``, or one from a folder.
 
     Args:
-      kind: see above; or a folder, that of a run's tokenizer (``RUN/tokenizer``) or of a Hugging Face tokenizer.
+      kind: see above; or a folder, that of a run's tokenizer (``RUN/tokenizer``, or ``run:RUN``) or of a Hugging Face
+        tokenizer.
       captions: what to train on.
       vocab_size: number of tokens at most; None: that of `DEFAULT_VOCAB_SIZE`, or of the folder.
 
@@ -169,6 +170,8 @@ def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None
             f"--vocab-size {vocab_size} is for a tokenizer that is trained ({', '.join(DEFAULT_VOCAB_SIZE)}); that of "
             f"{kind} has its own vocabulary: leave it out"
         )
+    if kind.startswith("run:"):
+        return load_tokenizer(Path(kind.removeprefix("run:")) / "tokenizer")
     folder = find_folder(kind.removeprefix("hf:"))
     return load_tokenizer(folder) if (folder / "special_tokens.json").is_file() else load_hf_tokenizer(folder)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from xmodal_jax.data.splits import make_tokenizer
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
+from xmodal_jax.nets.heads import OwnHeadConfig
 from xmodal_jax.pretrained.images import largest_image_side
 from xmodal_jax.pretrained.load import parse_config
 from xmodal_jax.train.checkpoint import RestoredCheckpoint
@@ -27,7 +28,7 @@ DEFAULT_TEXT_LENGTH = 77
 class _Untrained(StartConfig):
     """The options of a contrastive run that would begin with both towers of a checkpoint."""
 
-    model: ContrastiveConfig = ContrastiveConfig(head="own")
+    model: ContrastiveConfig = ContrastiveConfig(head=OwnHeadConfig())
 
 
 def restore_pretrained(name: str) -> RestoredCheckpoint:

@@ -23,7 +23,6 @@ from xmodal_jax.models.towers import (
     AudioFeatures,
     Augmentation,
     Encoders,
-    Projection,
     Tower,
     check_encoders,
     encoder_of,
@@ -43,6 +42,7 @@ from xmodal_jax.nets.encoders import (
     VectorEncoder,
     VideoEncoder,
 )
+from xmodal_jax.nets.heads import AnyHead, HeadConfig, HeadsByKind, LinearHeadConfig, as_head
 from xmodal_jax.types import MODALITIES, Batch, EncoderSlot, ExampleKeys, Key, Method, Params, kind_of
 
 MAX_SCALE = 100.0
@@ -285,9 +285,12 @@ class ContrastiveConfig:
 
     embed_dim: Basic[int] = 128
     """Dimensions of the shared embedding space."""
-    head: Projection = "linear"
-    """Projection of each tower's pooled features into the shared space: linear, or an MLP. "own" keeps the projection
-    of pretrained encoders that were trained together (CLIP, SigLIP), with their dimensions and temperature."""
+    head: Advanced[AnyHead] = LinearHeadConfig()
+    """Projection of each tower's pooled features into the shared space: linear, an MLP, or one for frozen encoders
+    (identity, sharelock, sail). "own" keeps the projection of pretrained encoders that were trained together (CLIP,
+    SigLIP), with their dimensions and temperature."""
+    heads: HeadsByKind = HeadsByKind()
+    """Heads of the towers of single kinds, in place of model.head."""
     objective: AnyObjective = InfoNCE()
     """Objective of each pair of modalities: InfoNCE (CLIP), sigmoid (SigLIP), triplets with the hardest negative
     (VSE++), or the alignment of two distributions (mmd, coral, cca)."""
@@ -322,8 +325,14 @@ class ContrastiveConfig:
     """Random changes of the inputs, in training only."""
 
     def __post_init__(self):
+        object.__setattr__(self, "head", as_head(self.head))  # a name: the head with its default options
         if self.anchor is not None and self.anchor.partition("_")[0] not in MODALITIES:
             raise ValueError(f"anchor must be a modality ({', '.join(MODALITIES)}), got {self.anchor!r}")
+
+    def head_of(self, modality: str) -> HeadConfig:
+        """The projection head of a modality's tower."""
+        head = getattr(self.heads, kind_of(modality), None)  # kinds of the user's own have the common head
+        return self.head if head is None else as_head(head)
 
     def pairs(self, modalities: tuple[str, ...]) -> list[tuple[str, str]]:
         """The pairs of modalities that are aligned: all pairs, or only those with the ``anchor`` if there is one.
@@ -382,7 +391,7 @@ def make_contrastive(
     """
     check_encoders(encoders, modalities)
     network = _Network(config, modalities, vocab_size, config.pairs(modalities), encoders)
-    heads = {m: tower_head(encoder_of(config, m, encoders), config.head) for m in modalities}
+    heads = {m: tower_head(encoder_of(config, m, encoders), config.head_of(m)) for m in modalities}
     slots = tuple(
         EncoderSlot(name=kind_of(m), path=f"{m}/encoder", fields=(m,), head=head) for m, head in heads.items()
     )
@@ -403,9 +412,11 @@ class _Network:
 
     def towers(self, batch: Batch) -> dict[str, Tower]:
         """The tower (encoder, pool and projection) of each modality that is in the batch."""
-        sizes = dict(vocab_size=self.vocab_size, head=self.config.head, embed_dim=self.config.embed_dim)
+        sizes = dict(vocab_size=self.vocab_size, embed_dim=self.config.embed_dim)
         return {
-            m: make_tower(m, encoder_of(self.config, m, self.encoders), batch, **sizes)
+            m: make_tower(
+                m, encoder_of(self.config, m, self.encoders), batch, head=self.config.head_of(m), **sizes
+            )
             for m in self.modalities
             if m in batch
         }
@@ -427,12 +438,14 @@ class _Network:
         embeddings, config = {}, self.config
         for name, tower in self.towers(batch).items():
             variables = {"params": params[name]}
+            # By modality: with equal dropout in two heads, an example would be known by what is dropped.
+            head_keys = None if keys is None else fold_in_name(keys, f"head/{name}")
             if features_field(name) in batch:
                 # The batch holds the pooled output of a frozen encoder: only the projection is left to compute.
-                x = tower.apply(variables, batch[features_field(name)], method="project_pooled")
+                x = tower.apply(variables, batch[features_field(name)], head_keys, method="project_pooled")
             else:
                 inputs, mask = preprocess_modality(name, batch, config.features, config.augment, keys)
-                x = tower.apply(variables, inputs, mask, keys=keys)
+                x = tower.apply(variables, inputs, mask, keys=keys, head_keys=head_keys)
             embeddings[name] = l2_normalize(x)
         return embeddings
 

@@ -27,6 +27,7 @@ from xmodal_jax.nets.encoders import (
     build_encoder,
     build_pool,
 )
+from xmodal_jax.nets.heads import HeadConfig, as_head
 from xmodal_jax.preprocess import audio as audio_features
 from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.preprocess.image import augment as augment_image
@@ -294,54 +295,48 @@ def _to_frames(waveform, mask, features: AudioFeatures):
 
 # Towers
 
-Projection = Literal["linear", "mlp", "own"]
-
 
 class Tower(nn.Module):
-    """An encoder, a pool and a projection: one embedding per example, not normalised.
+    """An encoder, a pool and a projection head: one embedding per example, not normalised.
 
-    Without a ``pool`` the encoder pools its tokens itself (see `pretrained.encoder`). With the projection "own" the
-    embedding is that of a pretrained encoder, which has a projection.
+    Without a ``pool`` the encoder pools its tokens itself (see `pretrained.encoder`). With the head "own" the embedding
+    is that of a pretrained encoder, which has a projection.
     """
 
     encoder: nn.Module
     pool: nn.Module | None
-    head: Projection
+    head: HeadConfig
     embed_dim: int
 
     def setup(self):
-        """Layers of the projection; none if the pretrained encoder has its own. Their names are parameter paths."""
-        if self.head == "own":
-            return
-        self.norm = nn.LayerNorm()
-        if self.head == "mlp":
-            self.hidden = nn.Dense(2 * self.embed_dim)
-        # A linear projection has no bias, as in CLIP.
-        self.project = nn.Dense(self.embed_dim, use_bias=self.head == "mlp")
+        """The head, whose parameters are beside the encoder's (``norm``, ``project``)."""
+        self.projection = self.head.build(self.embed_dim)
+        nn.share_scope(self, self.projection)
 
     def encode(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Tokens:
         """The encoder's tokens."""
         return self.encoder(inputs, mask, keys=keys)
 
-    def __call__(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Float[Array, "batch dim"]:
-        """The embedding ``[B, embed_dim]`` of each example, float32, not normalised."""
-        if self.pool is None:  # a pretrained encoder pools its tokens itself
-            pooled = self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
-        else:
-            pooled = self.pool(self.encode(inputs, mask, keys=keys)).astype(jnp.float32)
-        return self.project_pooled(pooled)
+    def __call__(
+        self, inputs, mask=None, *, keys: ExampleKeys | None = None, head_keys: ExampleKeys | None = None
+    ) -> Float[Array, "batch dim"]:
+        """The embedding ``[B, embed_dim]`` of each example, float32, not normalised.
 
-    def project_pooled(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch dim"]:
-        """The embedding ``[B, embed_dim]`` of the encoder's pooled features: their projection, linear or by an MLP.
-
-        With the head "own" the pretrained encoder has already projected them.
+        ``keys`` and ``head_keys``: for the dropout of the encoder and of the head; None: there is none.
         """
-        if self.head == "own":
-            return pooled
-        x = self.norm(pooled)
-        if self.head == "mlp":
-            x = nn.gelu(self.hidden(x))
-        return self.project(x)
+        return self.project_pooled(self.pooled(inputs, mask, keys=keys), head_keys)
+
+    def pooled(self, inputs, mask=None, *, keys: ExampleKeys | None = None) -> Float[Array, "batch width"]:
+        """The encoder's pooled features ``[B, width]`` of each example, float32."""
+        if self.pool is None:  # a pretrained encoder pools its tokens itself
+            return self.encoder.embed(inputs, mask, keys=keys).astype(jnp.float32)
+        return self.pool(self.encode(inputs, mask, keys=keys)).astype(jnp.float32)
+
+    def project_pooled(
+        self, pooled: Float[Array, "batch width"], keys: ExampleKeys | None = None
+    ) -> Float[Array, "batch dim"]:
+        """The embedding ``[B, embed_dim]`` of the encoder's pooled features, by the head; ``keys``: for its dropout."""
+        return self.projection(pooled, keys)
 
 
 def features_field(modality: str) -> str:
@@ -362,11 +357,11 @@ def unused_fields(model: Any, fields: Collection[str]) -> list[str]:
     return [*unused, "features"] if reads_audio and "audio" not in kinds else unused
 
 
-def tower_head(config: EncoderConfig, projection: Projection) -> Head:
+def tower_head(config: EncoderConfig, head: HeadConfig) -> Head:
     """The part of a pretrained encoder's head that a tower uses: none, its pool, or its pool and projection."""
     if config.pool != "own":
         return "none"
-    return "project" if projection == "own" else "pool"
+    return "project" if head.is_own else "pool"
 
 
 def make_tower(
@@ -375,7 +370,7 @@ def make_tower(
     batch: Batch,
     *,
     vocab_size: int,
-    head: Projection,
+    head: HeadConfig | str,
     embed_dim: int,
 ) -> Tower:
     """A tower for the inputs of a modality.
@@ -385,13 +380,14 @@ def make_tower(
       config: configuration of its encoder.
       batch: arrays or shapes of the inputs.
       vocab_size: number of tokens of the tokenizer (text).
-      head: projection of the pooled features.
+      head: projection of the pooled features, a configuration or a name of `nets.heads`.
       embed_dim: dimensions of the embedding.
 
     Raises:
-      ValueError: the projection is "own", but the encoder's pool is not "own".
+      ValueError: the head is "own", but the encoder's pool is not "own".
     """
-    if head == "own" and config.pool != "own":
+    head = as_head(head)
+    if head.is_own and config.pool != "own":
         raise ValueError(
             f"head 'own' is the projection of a pretrained {modality} encoder with its own pool, such as CLIP's: give "
             f"one by --{kind_of(modality)}-encoder hf:PATH"

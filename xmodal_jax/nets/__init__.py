@@ -34,6 +34,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "GatedCrossAttention LowRankBilinear MergedAttention PerceiverResampler build_fusion",
         "gan": "Critic DCGANGenerator DCGANGeneratorConfig MLPGenerator MLPGeneratorConfig ObjectGeneratorConfig "
         "R3GANGeneratorConfig ResidualGenerator ResidualGeneratorConfig",
+        "heads": "AnyHead HeadsByKind IdentityHead IdentityHeadConfig LinearHead LinearHeadConfig MLPHead "
+        "MLPHeadConfig OwnHeadConfig SAILHead SAILHeadConfig ShareLockHead ShareLockHeadConfig as_head",
         "image": "ConvNet FlatMLP PlainConvNet ResNet ViT cut_patches",
         "measured": "FeatureTransformer SeriesTransformer VectorMLP",
         "norm": "GroupNorm",

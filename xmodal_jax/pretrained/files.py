@@ -36,6 +36,8 @@ POOLING_FLAGS = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 """The poolings of sentence-transformers and the flags that choose them, in the order of concatenation."""
+SENTENCE_FILES = ("1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+"""Files of sentence-transformers beside ``modules.json``, by which a folder without it is known."""
 POOL_NAMES = {"mean_sqrt_len_tokens": "mean_sqrt", "weightedmean": "weighted_mean", "lasttoken": "last"}
 """The poolings that have another name in `nets.pooling.POOLS`."""
 
@@ -148,42 +150,40 @@ def read_processor(folder: pathlib.Path) -> dict[str, Any]:
 
 def read_sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
     """What sentence-transformers does with the tokens of the text encoder in a folder, from ``modules.json`` and the
-    files that it names; empty for a folder of another kind.
+    files that it names; empty for a folder of another kind. Without ``modules.json`` but with another of its files
+    (`SENTENCE_FILES`), the pooling is that of ``1_Pooling/config.json``, or else the mean, its default.
 
     - ``pooling``: names of `nets.pooling.POOLS`, whose vectors are concatenated;
     - ``normalize``: whether the vector has length 1;
     - ``max_tokens``: the most tokens of a text, or None;
     - ``lower``: whether texts are in lower case;
     - ``prompt``: what is put before each text unless the caller says otherwise, or None;
-    - ``unread``: modules after the pooling that this library does not have, such as ``Dense``.
+    - ``unread``: modules after the pooling that this library does not have, such as ``Dense``;
+    - ``assumed``: what is assumed in place of a missing ``modules.json``, as a sentence; only where it is missing.
 
     Raises:
       ValueError: a file is damaged, or names a folder outside of this one.
     """
     index = folder / "modules.json"
-    if not index.is_file():
+    if index.is_file():
+        modules, assumed = _read_modules(index), {}
+    elif any((folder / name).is_file() for name in SENTENCE_FILES):
+        modules, assumed = _assume_modules(folder)
+    else:
         return {}
-    try:
-        modules = [
-            (str(entry["type"]).rpartition(".")[2], str(entry.get("path", "")))
-            for entry in json.loads(index.read_text(encoding="utf-8"))
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{index} is no list of modules with their types ({error}): fetch it again"
-        ) from error
     limits = folder / "sentence_bert_config.json"
     text = _read_json(limits) if limits.is_file() else {}
     longest = text.get("max_seq_length")
     if longest is not None and (type(longest) is not int or longest < 1):
         raise ValueError(f"{limits}: max_seq_length must be a number of tokens, got {longest!r}")
     settings: dict[str, Any] = {
-        "pooling": [],
+        "pooling": ["mean"] if assumed else [],
         "normalize": False,
         "max_tokens": longest,
         "lower": bool(text.get("do_lower_case", False)),
         "prompt": _read_default_prompt(folder / "config_sentence_transformers.json"),
         "unread": [],
+        **assumed,
     }
     for kind, path in modules:
         if kind == "Pooling":
@@ -195,6 +195,35 @@ def read_sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
         elif kind not in ("Transformer", "Dropout"):
             settings["unread"].append(kind)
     return settings
+
+
+def _read_modules(index: pathlib.Path) -> list[tuple[str, str]]:
+    """``(kind, path)`` of each module that ``modules.json`` of sentence-transformers lists, such as ``("Pooling",
+    "1_Pooling")``.
+
+    Raises:
+      ValueError: it is no such list.
+    """
+    try:
+        return [
+            (str(entry["type"]).rpartition(".")[2], str(entry.get("path", "")))
+            for entry in json.loads(index.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{index} is no list of modules with their types ({error}): fetch it again"
+        ) from error
+
+
+def _assume_modules(folder: pathlib.Path) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """The modules of a sentence encoder's folder that lacks ``modules.json``, and under ``assumed`` a sentence that
+    says what is assumed."""
+    has_pooling = (folder / "1_Pooling" / "config.json").is_file()
+    source = (
+        "1_Pooling/config.json says" if has_pooling else "sentence-transformers does where no file says how"
+    )
+    assumed = f"as {source}, and not scaled to length 1: modules.json, which would tell, is missing"
+    return [("Pooling", "1_Pooling")] if has_pooling else [], {"assumed": assumed}
 
 
 def _read_default_prompt(path: pathlib.Path) -> str | None:

@@ -22,6 +22,8 @@ from xmodal_jax.types import MODALITIES
 
 MODULE_PREFIX = "module:"
 """What the value of ``--image-encoder`` begins with if it names an encoder of the user's own."""
+RUN_PREFIX = "run:"
+"""What the value of ``--image-encoder`` begins with if it names the encoder of another run."""
 DataFlags = Annotated[DataOptions, tyro.conf.arg(name="")]
 """The type of a configuration's field ``input``, whose options have flags without that prefix: ``--train-size``."""
 
@@ -164,8 +166,9 @@ class PretrainedConfig(RunConfig):
 
     image_encoder: str | None = None
     """``hf:PATH``: a pretrained image encoder, from a folder (config.json and safetensors) or the hub
-    (``hf:OWNER/MODEL``); or ``module:PACKAGE.MODULE:NAME``: an encoder of your own, a Flax module (docs/modality.md).
-    Position embeddings of a pretrained one are interpolated to --image-size. None: neither."""
+    (``hf:OWNER/MODEL``); ``run:RUN``: that of another run (where --init-from is an option); or
+    ``module:PACKAGE.MODULE:NAME``: an encoder of your own, a Flax module (docs/modality.md). Position embeddings of a
+    pretrained one are interpolated to --image-size. None: none of these."""
     text_encoder: str | None = None
     """``hf:PATH``: a pretrained text encoder, used with its own tokenizer. For where from see --image-encoder. None: no
     pretrained encoder."""
@@ -189,9 +192,20 @@ class PretrainedConfig(RunConfig):
 
     @property
     def pretrained(self) -> dict[str, str]:
-        """The flags of pretrained encoders that are set, such as ``{"image": "hf:PATH"}``, by modality (a pretrained
-        text decoder as "decoder")."""
+        """The flags of pretrained encoders and those of other runs that are set, such as ``{"image": "hf:PATH"}``, by
+        modality (a pretrained text decoder as "decoder")."""
         return {m: value for m, value in self._chosen_encoders.items() if not value.startswith(MODULE_PREFIX)}
+
+    @property
+    def encoder_runs(self) -> dict[str, pathlib.Path]:
+        """The runs whose encoders flags name, such as ``{"image": Path("runs/a")}`` for ``--image-encoder run:runs/a``,
+        by modality."""
+        chosen = self._chosen_encoders.items()
+        return {
+            m: pathlib.Path(value.removeprefix(RUN_PREFIX))
+            for m, value in chosen
+            if value.startswith(RUN_PREFIX) and value != RUN_PREFIX
+        }
 
     @property
     def own_encoders(self) -> dict[str, str]:
@@ -212,7 +226,9 @@ class PretrainedConfig(RunConfig):
         implied = {}
         for modality in MODALITIES:
             value = flags.get(f"--{modality}-encoder")
-            if value is not None:
+            if value is not None and not value.startswith(
+                RUN_PREFIX
+            ):  # a run decides it by its configuration
                 part = CustomEncoderConfig if value.startswith(MODULE_PREFIX) else PretrainedEncoderConfig
                 paths = [f"model.{modality}{suffix}" for suffix in ("", ".encoder")]
                 implied |= dict.fromkeys(paths, part.name)
@@ -220,7 +236,8 @@ class PretrainedConfig(RunConfig):
 
     @property
     def _text_model(self) -> str | None:
-        """The flag of the pretrained text model (decoder or encoder), such as ``hf:PATH``; None: there is none."""
+        """The flag of the pretrained text model (decoder or encoder), such as ``hf:PATH`` or ``run:RUN``; None: there
+        is none."""
         return self.pretrained.get("decoder", self.pretrained.get("text"))
 
     @property

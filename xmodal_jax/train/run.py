@@ -118,6 +118,8 @@ def from_json(kind: Any, value: Any) -> Any:
     if parts_by_name := parts.parts_of(kind):  # a part, or a union of parts: the object has its name
         if value is None:
             return None
+        if isinstance(value, str) and value in parts_by_name:  # before it was a part, it had a name alone
+            value = {"name": value}
         if not isinstance(value, Mapping):
             raise ValueError(f"an object with the name of a part is expected, got {value!r}")
         if value.get("name") not in parts_by_name:
@@ -194,11 +196,11 @@ def _changed_options(before: Any, after: Any, path: str = "") -> Iterator[tuple[
     """``(name, value before, value after)`` of each option that differs between two configurations as plain values,
     such as ``("model.image.width", "16", "32")``. Of a part that was exchanged for another only the names differ."""
     is_group = isinstance(before, Mapping) and isinstance(after, Mapping)
+    of_part = lambda value: value.get("name", value) if isinstance(value, Mapping) else value
     if is_group and before.get("name") == after.get("name"):
         for name in sorted(before.keys() | after.keys()):
             yield from _changed_options(before.get(name), after.get(name), f"{path}.{name}" if path else name)
-    elif before != after:
-        of_part = lambda value: value.get("name", value) if isinstance(value, Mapping) else value
+    elif of_part(before) != of_part(after):  # equal where a run has a name that now is a part
         yield path, repr(of_part(before)), repr(of_part(after))
 
 

@@ -1,5 +1,5 @@
-"""Starting from trained encoders: of Hugging Face checkpoints (``--image-encoder hf:PATH`` and its like), or of another
-run (``--init-from RUN``).
+"""Starting from trained encoders: of Hugging Face checkpoints (``--image-encoder hf:PATH`` and its like), or of other
+runs (``--image-encoder run:RUN`` for one encoder, ``--init-from RUN`` for all).
 
 An experiment uses them in three steps::
 
@@ -44,6 +44,7 @@ from xmodal_jax.nets.encoders import (
     TransformerConfig,
     build_decoder,
 )
+from xmodal_jax.pretrained.architectures import architecture
 from xmodal_jax.pretrained.clip import read_loss_parameters
 from xmodal_jax.pretrained.files import Checkpoint, find_folder, open_checkpoint
 from xmodal_jax.pretrained.images import largest_image_side, resize_settings
@@ -75,6 +76,10 @@ class TrainedRun(NamedTuple):
     """The tokenizer of the text encoder or decoder; None: there is neither."""
     source: str
     """The run's directory, for messages."""
+    text_length: int | None = None
+    """The most tokens of a text that it was trained on; None: it has no texts."""
+    text_cleanup: str = "none"
+    """Preprocessing of its texts (``--text-cleanup``)."""
 
 
 def load_trained_run(run: pathlib.Path, *, seed: int | None = None) -> TrainedRun:
@@ -96,15 +101,20 @@ def load_trained_run(run: pathlib.Path, *, seed: int | None = None) -> TrainedRu
     configs = {name: from_json(config_types[name], model[name]) for name in params if name in model}
     features = from_json(AudioFeatures, model["features"]) if "features" in model else AudioFeatures()
     files = restored.metadata.get("tokenizer")
-    return TrainedRun(params, configs, features, tokenizer_from_files(files) if files else None, str(run))
+    return TrainedRun(
+        params,
+        configs,
+        features,
+        tokenizer_from_files(files) if files else None,
+        str(run),
+        text_length=restored.metadata.get("max_length"),
+        text_cleanup=restored.metadata["config"].get("text_cleanup", "none"),
+    )
 
 
 def read_slots(metadata: Mapping[str, Any]) -> list[EncoderSlot]:
     """The encoders of a trained method, from the metadata of its checkpoint."""
     return [EncoderSlot(**{**slot, "fields": tuple(slot["fields"])}) for slot in metadata.get("encoders", [])]
-
-
-NO_RUN = TrainedRun(params={}, configs={}, features=AudioFeatures(), tokenizer=None, source="")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +125,9 @@ class PretrainedEncoders:
     """Folders of Hugging Face checkpoints by the name of their `EncoderSlot`."""
     configs: Mapping[str, Any]
     """Configurations of all encoders, by the name of their `EncoderSlot`."""
-    run: TrainedRun = NO_RUN
-    """The encoders of another run; a checkpoint of the same name takes precedence."""
+    runs: Mapping[str, TrainedRun] = dataclasses.field(default_factory=dict)
+    """The other runs that encoders (and the decoder) come from, by the name of their `EncoderSlot`; a checkpoint of the
+    same name takes precedence."""
     lr_multiplier: float = 1.0
     """Learning rate of the encoders, as a multiple of that of the other parameters; 0 freezes them."""
     layer_decay: float = 1.0
@@ -128,8 +139,8 @@ class PretrainedEncoders:
     def attach(self, method: Trained, tokenizer: Tokenizer | None = None) -> Trained:
         """``method``, whose training starts from these encoders, with adapters in them where ``lora`` has a rank.
 
-        The method declares places for pretrained encoders (`EncoderSlot`). Those that the flags name are read from
-        their checkpoint folders (``self.folders``), the others copied from another run (``self.run``).
+        The method declares places for pretrained encoders (`EncoderSlot`). They are read from checkpoint folders
+        (``self.folders``), or copied from other runs (``self.runs``).
 
         From another run, parameters of the vocabulary (such as token embeddings) are copied token by token; a token
         that the other run did not know keeps its random initialisation. Learned position embeddings are copied up to
@@ -161,7 +172,7 @@ class PretrainedEncoders:
                         loss_params = {**params["loss"], **_temperature(checkpoint, params["loss"])}
                         params = {**params, "loss": loss_params}
                 else:
-                    loaded = _copy(self.run, slot, initial, tokenizer)
+                    loaded = copy_from_run(self.runs[slot.name], slot, initial, tokenizer)
                 params = with_subtree(params, slot.path, loaded)
             return params
 
@@ -198,18 +209,18 @@ class PretrainedEncoders:
 
     def _slots(self, method: Method | GAN) -> list[EncoderSlot]:
         """The method's encoders (and decoder) for which there are trained parameters."""
-        return [slot for slot in method.encoders if slot.name in (*self.folders, *self.run.params)]
+        return [slot for slot in method.encoders if slot.name in (*self.folders, *self.runs)]
 
     def _check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
         """Raises ValueError if the text encoder of another run is a pretrained one (BERT or the like), but
         ``tokenizer`` has another vocabulary than it was pretrained with."""
-        config = self.configs.get("text")
-        if not is_pretrained(config) or tokenizer is None or self.run.tokenizer is None:
+        config, run = self.configs.get("text"), self.runs.get("text")
+        if not is_pretrained(config) or tokenizer is None or run is None or run.tokenizer is None:
             return
-        if "text" not in self.folders and tokenizer.vocabulary() != self.run.tokenizer.vocabulary():
+        if "text" not in self.folders and tokenizer.vocabulary() != run.tokenizer.vocabulary():
             raise ValueError(
-                f"the text encoder of {self.run.source} reads the tokens that it was pretrained with: give --tokenizer "
-                f"{self.run.source}/tokenizer"
+                f"the text encoder of {run.source} reads the tokens that it was pretrained with: give --tokenizer "
+                f"{run.source}/tokenizer"
             )
 
 
@@ -217,7 +228,8 @@ class PretrainedEncoders:
 
 
 def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
-    """Finds the trained encoders that the flags name: --image-encoder etc. and --init-from.
+    """Finds the trained encoders that the flags name: --image-encoder etc. and --init-from. The flag of one encoder
+    counts where both name one.
 
     Returns:
       The configuration with the configurations of these encoders in its model, and the encoders. Options that a
@@ -225,22 +237,23 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
 
     Raises:
       FileNotFoundError: there is no such checkpoint or run.
-      ValueError: the flag of an encoder is not ``hf:`` and a folder or a hub's name, or the model has no encoder of
-        its modality; or an option needs a trained encoder and there is none.
+      ValueError: the flag of an encoder names neither a checkpoint (``hf:``) nor a run (``run:``), or the model or that
+        run has no encoder of its modality; or an option needs a trained encoder and there is none.
     """
-    run = NO_RUN if getattr(config, "init_from", None) is None else load_trained_run(config.init_from)
     fields = encoder_fields(config.model)
-    folders = find_folders(config, fields)
+    folders = find_folders(config, fields, takes_runs=True)
+    runs = _load_runs(config)
     config = with_own_encoders(config, fields)
     options = _training_options(config)
-    if not folders and run is NO_RUN:
+    if not folders and not runs:
         if options["lora"].rank or options["layer_decay"] != 1.0:
             raise ValueError(
                 "--lora.rank and --layer-decay are for what was trained before: give --image-encoder (or another), or "
                 "--init-from"
             )
         return config, PretrainedEncoders({}, {}, **options)
-    configs = dict(run.configs)
+    config = _with_text_of_run(config, runs)
+    configs = {name: run.configs[name] for name, run in runs.items() if name in run.configs}
     for name, folder in folders.items():  # a checkpoint takes precedence over the other run
         configs[name] = as_pretrained(
             get_field(config.model, fields[name]), read_pretrained_config(name, folder)
@@ -254,8 +267,47 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
         # A checkpoint's audio encoder determines by its architecture what features it takes; another run has stored the
         # features that its encoder was trained on.
         from_checkpoint = configs["audio"] if "audio" in folders else None
-        model = _with_audio_features(config, model, pretrained=from_checkpoint, run=run)
-    return dataclasses.replace(config, model=model), PretrainedEncoders(folders, configs, run, **options)
+        model = _with_audio_features(config, model, pretrained=from_checkpoint, run=runs.get("audio"))
+    return dataclasses.replace(config, model=model), PretrainedEncoders(folders, configs, runs, **options)
+
+
+def _load_runs(config: PretrainedConfig) -> dict[str, TrainedRun]:
+    """The runs that ``--init-from`` and flags such as ``--image-encoder run:RUN`` name, by the names of the
+    `EncoderSlot` that they fill.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+      ValueError: a run has no encoder of the modality that it is named for.
+    """
+    runs: dict[str, TrainedRun] = {}
+    if getattr(config, "init_from", None) is not None:
+        run = load_trained_run(config.init_from)
+        runs = dict.fromkeys(run.params, run)
+    for name, folder in config.encoder_runs.items():
+        run = load_trained_run(folder)
+        if name not in run.params:
+            raise ValueError(
+                f"--{_flag(name)} run:{folder}: that run has no encoder of {name}, but of {', '.join(run.params)}"
+            )
+        runs[name] = run
+    return runs
+
+
+def _with_text_of_run(config: Config, runs: Mapping[str, TrainedRun]) -> Config:
+    """``config`` with texts as long as those that the encoder of ``--text-encoder run:RUN`` was trained on, unless it
+    says otherwise.
+
+    Raises:
+      ValueError: that run has read its texts in another form.
+    """
+    if "text" not in config.encoder_runs:
+        return config
+    run = runs["text"]
+    if run.text_cleanup != config.text_cleanup:
+        raise ValueError(
+            f"--text-encoder run:{run.source} was trained with --text-cleanup {run.text_cleanup}: give it here too"
+        )
+    return config if config.text_length else dataclasses.replace(config, text_length=run.text_length)
 
 
 def with_own_encoders(config: Config, fields: Mapping[str, str]) -> Config:
@@ -305,11 +357,11 @@ def _remarks(config: PretrainedEncoderConfig, flag: str) -> list[str]:
     sentence = getattr(parsed, "sentence", None)
     has_head = getattr(getattr(parsed, "vision_config", parsed), "vision_use_head", True)
     other = f"{flag}.pool chooses another pool"
+    reads_text = config.max_tokens is not None  # a model of images and texts has one processor for both
     if config.pool == "own" and sentence is not None and sentence.pooling:
         length = ", scaled to length 1" if sentence.normalize else ""
-        remarks.append(
-            f"pools by {' and '.join(sentence.pooling)}{length}, as its sentence-transformers files say; {other}"
-        )
+        source = getattr(sentence, "assumed", "as its sentence-transformers files say")
+        remarks.append(f"pools by {' and '.join(sentence.pooling)}{length}, {source}; {other}")
     elif config.pool == "own" and not getattr(parsed, "has_pooler", True):
         remarks.append(
             f"has no layers for its pool in the checkpoint, so that it is the first token; {other}"
@@ -318,8 +370,12 @@ def _remarks(config: PretrainedEncoderConfig, flag: str) -> list[str]:
         remarks.append(
             f"has no layers for its pool in the checkpoint, so that it is the mean of the tokens; {other}"
         )
+    elif config.pool == "own" and reads_text and architecture("text", parsed.model_type).pooler is not None:
+        remarks.append(
+            "pools by the checkpoint's dense layer on the first token, as no files of sentence-transformers say "
+            f"otherwise; {other} (a sentence encoder's is usually the mean)"
+        )
     fit, resample, centre = resize_settings(parsed)
-    reads_text = config.max_tokens is not None  # a model of images and texts has one processor for both
     if not reads_text and (fit or "crop", resample or "bicubic", centre or 1.0) != DEFAULT_RESIZE:
         cropped = None if centre in (None, 1.0) else f"keeping {centre:.4g} of the resized side"
         steps = " and ".join(filter(None, (fit, resample, cropped)))
@@ -393,11 +449,14 @@ def _training_options(config: PretrainedConfig) -> dict[str, Any]:
     )
 
 
-def find_folders(config: PretrainedConfig, allowed: Collection[str] | None = None) -> dict[str, pathlib.Path]:
+def find_folders(
+    config: PretrainedConfig, allowed: Collection[str] | None = None, *, takes_runs: bool = False
+) -> dict[str, pathlib.Path]:
     """The folders of the pretrained encoders that the flags ask for, by the name of their `EncoderSlot`; an encoder of
     the hub is downloaded.
 
-    ``allowed``: modalities (and "decoder") whose encoders the experiment can use; None: all.
+    ``allowed``: modalities (and "decoder") whose encoders the experiment can use; None: all. ``takes_runs``: whether it
+    can also use the encoders of runs (``run:RUN``), which are then left out here.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -405,17 +464,25 @@ def find_folders(config: PretrainedConfig, allowed: Collection[str] | None = Non
     """
     folders = {}
     for name, encoder in config.pretrained.items():
-        if name in MODALITIES and PretrainedEncoderConfig.name not in parts_of(ENCODERS.get(name)):
+        is_run = takes_runs and name in config.encoder_runs
+        if (
+            not is_run
+            and name in MODALITIES
+            and PretrainedEncoderConfig.name not in parts_of(ENCODERS.get(name))
+        ):
             raise ValueError(
                 f"there are no pretrained encoders of {name}: leave --{_flag(name)} out, or name one of your own by "
                 "module:PACKAGE.MODULE:NAME"
             )
         if allowed is not None and name not in allowed:
             raise ValueError(f"this experiment takes no encoder of {name}: leave --{_flag(name)} out")
+        if is_run:
+            continue
         if encoder.partition(":")[0] != "hf" or not encoder[3:]:
+            of_run = "run: and the directory of a run, or " if takes_runs and name in MODALITIES else ""
             raise ValueError(
                 f"--{_flag(name)} is hf: and a folder or a hub's name, such as hf:google-bert/bert-base-uncased, or "
-                f"module:PACKAGE.MODULE:NAME; got {encoder!r}"
+                f"{of_run}module:PACKAGE.MODULE:NAME; got {encoder!r}"
             )
         folders[name] = find_folder(encoder[3:])
     return folders
@@ -454,14 +521,15 @@ def replace_field(config: Any, path: str, value: Any) -> Any:
     return dataclasses.replace(config, **{name: value})
 
 
-def _with_audio_features(config: RunConfig, model: Any, *, pretrained: Any, run: TrainedRun) -> Any:
+def _with_audio_features(config: RunConfig, model: Any, *, pretrained: Any, run: TrainedRun | None) -> Any:
     """``model`` with the audio features (spectrogram or waveform) that its trained encoder takes.
 
     ``pretrained``: the audio encoder's configuration if it comes from a Hugging Face checkpoint; None: the encoder
     comes from ``run``, with ``run.features``.
     """
-    features = run.features
-    if pretrained is not None:
+    if pretrained is None:
+        features = run.features
+    else:
         features = pretrained_audio_features(pretrained)
         if config.input.sample_rate != features.sample_rate:
             raise ValueError(
@@ -557,7 +625,7 @@ VOCABULARY_AXES = {"embed/embedding": 0, "logits/kernel": 1, "logits/bias": 0}
 """Parameters with an entry for each token of the vocabulary, and the axis of the tokens."""
 
 
-def _copy(run: TrainedRun, slot: EncoderSlot, initial: Params, tokenizer: Tokenizer | None) -> Params:
+def copy_from_run(run: TrainedRun, slot: EncoderSlot, initial: Params, tokenizer: Tokenizer | None) -> Params:
     """The parameters of a slot from another run, in place of the ``initial`` ones.
 
     ``slot``: the place of an encoder or decoder in the method's parameters. ``tokenizer``: of this run; None: it has

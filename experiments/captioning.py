@@ -23,12 +23,12 @@ from xmodal_jax.evaluation.text import (
     source_modality,
     source_text_retrieval,
 )
-from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
+from xmodal_jax.experiment import choose_recipe, evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.models.seq2seq import GreedySearchConfig, make_seq2seq
 from xmodal_jax.report import figures
 from xmodal_jax.report import text as panels
 from xmodal_jax.train.command_line import run_script
-from xmodal_jax.train.config import DataFlags
+from xmodal_jax.train.config import DataFlags, RecipeFlags
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 
@@ -37,7 +37,7 @@ CURVES += ("validation/factor_accuracy", "validation/cider")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(TextGenerationConfig):
+class Config(TextGenerationConfig, RecipeFlags):
     """Text about a picture or a video."""
 
     input: DataFlags = DataOptions(train_size=20_000, modalities=("text", "image"))
@@ -57,6 +57,7 @@ def main(config: Config) -> None:
     # Data: captions, and the pictures or videos that they are about.
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
+        config = choose_recipe(config, splits, run)
         modality = source_modality(splits.train, ("image", "video"))
         shape = splits.train.batch([0])[modality].shape[1:]
         tokenize, _ = fit_tokenizer(splits.train, bad_examples, **config.text_options)

@@ -20,19 +20,19 @@ from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_transforms, open_splits
 from xmodal_jax.evaluation import embeddings as evaluate
 from xmodal_jax.evaluation.scene_factors import SceneTests
-from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
+from xmodal_jax.experiment import choose_recipe, evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.report import alignment as panels
 from xmodal_jax.report.scene_factors import add_scene_factors
 from xmodal_jax.train.command_line import run_script
-from xmodal_jax.train.config import DataFlags, StartConfig
+from xmodal_jax.train.config import ContrastiveRecipeFlags, DataFlags, StartConfig
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.transfer.features import frozen_features
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(StartConfig):
+class Config(StartConfig, ContrastiveRecipeFlags):
     """A shared embedding space by contrastive learning."""
 
     input: DataFlags = DataOptions(train_size=6000, max_seconds=3.2)
@@ -63,6 +63,7 @@ def main(config: Config) -> None:
     # Data: training, held-out validation and test splits; tokenizer and standard units are fitted to the training data.
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
+        config = choose_recipe(config, splits, run)
         prepare = fit_transforms(splits.train, bad_examples, config.text_options)
         run.write_later(lambda: prepare.save(run.path))
         features = frozen_features(pretrained, config.model, prepare) if config.cache_features else None

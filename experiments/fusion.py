@@ -20,7 +20,7 @@ from xmodal_jax.data.shapes.questions import QUESTION_KINDS
 from xmodal_jax.data.splits import fit_transforms
 from xmodal_jax.data.tasks import Commands, Questions, open_task, read_target_classes
 from xmodal_jax.evaluation import classification as evaluate
-from xmodal_jax.experiment import make_loader, start, subtitle, write_report
+from xmodal_jax.experiment import choose_recipe, make_loader, start, subtitle, write_report
 from xmodal_jax.models.fusion import FusionConfig, make_fusion, make_token_attention
 from xmodal_jax.models.towers import Augmentation, precompute_spectrograms
 from xmodal_jax.nets.fusion import MergedAttentionConfig
@@ -28,7 +28,7 @@ from xmodal_jax.preprocess.image import AugmentConfig
 from xmodal_jax.report import classification as panels
 from xmodal_jax.report import figures
 from xmodal_jax.train.command_line import choose_class, run_script
-from xmodal_jax.train.config import DataFlags
+from xmodal_jax.train.config import DataFlags, RecipeFlags
 from xmodal_jax.train.loop import fit
 from xmodal_jax.train.optim import Optimizer
 
@@ -36,7 +36,7 @@ TASKS = {"questions": Questions, "commands": Commands}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(evaluate.ClassificationConfig):
+class Config(evaluate.ClassificationConfig, RecipeFlags):
     """Classification by several modalities together."""
 
     task: Literal["questions", "commands"] = "questions"
@@ -67,6 +67,7 @@ def main(config: Config) -> None:
     # Data: questions or commands about scenes, or the labels of another data set.
     with timer("data"):
         splits = open_task(config.data, config.input, bad_examples, TASKS[config.task])
+        config = choose_recipe(config, splits, run)
         modalities, class_names = tuple(splits.train.modalities), read_target_classes(splits.train)
         prepare = fit_transforms(splits.train, bad_examples, config.text_options)
         run.write_later(lambda: prepare.save(run.path))

@@ -29,7 +29,8 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.mixture_splits import describe_spec
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import RawBatch, Source
-from xmodal_jax.data.splits import choose_batch_size, prepare_source
+from xmodal_jax.data.splits import Splits, choose_batch_size, prepare_source
+from xmodal_jax.nets.dropout import UNKNOWN_ID
 from xmodal_jax.report.comparison import ComparedRun, read_result, steps_of_equal_time
 from xmodal_jax.report.next_steps import next_steps
 from xmodal_jax.report.page import Report
@@ -37,12 +38,14 @@ from xmodal_jax.train import config as run_config
 from xmodal_jax.train.config import RunConfig
 from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.loop import TrainingResult
+from xmodal_jax.train.recipes import resolve_recipe
 from xmodal_jax.train.run import Run, experiment_file, stack_scores, summary_line
 from xmodal_jax.transfer.autoencoders import LatentConfig, use_pretrained_encoders
 from xmodal_jax.transfer.frozen import FrozenNetworksConfig, load_frozen_networks
 from xmodal_jax.transfer.pretrained import pretrained_remarks, resolve_pretrained
 
 Output = TypeVar("Output")
+AnyConfig = TypeVar("AnyConfig")
 
 
 class Experiment(NamedTuple):
@@ -144,6 +147,16 @@ def run_for_equal_time(
     run_experiment(script, config, folder, **make_options(config))
 
 
+def choose_recipe(config: AnyConfig, splits: Splits, run: Run) -> AnyConfig:
+    """``config`` with the settings that its recipe (``--recipe``) has for these data, see `train.recipes`. It says in a
+    line what they are, and writes them to ``config.json``."""
+    config, line = resolve_recipe(config, splits.train, splits.validation)
+    if line is not None:
+        run.print(line)
+    run.replace_config(config)
+    return config
+
+
 def make_loader(
     config: RunConfig,
     source: Source,
@@ -167,9 +180,22 @@ def make_loader(
       repeats: number of batches of ``config.batch_size`` that are joined to one, for a method that takes several steps
         on parts of a batch.
     """
+    _check_unknown_token(config, tokenize)
     source, transform = prepare_source(source, tokenize, limit=RESIDENT_LIMIT, once=once)
     batch_size = choose_batch_size(config.batch_size, source, bad_examples)
     return Loader(source, batch_size=batch_size * repeats, seed=config.seed, transform=transform)
+
+
+def _check_unknown_token(config: RunConfig, tokenize: Any) -> None:
+    """Raises ValueError if the text encoder drops tokens of a tokenizer with another unknown token than those that are
+    trained here."""
+    text = getattr(getattr(config, "model", None), "text", None)
+    tokenizer = getattr(tokenize, "tokenizer", None)
+    if getattr(text, "token_dropout", 0) and tokenizer is not None and tokenizer.unk_id != UNKNOWN_ID:
+        raise ValueError(
+            "--model.text.token-dropout is for tokenizers that are trained on the data, whose unknown token has the id "
+            f"{UNKNOWN_ID}: leave it at 0 with --tokenizer {config.tokenizer}"
+        )
 
 
 def evaluate_seeds(

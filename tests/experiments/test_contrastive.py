@@ -47,6 +47,8 @@ def test_a_folder_with_bad_examples_runs_and_names_them(folder, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "4 bad examples were left out" in done.stdout
+    assert "recipe small for 11 training examples: " in done.stdout  # and one for validation
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"] == "small"
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_examples.jsonl").read_text().splitlines()]
     assert [row["line"] for row in listed] == BAD_LINES
     assert all(row["file"].endswith("train/metadata.jsonl") for row in listed)

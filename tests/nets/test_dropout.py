@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.nets.dropout import Dropout, DropPath, random_stream_name
+from xmodal_jax.data.text import train_tokenizer
+from xmodal_jax.nets.dropout import UNKNOWN_ID, Dropout, DropPath, TokenDropout, random_stream_name
 
 
 def keys(n=7):
@@ -35,6 +36,45 @@ def test_drop_path_drops_whole_examples():
     kept = DropPath(0.5).apply({}, jnp.ones((101, 3, 2)), keys(101))
     flat = kept.reshape(101, -1)
     assert bool(jnp.all(flat == flat[:, :1])) and 0.2 < float((flat[:, 0] == 0).mean()) < 0.8
+
+
+def test_drop_path_keeps_the_mean_of_a_residual_sum():
+    """``E[x + z y / (1 - p)] = x + y`` for z = 1 with probability ``1 - p``, a z for each example."""
+    n, rate = 20_000, 0.2
+    x, y = np.array([1.0, -2.0, 0.5]), np.array([3.0, 0.1, -1.0])
+    branch = np.asarray(DropPath(rate).apply({}, jnp.tile(jnp.asarray(y, jnp.float32), (n, 1)), keys(n)))
+    error = 5 * np.abs(y) * np.sqrt(rate / (1 - rate) / n)  # five standard errors of the mean
+    assert np.all(np.abs((x + branch).mean(axis=0) - (x + y)) < error)
+
+
+def test_token_dropout_replaces_words_by_the_unknown_token():
+    n, rate = 500, 0.3
+    ids = jnp.tile(
+        jnp.array([1, 17, 5, 3, 40, 2, 0]), (n, 1)
+    )  # begin, words of which one is unknown, end, padding
+    drop = lambda ids, keys: TokenDropout(rate).apply({}, ids, keys)
+    dropped = drop(ids, keys(n))
+    assert bool(jnp.all((dropped == ids) | (dropped == UNKNOWN_ID)))
+    np.testing.assert_array_equal(dropped[:, [0, 3, 5, 6]], ids[:, [0, 3, 5, 6]])
+    share = np.asarray(dropped != ids)[:, [1, 2, 4]]
+    assert abs(share.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / share.size)
+    assert 0 < share[:, 0].sum() < n and np.any(share[:, 0] != share[:, 1])  # words are dropped one by one
+    order = np.random.default_rng(0).permutation(n)
+    np.testing.assert_array_equal(
+        drop(ids[order], keys(n)[order]), dropped[order]
+    )  # by the example's own key
+    np.testing.assert_array_equal(drop(ids, None), ids)
+    np.testing.assert_array_equal(TokenDropout(0.0).apply({}, ids, keys(n)), ids)
+
+
+@pytest.mark.parametrize("kind", ["word", "wordpiece", "bpe"])
+def test_the_unknown_token_is_that_of_the_tokenizers_trained_here(kind):
+    tokenizer = train_tokenizer(["a red circle", "a blue square"], kind, vocab_size=300)
+    assert tokenizer.unk_id == UNKNOWN_ID and {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id} == {
+        0,
+        1,
+        2,
+    }
 
 
 class Two(nn.Module):

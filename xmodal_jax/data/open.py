@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -226,6 +227,8 @@ class Form:
     """
     fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Options that must keep their default, each with the reason."""
+    generated: bool = False
+    """Whether the data set comes with this library or is generated: it is no data set of the user's own."""
     derived: bool = False
     """Whether ``argument`` names a data set of labelled images, from which ``open`` makes this one: ``open`` then takes
     that `Source` in place of the argument."""
@@ -238,6 +241,7 @@ FORMS: dict[str, Form] = {
         SpokenShapes,
         ("size", "image_size", "modalities", "frames", "seed", "max_seconds"),
         fixed={"channels": "is drawn in 3 colour channels", "sample_rate": "is spoken at 16000 Hz"},
+        generated=True,
     ),
     "tfds": Form(
         "NAME",
@@ -284,6 +288,7 @@ FORMS: dict[str, Form] = {
         "handwritten digits of 8x8 pixels, which come with scikit-learn; nothing to download",
         load_digits,
         ("image_size", "channels", "resample", "modalities"),
+        generated=True,
     ),
     "spoken": Form(
         "FILE",
@@ -291,6 +296,7 @@ FORMS: dict[str, Form] = {
         SpokenLines,
         ("size", "modalities", "max_seconds", "seed"),
         fixed={"sample_rate": "is spoken at 16000 Hz"},
+        generated=True,
     ),
     "poly": Form(
         "SPEC",
@@ -298,6 +304,7 @@ FORMS: dict[str, Form] = {
         PolySource,
         ("views", "seed", "modalities", "progress"),
         fixed={"channels": "is drawn in 3 colour channels"},
+        generated=True,
         derived=True,
     ),
     "stacked": Form(
@@ -307,6 +314,7 @@ FORMS: dict[str, Form] = {
         StackedSource,
         ("size", "seed", "modalities", "progress"),
         fixed={"channels": "has 3 colour channels, each an image"},
+        generated=True,
         derived=True,
     ),
 }  # fmt: skip
@@ -316,6 +324,12 @@ FORMS: dict[str, Form] = {
 def spec_of(name: str) -> str:
     """The syntax of a form of ``--data``, for messages: ``shapes``, ``folder:PATH``."""
     return f"{name}:{FORMS[name].argument}" if FORMS[name].argument else name
+
+
+def is_generated(spec: str) -> bool:
+    """Whether a data set, with or without options after ``?``, comes with this library or is generated (see `Form`)."""
+    form = FORMS.get(re.split("[:?]", spec, maxsplit=1)[0])
+    return form is not None and form.generated
 
 
 def _parse(spec: str) -> tuple[str, Form, str]:

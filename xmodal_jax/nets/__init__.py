@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "custom": "FunctionEncoder ModuleEncoder as_encoder",
         "decoders": "AutoregressiveDecoderConfig ConvDecoderConfig DecoderConfig FrameDecoderConfig MLPDecoderConfig "
         "ParallelDecoderConfig ResidualDecoderConfig Size",
-        "dropout": "Dropout DropPath fold_in_layer",
+        "dropout": "Dropout DropPath TokenDropout fold_in_layer",
         "encoders": "AudioTransformerConfig ConvNetConfig CustomEncoderConfig DCGANEncoderConfig "
         "FeatureTransformerConfig "
         "FrameTransformerConfig MLPEncoderConfig SeriesTransformerConfig VectorMLPConfig "

@@ -7,7 +7,7 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.types import ExampleKeys
@@ -88,3 +88,33 @@ class DropPath(nn.Module):
         shape = (1,) * (x.ndim - 1)  # one random number for all elements of an example
         keep, probability = _keep(fold_in_name(keys, random_stream_name(self.path)), self.rate, shape)
         return jnp.where(keep, x / probability, jnp.zeros_like(x))
+
+
+UNKNOWN_ID = 3
+"""The id of the token that stands for unknown words, of every tokenizer that this library trains; smaller ids are
+padding, begin and end."""
+
+
+class TokenDropout(nn.Module):
+    """Word dropout: replaces token ids by `UNKNOWN_ID` with probability ``rate``, but not padding, begin and end.
+
+    ``keys=None`` means evaluation: the identity. A text encoder learns not to rely on single words, and what an unknown
+    word means: nothing. Without it the unknown token keeps its random embedding where every word of the training texts
+    has an id. Iyyer et al. 2015, ACL, section 4; Bowman et al. 2016, arXiv:1511.06349, section 3.
+
+    Raises:
+      ValueError: ``rate`` is not in [0, 1).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, "batch length"], keys: ExampleKeys | None
+    ) -> Int[Array, "batch length"]:
+        """``ids`` with random words replaced; ``ids`` themselves without ``keys`` (evaluation)."""
+        _check_rate(self.rate)
+        if keys is None or self.rate == 0.0:
+            return ids
+        keep, _ = _keep(fold_in_name(keys, random_stream_name(self.path)), self.rate, ids.shape[1:])
+        return jnp.where(keep | (ids < UNKNOWN_ID), ids, UNKNOWN_ID)

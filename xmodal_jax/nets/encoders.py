@@ -27,6 +27,9 @@ from xmodal_jax.nets.video import FrameTransformer, StackedFrames, TubeletViT
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
+RATES = ("dropout", "drop_path", "token_dropout")
+"""The options of encoders and decoders that are dropout rates."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModuleConfig:
@@ -46,7 +49,7 @@ class ModuleConfig:
         """Checks options with a list of choices, that sizes are at least 1, and the range of dropout rates."""
         parts.check_choices(self)
         check_sizes(self)
-        check_rates(self, *(name for name in ("dropout", "drop_path") if hasattr(self, name)))
+        check_rates(self, *(name for name in RATES if hasattr(self, name)))
 
     @property
     def compute_dtype(self):
@@ -162,6 +165,9 @@ class TextTransformerConfig(TransformerEncoderConfig):
     embedding_std: float = 0.02
     """Standard deviation of the initial word embeddings. The first block adds vectors of about 0.3 to them: at 0.02
     the words of a sentence are hardly told apart at first, at 1 they are, which takes fewer steps of training."""
+    token_dropout: float = 0.0
+    """Probability that a token is replaced by the unknown token in training (word dropout); for tokenizers that are
+    trained on the data."""
 
     def build(self, *, vocab_size: int, max_length: int) -> TextTransformer:
         """The text encoder for this vocabulary and these lengths of texts.
@@ -179,6 +185,7 @@ class TextTransformerConfig(TransformerEncoderConfig):
             causal=self.causal,
             positions=self.positions,
             embedding_std=self.embedding_std,
+            token_dropout=self.token_dropout,
             **self.transformer_options(),
         )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal_jax.core.random import fold_in_name
-from xmodal_jax.nets.dropout import Dropout
+from xmodal_jax.nets.dropout import Dropout, TokenDropout
 from xmodal_jax.nets.transformer import PositionEmbedding, SizedTransformer, TransformerEncoder
 from xmodal_jax.types import ExampleKeys, Tokens
 
@@ -30,6 +30,8 @@ class TextTransformer(TransformerEncoder):
     """Whether a token attends to itself and earlier ones only."""
     embedding_std: float = 0.02
     """Standard deviation of the initial embeddings."""
+    token_dropout: float = 0.0
+    """Probability that a token is replaced by the unknown token in training."""
 
     @nn.compact
     def __call__(
@@ -47,6 +49,7 @@ class TextTransformer(TransformerEncoder):
         if self.causal and self.class_token:
             raise ValueError("a causal transformer's first token sees nothing: class_token must be False")
         mask = inputs != 0 if mask is None else mask
+        inputs = TokenDropout(self.token_dropout, name="token_dropout")(inputs, keys)
         x = nn.Embed(
             self.vocab_size,
             self.width,

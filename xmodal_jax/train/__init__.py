@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "checkpoint": "Checkpoints CheckpointMismatch DamagedCheckpoint RestoredCheckpoint restore_run "
         "newest_checkpoint read_state",
         "command_line": "parse choose_class run_script",
-        "config": "RunConfig PretrainedConfig StartConfig shrink",
+        "config": "RunConfig PretrainedConfig StartConfig RecipeFlags shrink",
         "feed": "BatchFeed",
         "gan_step": "GANOptimizer GANState",
         "loop": "fit TrainingResult TrainingLoop NonFiniteError Preempted",
@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "optim": "Optimizer make_optimizer learning_rate_schedule resolve_lr_multipliers trainable",
         "owner": "DirectoryInUse",
         "parallel": "Engine DeviceData make_engine make_mesh over_seeds",
+        "recipes": "RECIPES Recipe Setting TrainingSet resolve_recipe",
         "run": "Run to_json from_json stack_scores format_value summary_line write_atomic",
         "schedule": "StepPlan",
         "step": "TrainState Training make_training make_init make_step make_initial_step",

@@ -49,6 +49,7 @@ from xmodal_jax.train.command_help import (
     wrap_description,
 )
 from xmodal_jax.train.preemption import exit_on_termination
+from xmodal_jax.train.recipes import fix_flags
 from xmodal_jax.train.run import (
     AbandonedRuns,
     abandon_runs,
@@ -253,7 +254,8 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
     wants_help = wants_all or any(flag in words for flag in HELP_FLAGS)
     if wants_help:
         words = [word for word in words if word not in (ALL_FLAG, *HELP_FLAGS)]
-    default = _config_to_resume(config_class, words) or default_of(config_class)
+    resumed = _config_to_resume(config_class, words)
+    default = resumed or default_of(config_class)
     if default is not None:
         # Choose the parts first: which other flags exist, and their defaults, depends on them.
         has_implied = hasattr(config_class, "implied_parts")
@@ -264,6 +266,8 @@ def parse(config_class: Any, description: str | None, args: Sequence[str] | None
         raise SystemExit(0)
     config = _parse_with_tyro(config_class, description, ["--help"] if wants_help else words, default)
     _check_values(config)
+    if hasattr(config, "fixed_flags"):
+        config = fix_flags(config, flags, resumed=resumed is not None)
     if flags.keys() == {"--resume", "--run-dir"} and config.run_dir is not None:
         _refuse_to_resume_nothing(config.run_dir)
     return config

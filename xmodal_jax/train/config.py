@@ -10,12 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from xmodal_jax.core.parts import Advanced
+from xmodal_jax.core.parts import Advanced, FilledIn
 from xmodal_jax.data.mixture_splits import DataSpec
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import DEFAULT_VOCAB_SIZE
 from xmodal_jax.models.lora import LoRA
 from xmodal_jax.nets.encoders import CustomEncoderConfig, PretrainedEncoderConfig, max_text_tokens
+from xmodal_jax.train.recipes import CONTRASTIVE_RECIPES, RECIPES, Recipe, RecipeName
 from xmodal_jax.train.schedule import ResumeSchedule
 from xmodal_jax.train.tracking import TrackerName
 from xmodal_jax.types import MODALITIES
@@ -81,11 +82,11 @@ class TrainingConfig(DataConfig):
     help_group: ClassVar[str] = "training"
 
     steps: int = 1000
-    """Number of training steps; each updates the parameters once."""
+    """Number of training steps, or updates of the parameters."""
     batch_size: int = 128
     """Examples per step, over all devices together."""
     seed: int = 0
-    """Random seed of initialisation, order of the data and all randomness in training."""
+    """Random seed of initialisation, data order and training."""
     seeds: int = 1
     """Number of runs that train at once, with the seeds S, S + 1, … for --seed S. Metrics are their mean and spread."""
     on_divergence: Advanced[Literal["stop", "drop"]] = "stop"
@@ -124,7 +125,7 @@ class RunConfig(TrainingConfig):
     """Only check that everything works: a tiny data set and a few steps. This takes one or two minutes, mostly for
     compilation."""
     run_dir: pathlib.Path | None = None
-    """Directory to write the run's files to; None: ``runs/<experiment>-<time>``."""
+    """Directory of the run's files; None: ``runs/<experiment>-<time>``."""
     resume: bool = False
     """Continue from the newest checkpoint in --run-dir."""
     track: Advanced[TrackerName | None] = None
@@ -290,6 +291,30 @@ class StartConfig(PretrainedConfig):
             raise ValueError(
                 "with --lora.rank the encoders are frozen: leave --encoder-lr-multiplier and --layer-decay at 1"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeFlags:
+    """The option of experiments that have settings for training sets of several sizes (`train.recipes`)."""
+
+    help_group: ClassVar[str] = "training"
+    recipes: ClassVar[Mapping[str, Recipe]] = RECIPES
+    """The experiment's recipes by name."""
+
+    recipe: RecipeName = "auto"
+    """Settings for the size of the data set; flags win. They are the number of steps, augmentation and regularisation.
+    ``auto``: ``small`` below 5,000 training examples, ``medium`` below 100,000, else ``large``; but ``none`` for
+    generated data sets, and if --steps is given."""
+    fixed_flags: FilledIn[tuple[str, ...] | None] = None
+    """The flags of those options that the recipe does not change any more: that the user has given, or that it has set.
+    None: no command line was read; ``auto`` is then ``none``, and options that differ from their defaults are
+    fixed."""
+
+
+class ContrastiveRecipeFlags(RecipeFlags):
+    """`RecipeFlags` of contrastive learning."""
+
+    recipes = CONTRASTIVE_RECIPES
 
 
 def shrink(config):

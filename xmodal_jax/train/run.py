@@ -448,7 +448,7 @@ class Run:
         check_same_experiment(before, type(self.config), self.path)
         known = _keep_known(config, before)
         for name, old, new in _changed_options(before, known):
-            if name != "resume":
+            if name not in ("resume", "fixed_flags"):
                 print(f"note: resuming with {name} = {new}, was {old}")
         return False
 
@@ -496,6 +496,13 @@ class Run:
             write()
         else:
             self._held_back.append(write)
+
+    def replace_config(self, config: Any) -> None:
+        """Goes on with another ``config``, in which the program has set options by what the data are; ``config.json``
+        becomes that one."""
+        self.config = config
+        if self.writes and self._is_committed:
+            self._write_config()
 
     def leave_out(self, paths: Sequence[str]) -> None:
         """Leaves the options that the run does not use out of ``config.json``.

@@ -5,7 +5,6 @@
     python experiments/contrastive.py --data folder:PATH --modalities text image
     python experiments/contrastive.py --data npz:PATH --modalities text vector
     python experiments/contrastive.py --image-encoder hf:FOLDER --text-encoder hf:FOLDER --image-size 224
-    python experiments/contrastive.py --data tfds:fashion_mnist --data-dir PATH --modalities text image
 
 The first command takes less than three minutes on two cores; docs/results.md has the results of each.
 """

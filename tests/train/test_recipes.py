@@ -273,4 +273,6 @@ def test_the_table_of_the_documentation_has_the_numbers_of_the_code():
     text = (pathlib.Path(__file__).parents[2] / "docs" / "data.md").read_text()
     for name, recipe in RECIPES.items():
         limit = "the rest" if recipe.max_examples is None else f"below {recipe.max_examples:,}"
-        assert f"| `{name}` | {limit} | {recipe.epochs} | {recipe.min_steps:,} to {recipe.max_steps:,} |" in text
+        assert (
+            f"| `{name}` | {limit} | {recipe.epochs} | {recipe.min_steps:,} to {recipe.max_steps:,} |" in text
+        )

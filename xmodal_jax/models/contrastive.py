@@ -298,7 +298,7 @@ class ContrastiveConfig:
     """An additional loss that aligns the distributions of the two modalities' embeddings; None: no such loss."""
     alignment_weight: float = 0.1
     """Weight of the additional loss that model.alignment chooses; unused if that is none."""
-    gap_loss: GapLoss | None = None
+    gap_loss: Advanced[GapLoss | None] = None
     """An additional loss that reduces the modality gap: the distance of pairs (pair_distance), or this and the
     uniformity of the pairs' centroids (uniform_centroids); None: no such loss."""
     anchor: str | None = None

@@ -82,7 +82,7 @@ class TrainingConfig(DataConfig):
     help_group: ClassVar[str] = "training"
 
     steps: int = 1000
-    """Number of training steps, or updates of the parameters."""
+    """Number of training steps, each with one batch."""
     batch_size: int = 128
     """Examples per step, over all devices together."""
     seed: int = 0

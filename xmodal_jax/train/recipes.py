@@ -181,7 +181,9 @@ def resolve_recipe(config: Any, train: Source, validation: Source) -> tuple[Any,
     for setting in recipe.settings:
         is_for_data = bool({*setting.kinds} & {*data.kinds}) and setting.suits(data)
         if is_for_data and not any(map(is_fixed, setting.values)):
-            changes |= {path: value for path, value in setting.values.items() if _has_option(config, path, data)}
+            changes |= {
+                path: value for path, value in setting.values.items() if _has_option(config, path, data)
+            }
     steps = config.steps if is_fixed("steps") else recipe.steps(
         data.examples, changes.get("batch_size", config.batch_size)
     )  # fmt: skip
@@ -253,9 +255,7 @@ def _fixed_flags(config: Any) -> Collection[str]:
         return config.fixed_flags
     default = type(config)()
     paths = {path for recipe in config.recipes.values() for path in _paths(recipe)}
-    return [
-        flag_of(p) for p in paths if _has_option(default, p) and _value_at(config, p) != _value_at(default, p)
-    ]
+    return [flag_of(path) for path in paths if _value_at(config, path) != _value_at(default, path)]
 
 
 def _paths(recipe: Recipe) -> Iterator[str]:

@@ -118,7 +118,7 @@ class Config:
     """Weight of the distance of pairs (pair_distance, uniform_centroids)."""
     uniformity_weight: float = 1.0
     """Weight of the uniformity of centroids (uniform_centroids)."""
-    caption_steps: int = 1000
+    caption_steps: int = 2000
     """Updates of each decoder of captions."""
     noise: float = 0.3
     """Noise of the embeddings of texts in the training of the decoder, relative to their length."""

@@ -1,10 +1,13 @@
 """The modality gap reduced after training, against NumPy."""
 
+import typing
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from xmodal_jax.evaluation import fit_gap_correction
+from xmodal_jax.evaluation.gap import GAP_CORRECTIONS, CorrectionKind
 from xmodal_jax.metrics import modality_gap
 from xmodal_jax.metrics.retrieval import mixed_retrieval
 
@@ -73,6 +76,10 @@ def test_missing_examples_do_not_count():
     offsets = fit_gap_correction(spoiled, present, kind="center").offsets
     np.testing.assert_allclose(offsets["image"], train["image"][present["image"]].mean(0), atol=1e-6)
     np.testing.assert_allclose(offsets["text"], train["text"].mean(0), atol=1e-6)
+
+
+def test_the_kinds_are_those_of_the_table():
+    assert typing.get_args(CorrectionKind) == tuple(GAP_CORRECTIONS)
 
 
 def test_mistakes():

@@ -6,7 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import evaluate
 from tests.inference.runs import COLOURS, coloured_pictures, plain_picture, png_bytes
+from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.splits import Splits
 from xmodal_jax.inference import load
 from xmodal_jax.pretrained.export import save_model
 from xmodal_jax.train.checkpoint import DamagedCheckpoint, RestoredCheckpoint
@@ -71,6 +74,25 @@ def test_the_gap_is_corrected_in_all_that_the_model_does(model, kind):
     assert corrected.classify(COLOURS, images=pictures).names == captions.tolist()
     np.testing.assert_array_equal(model.embed_source(source)["image"], before["image"])
     assert model.gap_correction is None and corrected.gap_correction is not None
+
+
+def test_evaluate_scores_the_corrected_space(model, monkeypatch):
+    """Corrected by the means of training examples."""
+    train, test = coloured_pictures(30, seed=2), coloured_pictures(10, seed=3)
+    monkeypatch.setattr(evaluate, "open_splits_for_model", lambda *args: Splits(train, test, {"test": test}))
+    monkeypatch.setattr(evaluate, "evaluate_space", lambda space, *splits: space)
+    spaces = {
+        kind: evaluate.evaluate(
+            evaluate.Config(runs=("run",), data=("data",), gap_correction=kind), model, "data", BadExamples()
+        )
+        for kind in (None, "center")
+    }
+    expected = {None: model, "center": model.correct_gap(train, kind="center")}
+    for kind, space in spaces.items():
+        vectors, words = space.embed_source(test), space.embed_texts(["red", "blue"])
+        np.testing.assert_array_equal(vectors["image"], expected[kind].embed_source(test)["image"])
+        np.testing.assert_array_equal(words, expected[kind].embed(texts=["red", "blue"]))
+    assert np.abs(vectors["image"] - model.embed_source(test)["image"]).max() > 0.01
 
 
 def test_an_index_of_other_embeddings_is_refused_after_a_correction(model):

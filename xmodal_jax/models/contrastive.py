@@ -298,9 +298,9 @@ class ContrastiveConfig:
     """An additional loss that aligns the distributions of the two modalities' embeddings; None: no such loss."""
     alignment_weight: float = 0.1
     """Weight of the additional loss that model.alignment chooses; unused if that is none."""
-    gap_loss: Advanced[GapLoss | None] = None
-    """An additional loss that reduces the modality gap: the distance of pairs (pair_distance), or this and the
-    uniformity of the pairs' centroids (uniform_centroids); None: no such loss."""
+    gap_loss: GapLoss | None = None
+    """An additional loss that reduces the modality gap. It is the distance of pairs (pair_distance), or this and the
+    uniformity of the pairs' centroids (uniform_centroids). None: no such loss."""
     anchor: str | None = None
     """Modality that is in every aligned pair, so that the other modalities are aligned only through it; None: all pairs
     of modalities are aligned."""

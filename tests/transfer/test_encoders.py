@@ -42,6 +42,7 @@ def save(folder, config, method, params, cleanup="none"):
         "config": {"model": to_json(config), "text_cleanup": cleanup},
         "tokenizer": OLD.files(),
         "max_length": 7,
+        "shapes": {"image": [10, 10, 3], "text": [7]},
         "seeds": [0],
         "encoders": slots,
     }
@@ -177,7 +178,9 @@ def test_two_frozen_towers_of_two_runs(run, other_run):
     config, pretrained = resolve_pretrained(config)
     model = config.model
     assert model.image == TOWERS.image and model.text == other_config.text and model.text != TOWERS.text
-    # Texts are read as they were in training.
+    # Images and texts are read as they were in training.
+    assert config.input.image_size == 10
+    assert resolve_pretrained(config_of(TOWERS, init_from=folder))[0].input.image_size is None
     options = config.text_options
     assert options["tokenizer"] == f"run:{other_folder}" and options["length"] == 7
     assert make_tokenizer(options["tokenizer"], []).vocabulary() == OLD.vocabulary()
@@ -257,7 +260,7 @@ def test_a_decoder_and_a_ctc_head_come_along_word_by_word(tmp_path):
     old = random_params(method.init, jax.random.key(5), batch, seed=5)
     save(tmp_path, CONFIG, method, old)
     model, pretrained = resolve(tmp_path, dataclasses.replace(CONFIG, decoder=TextDecoderConfig()))
-    assert set(pretrained.run.params) == {"audio", "decoder", "ctc"}
+    assert set(pretrained.runs) == {"audio", "decoder", "ctc"}
     assert model == CONFIG
     plain = make_seq2seq(model, "audio", vocab_size=NEW.vocab_size, length=length)
     started = started_params(pretrained.attach(plain, NEW), jax.random.key(0), batch)

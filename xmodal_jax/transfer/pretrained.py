@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -80,6 +81,8 @@ class TrainedRun(NamedTuple):
     """The most tokens of a text that it was trained on; None: it has no texts."""
     text_cleanup: str = "none"
     """Preprocessing of its texts (``--text-cleanup``)."""
+    image_sizes: Mapping[str, int] = MappingProxyType({})
+    """Side in pixels of the images that it was trained on, by modality ("image", "video"); those that are square."""
 
 
 def load_trained_run(run: pathlib.Path, *, seed: int | None = None) -> TrainedRun:
@@ -109,7 +112,15 @@ def load_trained_run(run: pathlib.Path, *, seed: int | None = None) -> TrainedRu
         str(run),
         text_length=restored.metadata.get("max_length"),
         text_cleanup=restored.metadata["config"].get("text_cleanup", "none"),
+        image_sizes=_image_sizes(restored.metadata.get("shapes", {})),
     )
+
+
+def _image_sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """`TrainedRun.image_sizes` of the shapes of a run's examples: ``[height, width, channels]`` for images, with frames
+    before for videos."""
+    sides = {name: tuple(shapes[name][-3:-1]) for name in ("image", "video") if name in shapes}
+    return {name: height for name, (height, width) in sides.items() if height == width}
 
 
 def read_slots(metadata: Mapping[str, Any]) -> list[EncoderSlot]:
@@ -252,7 +263,7 @@ def resolve_pretrained(config: Config) -> tuple[Config, PretrainedEncoders]:
                 "--init-from"
             )
         return config, PretrainedEncoders({}, {}, **options)
-    config = _with_text_of_run(config, runs)
+    config = _with_inputs_of_runs(config, runs)
     configs = {name: run.configs[name] for name, run in runs.items() if name in run.configs}
     for name, folder in folders.items():  # a checkpoint takes precedence over the other run
         configs[name] = as_pretrained(
@@ -293,13 +304,17 @@ def _load_runs(config: PretrainedConfig) -> dict[str, TrainedRun]:
     return runs
 
 
-def _with_text_of_run(config: Config, runs: Mapping[str, TrainedRun]) -> Config:
-    """``config`` with texts as long as those that the encoder of ``--text-encoder run:RUN`` was trained on, unless it
-    says otherwise.
+def _with_inputs_of_runs(config: Config, runs: Mapping[str, TrainedRun]) -> Config:
+    """``config`` with the inputs that the encoders of flags such as ``--text-encoder run:RUN`` were trained on, unless
+    it says otherwise: images of the same size, and texts of the same length.
 
     Raises:
       ValueError: that run has read its texts in another form.
     """
+    sizes = [runs[name].image_sizes.get(name) for name in config.encoder_runs]
+    size = next((size for size in sizes if size is not None), None)
+    if config.input.image_size is None and size is not None:
+        config = dataclasses.replace(config, input=dataclasses.replace(config.input, image_size=size))
     if "text" not in config.encoder_runs:
         return config
     run = runs["text"]

@@ -41,6 +41,13 @@ class Config(StartConfig, ContrastiveRecipeFlags):
     """Update rule."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Cached(Config):
+    """An experiment that computes the features of its frozen encoder once."""
+
+    cache_features: bool = True
+
+
 def make_source(examples, caption="a red car"):
     """A source of ``examples`` tiny images with captions."""
     captions = np.array([caption] * examples, object)
@@ -145,6 +152,8 @@ def test_options_that_a_part_lacks_and_those_of_pretrained_encoders_are_passed_o
     assert resolved.model.image == PretrainedEncoderConfig() and resolved.optimizer.name == "adamw"
     assert resolved.model.text.drop_path > 0  # a new encoder
     assert resolved.text_cleanup == "none" and resolved.model.augment.image.min_crop_scale < 1
+    cached = describe_training_set(_Cached(image_encoder="hf:model"), make_source(9), make_source(9))
+    assert cached.kinds == {"text"} and cached.pretrained == {"image"}
     with_run = parse(Config, None, "--data folder:photos --init-from run".split())
     resolved, _ = resolve_recipe(with_run, make_source(450), make_source(60))
     assert (resolved.model.text, resolved.model.image) == (Config().model.text, Config().model.image)

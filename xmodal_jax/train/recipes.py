@@ -34,7 +34,7 @@ class TrainingSet(NamedTuple):
     validation: int
     """Number of validation examples."""
     kinds: Collection[str]
-    """The kinds of data that it has, such as text and image."""
+    """The kinds of data that networks are trained on, such as text and image."""
     is_mirror_safe: bool
     """Whether texts stay true of mirrored images, see `is_mirror_safe`."""
     has_colors: bool
@@ -203,6 +203,9 @@ def describe_training_set(config: Any, train: Source, validation: Source) -> Tra
     texts = [*(train.class_names or ())]
     if "text" in kinds:
         texts += read_captions(train, limit=5_000)
+    pretrained = {*config.pretrained} if config.init_from is None else {*kinds}
+    if getattr(config, "cache_features", False):  # of pretrained encoders, which then see no training
+        kinds -= pretrained
     images = [m for m in train.modalities if kind_of(m) in _IMAGES]
     example = train.batch(np.array([0])) if images else {}
     return TrainingSet(
@@ -211,7 +214,7 @@ def describe_training_set(config: Any, train: Source, validation: Source) -> Tra
         kinds,
         is_mirror_safe=is_mirror_safe(texts),
         has_colors=all(example[m].shape[-1] == 3 for m in images),
-        pretrained=config.pretrained if config.init_from is None else {*kinds},
+        pretrained=pretrained,
         trains_tokenizer=config.text_options["tokenizer"] in DEFAULT_VOCAB_SIZE,
     )
 

@@ -120,6 +120,17 @@ def run_experiment(
     return result.get("per_seed") or result["metrics"], result["timing"]
 
 
+CONTRASTIVE = (
+    "--optimizer.name",
+    "adamw",
+    "--optimizer.learning-rate",
+    "2e-3",
+    "--model.text.embedding-std",
+    "0.02",
+)
+"""Flags of contrastive.py with which the steps and rates here were chosen."""
+
+
 def run(
     script: str,
     data: str,
@@ -131,6 +142,7 @@ def run(
     """The metrics of one experiment with the flags that all of these runs share, and ``more_flags``."""
     flags = ["--data", data, "--modalities", *modalities, "--batch-size", "64", "--steps", str(config.steps)]
     flags += ["--seed", str(config.seed), "--seeds", str(config.seeds)]
+    flags += CONTRASTIVE if script == "contrastive" else ()
     # The test is of the last parameters, for which no evaluation on validation data is needed.
     return run_experiment(script, [*flags, "--eval-every", "0", *more_flags], folder)[0]
 

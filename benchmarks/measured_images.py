@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from benchmarks.measured import format_score, print_table, run_experiment
+from benchmarks.measured import CONTRASTIVE, format_score, print_table, run_experiment
 from xmodal_jax.data import DataOptions, open_source
 
 Run = Literal["contrastive", "pairs", "fusion", "multimodal_vae"]
@@ -109,7 +109,8 @@ def flags_of(run: Run, config: Config) -> list[str]:
     if run in ("contrastive", "pairs"):
         modalities = ["text", "image", "vector"] if run == "contrastive" else ["image", "vector"]
         flags = ["--modalities", *modalities, "--steps", str(config.contrastive_steps)]
-        return [*flags, "--batch-size", "128", "--eval-every", str(max(1, config.contrastive_steps // 3))]
+        flags += ["--batch-size", "128", "--eval-every", str(max(1, config.contrastive_steps // 3))]
+        return [*flags, *CONTRASTIVE]
     if run == "fusion":
         flags = ["--modalities", "image", "vector", "--steps", str(config.fusion_steps), "--batch-size", "64"]
         flags += ["--model.modality-dropout", "0.3"]

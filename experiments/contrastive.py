@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
+from xmodal_jax.data.hard_negatives import HardNegatives
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import fit_transforms, open_splits
 from xmodal_jax.evaluation import embeddings as evaluate
 from xmodal_jax.evaluation.scene_factors import SceneTests
 from xmodal_jax.experiment import choose_recipe, evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
+from xmodal_jax.nets.encoders import TextTransformerConfig
 from xmodal_jax.report import alignment as panels
 from xmodal_jax.report.scene_factors import add_scene_factors
 from xmodal_jax.train.command_line import run_script
@@ -35,20 +35,20 @@ class Config(StartConfig, ContrastiveRecipeFlags):
     """A shared embedding space by contrastive learning."""
 
     input: DataFlags = DataOptions(train_size=6000, max_seconds=3.2)
-    steps: int = 640
-    batch_size: int = 64
+    steps: int = 550
+    batch_size: int = 128
     """Examples per step, over all devices together. For each example the others of its batch are the negatives."""
-    eval_every: int = 160
+    eval_every: int = 275
+    negatives: HardNegatives = HardNegatives()
     gallery: int = 500
     """Number of test examples (or images with several captions), all of different meaning, that retrieval searches."""
     prompts: tuple[str, ...] = ()
     """Templates for zero-shot classification, such as "a photo of a {}", which are averaged. Empty: the data set's."""
     cache_features: bool = False
-    """With --encoder-lr-multiplier 0: compute the features of the frozen encoders once, before training and
-    without augmentation. The training data must fit in memory."""
-    model: ContrastiveConfig = ContrastiveConfig()
+    """Compute features of frozen encoders once, without augmentation; the training data must fit in memory."""
+    model: ContrastiveConfig = ContrastiveConfig(text=TextTransformerConfig(embedding_std=1.0))
     """Towers and objective."""
-    optimizer: Optimizer = Optimizer(learning_rate=2e-3)
+    optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Update rule and learning-rate schedule."""
 
     def __post_init__(self):
@@ -66,7 +66,8 @@ def main(config: Config) -> None:
         prepare = fit_transforms(splits.train, bad_examples, config.text_options)
         run.write_later(lambda: prepare.save(run.path))
         features = frozen_features(pretrained, config.model, prepare) if config.cache_features else None
-        loader = make_loader(config, splits.train, prepare, bad_examples=bad_examples, once=features)
+        more = dict(once=features, negatives=config.negatives)
+        loader = make_loader(config, splits.train, prepare, bad_examples=bad_examples, **more)
     modalities = tuple(splits.train.modalities)
 
     # The method, and what is measured while it trains.
@@ -79,8 +80,7 @@ def main(config: Config) -> None:
     def validate(params):
         """Retrieval scores; their mean recall@1 over all directions decides the best checkpoint."""
         scores = validation.scores(embed(params, validation), "validation/")
-        recalls = [value for name, value in scores.items() if name.endswith("recall@1")]
-        return {**scores, "validation/recall@1": np.mean(recalls)}
+        return {**scores, "validation/recall@1": evaluate.mean_recall(scores)}
 
     result = fit(
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/recall@1",

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from xmodal_jax.core import runtime, trees
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.hard_negatives import HardNegatives
 from xmodal_jax.data.mixture_splits import describe_spec
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import RawBatch, Source
@@ -165,6 +166,7 @@ def make_loader(
     bad_examples: BadExamples,
     once: Callable[[RawBatch], RawBatch] | None = None,
     repeats: int = 1,
+    negatives: HardNegatives | None = None,
 ) -> Loader:
     """Batches of a training split, shuffled and tokenized; the split is kept in memory where it fits.
 
@@ -179,11 +181,17 @@ def make_loader(
         memory; otherwise the model computes the same in each step.
       repeats: number of batches of ``config.batch_size`` that are joined to one, for a method that takes several steps
         on parts of a batch.
+      negatives: hard negatives of a contrastive loss; None: batches are random.
     """
+    groups = None
+    if negatives is not None:
+        tokenize, groups = negatives.prepare(source, tokenize)
     _check_unknown_token(config, tokenize)
     source, transform = prepare_source(source, tokenize, limit=RESIDENT_LIMIT, once=once)
     batch_size = choose_batch_size(config.batch_size, source, bad_examples)
-    return Loader(source, batch_size=batch_size * repeats, seed=config.seed, transform=transform)
+    return Loader(
+        source, batch_size=batch_size * repeats, seed=config.seed, transform=transform, groups=groups
+    )
 
 
 def _check_unknown_token(config: RunConfig, tokenize: Any) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tests.losses.devices import LAYOUTS, assert_same, values_and_gradients
 from tests.oracles import contrastive as oracle
 from xmodal_jax.core.collectives import batch_mean, global_mean
-from xmodal_jax.losses import info_nce, sigmoid_loss, triplet_loss
+from xmodal_jax.losses import changed_text_loss, info_nce, sigmoid_loss, triplet_loss
 
 DUPLICATES = ("ignore", "exclude", "positive")
 IMPLEMENTATIONS = ("global", "tiled", "ring")
@@ -327,3 +327,13 @@ def test_the_gradient_of_the_global_mean_averaged_over_devices_is_that_of_one_de
         )  # fmt: skip
         several = jax.jit(mapped)(kernel, x["a"], x["b"], weights)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), several, one_device)
+
+
+def test_a_changed_text_is_told_by_the_softmax_of_two_logits():
+    data = make(11)
+    x, text, changed = (np.asarray(v, np.float64) for v in (data["a"], data["b"], data["b"][::-1]))
+    logits = np.stack([(x * text).sum(axis=1), (x * changed).sum(axis=1)]) / 0.07
+    expected = -np.log(np.exp(logits[0]) / np.exp(logits).sum(axis=0))
+    found = changed_text_loss(data["a"], data["b"], data["b"][::-1], temperature=0.07)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert np.isfinite(changed_text_loss(data["a"], data["b"], data["b"][::-1], temperature=1e-6)).all()

@@ -153,6 +153,87 @@ def test_a_run_of_two_seeds_with_a_loss_of_the_modality_gap_resumes_bit_by_bit(t
     assert_resumes(method, source, tmp_path, optimizer=optimizer, batch_size=6, seeds=2)
 
 
+def with_changed(n=16):
+    """A batch of texts and features of images, with two changed texts beside each text; the first three are equal."""
+    batch = encoded(n)
+    del batch[features_field("text")]
+    changed = np.repeat(batch["text"][:, None], 2, axis=1)
+    changed[3:, :, 0] = changed[3:, :, 0] % 18 + 1  # another first word
+    mask = np.repeat(batch["text_mask"][:, None], 2, axis=1)
+    return batch | {"text_changed": changed, "text_changed_mask": mask}
+
+
+def test_a_loss_with_changed_texts_does_not_depend_on_the_devices():
+    method = make_contrastive(CONFIG, ("text", "image"), vocab_size=19)
+    assert_device_invariant(method, with_changed(), layouts=[("pmap", 8, 1)], parts=4)
+
+
+def test_changed_texts_are_negatives_of_their_own_example():
+    """Added to the loss of the pair: the cross-entropy, by NumPy, of telling the text from the changed one. A text that
+    is the same adds log 2, with a gradient of zero."""
+    no_dropout = dataclasses.replace(CONFIG, text=TextTransformerConfig(**small), changed_text_weight=0.7)
+    method = make_contrastive(no_dropout, ("text", "image"), vocab_size=19)
+    batch, key = on_device(with_changed()), jax.random.key(0)
+    batch["text_changed"] = (
+        batch["text_changed"].at[:, 1].set(batch["text_changed"][:, 0])
+    )  # whichever is drawn
+    params = random_params(method.init, key, batch)
+    plain = {k: v for k, v in batch.items() if not k.startswith("text_changed")}
+    (value, aux), (other, _) = (jax.jit(method.loss)(params, each, key) for each in (batch, plain))
+    embed = jax.jit(method.predict)
+    texts = {"text": batch["text_changed"][:, 0], "text_mask": batch["text_changed_mask"][:, 0]}
+    found, changed = embed(params, plain), embed(params, texts | {"index": batch["index"]})["text"]
+    x, t, c = (np.asarray(each, np.float64) for each in (found["image"], found["text"], changed))
+    odds = np.exp(float(aux["scale"]) * np.stack([(x * t).sum(axis=1), (x * c).sum(axis=1)]))
+    both = np.asarray(batch["present"]["text"] & batch["present"]["image"])
+    expected = 0.7 * -np.log(odds[0] / odds.sum(axis=0))[both].mean()
+    np.testing.assert_allclose(value - other, expected, rtol=1e-3)
+
+    same = batch | {"text_changed": jnp.repeat(batch["text"][:, None], 2, axis=1)}
+    gradient = lambda each: jax.jit(jax.grad(lambda p: method.loss(p, each, key)[0]))(params)
+    for a, b in zip(jax.tree.leaves(gradient(same)), jax.tree.leaves(gradient(plain)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_text_encoder_learns_the_order_of_words_from_changed_texts():
+    """Two images whose captions are the same words in another order; in the batch each caption has many others beside
+    it, which differ in their words. A network that ignores the order stays at a loss of log 2."""
+    rng = np.random.default_rng(0)
+    texts = rng.permuted(np.tile(np.arange(1, 19), (32, 1)), axis=1)[:, :4].astype(np.int32)
+    swapped = texts[:, None, [1, 0, 2, 3]]
+    features = rng.normal(size=(32, 16)).astype(np.float32)
+    batch = {
+        "text": texts,
+        "text_mask": np.ones_like(texts, bool),
+        "image": np.zeros((32, 10, 10, 3), np.uint8),
+    }
+    batch |= {"text_changed": swapped, "text_changed_mask": np.ones_like(swapped, bool)}
+    batch |= {features_field("image"): features, "index": np.arange(32, dtype=np.int32)}
+    config = dataclasses.replace(
+        CONFIG, text=TextTransformerConfig(**small, embedding_std=1.0), changed_text_weight=3.0
+    )
+    method, batch = make_contrastive(config, ("text", "image"), vocab_size=19), on_device(batch)
+    params, optimizer = method.init(jax.random.key(0), batch), optax.adam(1e-2)
+
+    @jax.jit
+    def train(params):
+        def step(carry, key):
+            params, state = carry
+            updates, state = optimizer.update(
+                jax.grad(lambda p: method.loss(p, batch, key)[0])(params), state
+            )
+            return (optax.apply_updates(params, updates), state), None
+
+        keys = jax.random.split(jax.random.key(1), 150)
+        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+
+    params = train(params)
+    wrong = batch | {"text": batch["text_changed"][:, 0]}
+    image, right = (method.predict(params, batch)[name] for name in ("image", "text"))
+    wrong = method.predict(params, {k: v for k, v in wrong.items() if "changed" not in k})["text"]
+    assert jnp.mean((image * right).sum(axis=1) > (image * wrong).sum(axis=1)) > 0.9
+
+
 def test_weights_of_the_modality_gap_are_checked():
     with pytest.raises(ValueError, match="PairDistance.weight must be 0 or more, got -1.0"):
         PairDistance(-1.0)

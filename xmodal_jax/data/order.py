@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -89,6 +90,84 @@ def _exchange(order: np.ndarray, in_end: np.ndarray, start: int, stop: int) -> n
     order = order.copy()
     order[repeated], order[later] = order[later], order[repeated]
     return order
+
+
+@dataclasses.dataclass(frozen=True)
+class SimilarGroups:
+    """What `GroupedOrder` needs to know of a data set."""
+
+    vectors: np.ndarray
+    """A vector of each example, float32 ``[N, D]``; similar examples have similar vectors (see `text_vectors`)."""
+    size: int
+    """Examples in a group."""
+
+    def __post_init__(self):
+        if self.size < 2:
+            raise ValueError(f"a group has at least two examples, got a size of {self.size}")
+
+
+class GroupedOrder(ExampleOrder):
+    """An `ExampleOrder` in which groups of similar examples stand together, so that they meet in a batch.
+
+    A contrastive loss learns little from a batch of random examples that a glance tells apart; among similar ones the
+    details matter. In each epoch the examples are divided anew: two of them are drawn, all are sorted by the difference
+    of their similarities to the two, and the halves are divided again until they have ``groups.size`` examples (random
+    projection trees, Dasgupta and Freund 2008). The groups stand in random order; other groups fill up the batch.
+
+    ::
+
+        order = GroupedOrder(SimilarGroups(text_vectors(captions), size=16), seed=0, batch_size=128)
+
+    Args:
+      groups: vectors of the examples, and the size of a group.
+      seed: random seed of the order.
+      batch_size: examples in a global batch; a multiple of the groups' size keeps groups whole.
+    """
+
+    def __init__(self, groups: SimilarGroups, seed: int, batch_size: int = 1):
+        super().__init__(len(groups.vectors), seed, shuffle=True, batch_size=batch_size)
+        self.groups = groups
+
+    @property
+    def mixture(self) -> dict[str, Any]:
+        """What else determines the stream, as JSON: the size of the groups."""
+        return {"group": self.groups.size}
+
+    def _draw_uncached(self, epoch: int) -> np.ndarray:
+        """The examples of an epoch, group after group: int64 ``[length]``."""
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], np.uint64)))
+        vectors, size = self.groups.vectors, self.groups.size
+        groups, undivided = [], [np.arange(self.length)]
+        while undivided:
+            members = undivided.pop()
+            if len(members) <= size:
+                groups.append(rng.permutation(members))
+                continue
+            first, second = vectors[rng.choice(members, 2, replace=False)].astype(np.float32)
+            # Random numbers below all differences decide among examples that are equally similar to the two.
+            scores = vectors[members] @ (first - second) + 1e-4 * rng.random(len(members))
+            members = members[np.argsort(scores, kind="stable")]
+            half = size * max(1, round(len(members) / size / 2))  # whole groups
+            undivided += [members[:half], members[half:]]
+        # An incomplete group comes last, so that the others begin at multiples of their size.
+        order = sorted(rng.permutation(len(groups)), key=lambda g: len(groups[g]) < size)
+        return np.concatenate([groups[g] for g in order])
+
+
+def text_vectors(captions: Sequence[str], dimensions: int = 64) -> np.ndarray:
+    """A vector of each caption, float32 ``[N, dimensions]``: captions that share rare words are similar.
+
+    A random projection of the tf-idf vectors of words, of whatever case. Cosine similarities are those of tf-idf
+    vectors up to an error of about ``dimensions ** -0.5``.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # here: it takes a second to load
+
+    try:
+        words = TfidfVectorizer(token_pattern=r"\w+", dtype=np.float32).fit_transform(captions)
+    except ValueError:  # no caption has a word
+        return np.zeros((len(captions), dimensions), np.float32)
+    directions = np.random.Generator(np.random.Philox(0)).standard_normal((words.shape[1], dimensions))
+    return np.asarray(words @ directions.astype(np.float32)) / dimensions**0.5
 
 
 class _PartOrder(ExampleOrder):
@@ -183,10 +262,25 @@ class MixtureOrder:
         return indices
 
 
-def make_order(source: Source, seed: int, shuffle: bool, batch_size: int) -> ExampleOrder | MixtureOrder:
-    """The order in which a loader reads a source: that of a mixture if it is one and is shuffled."""
+def make_order(
+    source: Source, seed: int, shuffle: bool, batch_size: int, groups: SimilarGroups | None = None
+) -> ExampleOrder | MixtureOrder:
+    """The order in which a loader reads a source: that of a mixture if it is one and is shuffled, or one with
+    ``groups`` of similar examples.
+
+    Raises:
+      ValueError: ``groups`` of a mixture, of examples in order, or of another number of examples.
+    """
     parts = source.parts() if shuffle else None
-    if parts is None or source.part_weights is None:
+    is_mixture = parts is not None and source.part_weights is not None
+    if groups is not None:
+        if is_mixture or not shuffle or len(groups.vectors) != len(source):
+            raise ValueError(
+                f"groups of {len(groups.vectors)} similar examples need a data set of as many (here {len(source)}) "
+                "that is shuffled and no mixture"
+            )
+        return GroupedOrder(groups, seed, batch_size)
+    if not is_mixture:
         return ExampleOrder(len(source), seed, shuffle, batch_size)
     return MixtureOrder(parts, source.part_weights, seed, batch_size)
 

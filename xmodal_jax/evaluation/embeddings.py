@@ -411,6 +411,11 @@ def class_prompts(train: Source, templates: Sequence[str], *, limit: int = 3000)
     ]
 
 
+def mean_recall(scores: Mapping[str, float]) -> float:
+    """The mean recall@1 over all directions of retrieval, of the scores of a `Gallery`."""
+    return float(np.mean([value for name, value in scores.items() if name.endswith("recall@1")]))
+
+
 def check_prompts(templates: Sequence[str]) -> None:
     """Raises ValueError for a prompt without ``{}``, which would be the same for all classes."""
     if wrong := [template for template in templates if "{}" not in template]:

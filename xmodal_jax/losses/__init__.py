@@ -25,7 +25,7 @@ from xmodal_jax.losses.adversarial import (
 )
 from xmodal_jax.losses.alignment import coral, deep_cca, mmd
 from xmodal_jax.losses.autoencoder import importance_weighted, mmd_to_prior, prior_log_ratio
-from xmodal_jax.losses.contrastive import info_nce, sigmoid_loss, triplet_loss
+from xmodal_jax.losses.contrastive import changed_text_loss, info_nce, sigmoid_loss, triplet_loss
 from xmodal_jax.losses.elbo import (
     doubly_reparametrized_bound,
     importance_bound,
@@ -81,6 +81,7 @@ __all__ = [
     "ObjectiveInputs",
     "ObjectiveTerms",
     "centroid_uniformity",
+    "changed_text_loss",
     "chunked",
     "clip_weights",
     "code_vae",

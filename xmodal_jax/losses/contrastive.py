@@ -318,3 +318,37 @@ def _count_positives(side: PairSide, axis_name: AxisName) -> Float[Array, "batch
     start = jnp.searchsorted(sorted_ids, side.positive_id, side="left")
     end = jnp.searchsorted(sorted_ids, side.positive_id, side="right")
     return jnp.maximum(end - start, 1).astype(jnp.float32)
+
+
+def changed_text_loss(
+    x: Float[Array, "batch dim"],
+    text: Float[Array, "batch dim"],
+    changed: Float[Array, "batch dim"],
+    *,
+    temperature: Float[Array, ""] | float,
+) -> Float[Array, "batch"]:
+    r"""The cross-entropy of telling an example's text from the same text with one fact changed.
+
+    .. math:: -\log \frac{e^{x \cdot t / \tau}}{e^{x \cdot t / \tau} + e^{x \cdot t' / \tau}}
+
+    InfoNCE with one negative, a hard one: texts that differ in a word, or in the order of words, hardly ever meet in a
+    random batch (NegCLIP, Yuksekgonul et al. 2023, "When and why vision-language models behave like bags-of-words, and
+    what to do about it?", which adds the negative to those of the batch).
+
+    Args:
+      x: unit vectors of another modality, such as images.
+      text: unit vectors of the examples' texts.
+      changed: unit vectors t' of the changed texts.
+      temperature: tau.
+    Returns:
+      One term per example, in nats.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from xmodal_jax.losses import changed_text_loss
+      >>> x = jnp.eye(2)
+      >>> changed_text_loss(x, x, -x, temperature=1.0).round(3).tolist()
+      [0.127, 0.127]
+    """
+    difference = jnp.sum(x * (changed - text), axis=-1) / temperature
+    return jax.nn.softplus(difference)

@@ -45,6 +45,8 @@ from xmodal_jax.nets.encoders import (
 from xmodal_jax.nets.heads import AnyHead, HeadConfig, HeadsByKind, LinearHeadConfig, as_head
 from xmodal_jax.types import MODALITIES, Batch, EncoderSlot, ExampleKeys, Key, Method, Params, kind_of
 
+CHANGED = "text_changed"
+"""The field of a batch with texts in which one fact is changed, token ids ``[B, K, L]``."""
 MAX_SCALE = 100.0
 """Largest inverse temperature (CLIP)."""
 
@@ -301,6 +303,9 @@ class ContrastiveConfig:
     gap_loss: GapLoss | None = None
     """An additional loss that reduces the modality gap. It is the distance of pairs (pair_distance), or this and the
     uniformity of the pairs' centroids (uniform_centroids). None: no such loss."""
+    changed_text_weight: float = 1.0
+    """Weight of the loss that tells an example's text from the same text with one fact changed, in batches with the
+    field text_changed (of the embedded data set)."""
     anchor: str | None = None
     """Modality that is in every aligned pair, so that the other modalities are aligned only through it; None: all pairs
     of modalities are aligned."""
@@ -449,6 +454,23 @@ class _Network:
             embeddings[name] = l2_normalize(x)
         return embeddings
 
+    def embed_with_changed(self, params: Params, batch: Batch, keys: ExampleKeys) -> dict[str, Array]:
+        """The unit vectors of `embed`, and of one of the changed texts of each example as ``text_changed`` if the batch
+        has the field ``text_changed`` ``[B, K, L]``. ``keys`` also draw which one."""
+        embeddings = self.embed(params, batch, keys)
+        if CHANGED in batch:
+            texts, mask = batch[CHANGED], batch[f"{CHANGED}_mask"]
+            draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, texts.shape[1]))
+            chosen = draw(fold_in_name(keys, CHANGED))[:, None, None]
+            pick = lambda x: jnp.take_along_axis(x, chosen, axis=1)[:, 0]
+            changed = {**batch, "text": pick(texts), "text_mask": pick(mask)}
+            changed = {name: changed[name] for name in ("text", "text_mask", "index")}
+            embeddings[CHANGED] = self.embed(params, changed, fold_in_name(keys, f"{CHANGED}_tower"))["text"]
+            # A text that was not changed is no negative.
+            same = jnp.all(changed["text"] == batch["text"], axis=1)
+            embeddings[CHANGED] = jnp.where(same[:, None], embeddings["text"], embeddings[CHANGED])
+        return embeddings
+
     def loss(self, params: Params, batch: Batch, key: Key, *, axis_name: str | None = None, chunks: int = 1):
         """``(loss, aux)``: the mean loss over the pairs of modalities, as this device's share of the mean over the
         global batch.
@@ -465,10 +487,8 @@ class _Network:
         config = self.config
         key = fold_in_name(key, "contrastive")
         inputs = (batch, batch_keys(key, batch))  # one random key for each example
-        if chunks == 1:
-            embeddings = self.embed(params, *inputs)
-        else:
-            embeddings = chunked(lambda params, inputs: self.embed(params, *inputs), chunks)(params, inputs)
+        embed = lambda params, inputs: self.embed_with_changed(params, *inputs)
+        embeddings = (embed if chunks == 1 else chunked(embed, chunks))(params, inputs)
         present = presence_masks(batch, self.modalities)
         # Examples with equal texts, or of the same picture, are no negatives of each other: they get equal ids.
         match = None
@@ -486,6 +506,12 @@ class _Network:
                 loss = loss + config.alignment_weight * config.alignment(pairs, params["loss"], scale)
             if config.gap_loss is not None:
                 loss = loss + config.gap_loss(pairs)
+            if CHANGED in embeddings and "text" in (a, b):
+                other = pairs.b if a == "text" else pairs.a
+                terms = contrastive.changed_text_loss(
+                    other, embeddings["text"], embeddings[CHANGED], temperature=1.0 / scale
+                )
+                loss = loss + config.changed_text_weight * pairs.mean_share(terms)
             pair_losses[f"{a}_{b}"] = loss
         total = sum(pair_losses.values()) / len(pair_losses)
         if "present" in batch:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from xmodal_jax.data.shapes.grammar import (
     with_article,
 )
 from xmodal_jax.data.shapes.scenes import COLOURS, MAX_OBJECTS, RELATIONS, SHAPES, SIZES, TEXTURES, Factors
+from xmodal_jax.data.source import RawBatch
 
 
 class _Token(NamedTuple):
@@ -133,6 +135,66 @@ def swap_values(caption: str, factor: str) -> list[str]:
         if not _has_equal_objects(changed):
             captions.append(_join(changed))
     return captions
+
+
+class AddChangedCaptions:
+    """A transform of batches that adds captions with one fact changed, which a model learns to tell from the right one.
+
+    ``caption`` object ``[B]`` adds ``caption_changed`` object ``[B, count]``. Of every two captions the first has one
+    factor replaced by another value (`replace_value`). The second has, in scenes of several objects, the values of one
+    factor exchanged (`swap_values`) or another relation, so that the order of words matters; in scenes of one object it
+    is like the first. What is changed depends on the caption alone. A caption that is no sentence of the grammar is
+    repeated without a change.
+
+    Args:
+      count: captions beside each caption.
+      motion: whether captions tell how objects move.
+
+    Example::
+
+        batch = AddChangedCaptions(2)({"caption": np.array(["a small red star above a big blue ring"], object)})
+        batch["caption_changed"][0].tolist()
+        # such as ["a small red heart above a big blue ring", "a big red star above a small blue ring"]
+    """
+
+    def __init__(self, count: int, *, motion: bool = False):
+        if count < 1:
+            raise ValueError(f"the number of changed captions must be at least 1, got {count}")
+        self.count = count
+        self._factors = tuple(name for name in STATED_FACTORS if motion or name != "motion")
+
+    def __call__(self, batch: RawBatch) -> RawBatch:
+        """The batch with ``caption_changed``."""
+        captions = np.asarray(batch["caption"])
+        changed = np.empty((len(captions), self.count), object)
+        for row, caption in zip(changed, captions.tolist(), strict=True):
+            row[:] = self._change(caption)
+        return {**batch, "caption_changed": changed}
+
+    def _change(self, caption: str) -> list[str]:
+        """``count`` captions with a fact changed; ``caption`` itself, as often, if it is no sentence of the grammar."""
+        if parse(caption) is None:
+            return [caption] * self.count
+        rng = np.random.Generator(np.random.Philox(zlib.crc32(caption.encode())))
+        return [self._change_order(caption, rng) or self._replace(caption, rng) for _ in range(self.count)]
+
+    def _replace(self, caption: str, rng: np.random.Generator, factors: Sequence[str] = ()) -> str | None:
+        """The caption with another value of a random factor (of ``factors``, if given); None: it states none."""
+        facts = [(factor, k) for factor in factors or self._factors for k in range(MAX_OBJECTS)]
+        for index in rng.permutation(len(facts)):
+            factor, number = facts[index]
+            if len(values := possible_values(caption, factor, number)) > 1:
+                return replace_value(caption, factor, values[rng.integers(1, len(values))], number)
+        return None
+
+    def _change_order(self, caption: str, rng: np.random.Generator) -> str | None:
+        """The caption with two values exchanged or another relation; None: of one object."""
+        if rng.random() < 0.5 and (changed := self._replace(caption, rng, ("relation",))):
+            return changed
+        for index in rng.permutation(len(PROPERTIES)):
+            if captions := swap_values(caption, PROPERTIES[index]):
+                return captions[rng.integers(len(captions))]
+        return None
 
 
 def number_captions(

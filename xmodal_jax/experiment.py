@@ -176,17 +176,17 @@ def make_loader(
       tokenize: a transform of raw batches that is fitted to the data, such as one that adds the tokens of captions
         (`data.splits.FittedTransforms`); None: there is none.
       bad_examples: notes that there are fewer examples than the batch size, which is then reduced (see
-        `choose_batch_size`).
+        `choose_batch_size`), and why there are no hard negatives.
       once: a transform of raw batches, such as spectrograms of audio. It is computed once where the split fits into
         memory; otherwise the model computes the same in each step.
       repeats: number of batches of ``config.batch_size`` that are joined to one, for a method that takes several steps
         on parts of a batch.
       negatives: hard negatives of a contrastive loss; None: batches are random.
     """
+    _check_unknown_token(config, tokenize)
     groups = None
     if negatives is not None:
-        tokenize, groups = negatives.prepare(source, tokenize)
-    _check_unknown_token(config, tokenize)
+        tokenize, groups = negatives.prepare(source, tokenize, bad_examples)
     source, transform = prepare_source(source, tokenize, limit=RESIDENT_LIMIT, once=once)
     batch_size = choose_batch_size(config.batch_size, source, bad_examples)
     return Loader(

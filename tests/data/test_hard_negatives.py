@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.hard_negatives import HardNegatives, similar_groups, with_changed_captions
 from xmodal_jax.data.mixture import MixtureSource
 from xmodal_jax.data.order import ExampleOrder, GroupedOrder, SimilarGroups, make_order, text_vectors
@@ -11,6 +12,7 @@ from xmodal_jax.data.shapes.caption_changes import AddChangedCaptions
 from xmodal_jax.data.shapes.grammar import parse
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.sources.arrays import ArraySource
+from xmodal_jax.data.views import IncompleteSource
 
 
 def scenes(size=211, modalities=("text", "image")):
@@ -82,8 +84,9 @@ def test_a_stream_of_groups_is_resumed_and_shared_by_hosts():
     resumed = make()
     resumed.restore({**loader.position(), "step": 5})
     assert next(resumed)["caption"].tolist() == expected[5]
-    with pytest.raises(ValueError, match="group was 4, is 5"):
-        Loader(source, batch_size=8, seed=1, groups=similar_groups(source, 5)).restore(loader.position())
+    for groups, message in ((similar_groups(source, 5), "group was 4, is 5"), (None, "group was 4, is None")):
+        with pytest.raises(ValueError, match=message):
+            Loader(source, batch_size=8, seed=1, groups=groups).restore(loader.position())
 
 
 def test_where_groups_make_no_sense_batches_are_random():
@@ -100,6 +103,50 @@ def test_where_groups_make_no_sense_batches_are_random():
     for options in ({"group_size": 0}, {"changed_captions": -1}):
         with pytest.raises(ValueError, match="must be at least"):
             HardNegatives(**options)
+
+
+def test_a_line_says_why_there_are_no_hard_negatives():
+    few, mixture = captions_of(["a shoe", "a shirt"] * 5), MixtureSource({"a": scenes(20), "b": scenes(20)})
+    prepare = lambda batch: batch
+    for source, count, expected in (
+        (few, 3, ["2 of the 10 captions are distinct", "--negatives.changed-captions"]),
+        (few, 2, ["--negatives.group-size"]),
+        (mixture, 3, ["the parts of a mixture take turns"]),
+        (scenes(20), 3, []),
+        (scenes(20, ("image", "video")), 2, []),
+    ):
+        bad_examples = BadExamples()
+        HardNegatives(4, count).prepare(source, prepare, bad_examples)
+        assert len(bad_examples.remarks) == len(expected)
+        said = " ".join(bad_examples.remarks)
+        assert all(words in said for words in expected), said
+
+
+def test_missing_texts_do_not_count_as_equal_captions():
+    captions = np.array([f"a {k}" for k in range(4)] + [""] * 16, object)
+    assert similar_groups(captions_of(captions), 4) is not None
+    assert similar_groups(captions_of([""] * 4), 2) is None
+
+
+@pytest.mark.parametrize("modalities", [("text", "image"), ("image", "video")])
+def test_captions_are_read_without_drawing_scenes(modalities, monkeypatch):
+    """Of whole scenes, and of those that lack modalities: the same as in the batches."""
+    source, indices = scenes(40, modalities), np.array([3, 0, 39])
+    expected = [source, IncompleteSource(source, fraction=0.5, seed=0)]
+    of_batches = [[view.batch(rows).get("caption") for rows in (indices, np.arange(40))] for view in expected]
+    batch = SpokenShapes.batch
+
+    def batch_of_one(self, indices):
+        assert len(indices) == 1, "scenes are drawn"  # one, whose fields tell that no modality is missing
+        return batch(self, indices)
+
+    monkeypatch.setattr(SpokenShapes, "batch", batch_of_one)
+    for view, (some, every) in zip(expected, of_batches, strict=True):
+        if some is None:
+            assert view.caption_batch(indices) == {}
+            continue
+        assert view.caption_batch(indices)["caption"].tolist() == some.tolist()
+        assert view.caption_batch(np.arange(40))["caption"].tolist() == every.tolist()
 
 
 @pytest.mark.parametrize("motion", [False, True])

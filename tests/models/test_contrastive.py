@@ -168,6 +168,17 @@ def test_a_loss_with_changed_texts_does_not_depend_on_the_devices():
     assert_device_invariant(method, with_changed(), layouts=[("pmap", 8, 1)], parts=4)
 
 
+def test_changed_texts_have_no_dropout_where_texts_are_precomputed():
+    """Otherwise dropout would tell the right one of the two. The loss then has nothing random."""
+    batch, method = with_changed(), make_contrastive(CONFIG, ("text", "image"), vocab_size=19)
+    batch["text_changed"][:, 1] = batch["text_changed"][:, 0]  # whichever is drawn
+    batch = on_device(batch | {features_field("text"): encoded()[features_field("text")]})
+    params = random_params(method.init, jax.random.key(0), batch)
+    loss = jax.jit(method.loss)
+    first, second = (loss(params, batch, jax.random.key(k))[0] for k in range(2))
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
 def test_changed_texts_are_negatives_of_their_own_example():
     """Added to the loss of the pair: the cross-entropy, by NumPy, of telling the text from the changed one. A text that
     is the same adds log 2, with a gradient of zero."""

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.bad_examples import BadExamples
+from xmodal_jax.data.hard_negatives import HardNegatives
+from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.splits import Splits, fit_transforms
 from xmodal_jax.experiment import choose_recipe, make_loader
@@ -270,12 +272,13 @@ def test_every_option_of_a_recipe_is_one_that_an_experiment_has():
 
 def test_token_dropout_needs_a_tokenizer_that_was_trained_here():
     config = Config(model=ContrastiveConfig(text=TextTransformerConfig(token_dropout=0.1)), batch_size=2)
-    source = make_source(4)
+    source = SpokenShapes(size=4, modalities=("text", "image"), image_size=16)
     prepare = fit_transforms(source, BadExamples(), config.text_options)
     make_loader(config, source, prepare, bad_examples=BadExamples())
     prepare.tokenizer.unk_id = 100  # as BERT's
-    with pytest.raises(ValueError, match="--model.text.token-dropout is for tokenizers that are trained"):
-        make_loader(config, source, prepare, bad_examples=BadExamples())
+    for negatives in (None, HardNegatives()):
+        with pytest.raises(ValueError, match="--model.text.token-dropout is for tokenizers that are trained"):
+            make_loader(config, source, prepare, bad_examples=BadExamples(), negatives=negatives)
 
 
 def test_the_table_of_the_documentation_has_the_numbers_of_the_code():

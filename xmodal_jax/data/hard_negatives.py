@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from xmodal_jax.core.checks import check_at_least
+from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.order import SimilarGroups, text_vectors
 from xmodal_jax.data.shapes.caption_changes import AddChangedCaptions
 from xmodal_jax.data.shapes.grammar import Meaning
@@ -40,34 +41,50 @@ class HardNegatives:
         check_at_least(self, 0, "changed_captions")
 
     def prepare(
-        self, source: Source, transform: Callable[[RawBatch], RawBatch]
+        self, source: Source, transform: Callable[[RawBatch], RawBatch], bad_examples: BadExamples
     ) -> tuple[Callable[[RawBatch], RawBatch], SimilarGroups | None]:
         """``(transform, groups)`` for a `pipeline.Loader` of a training split: its fitted ``transform``, with changed
-        captions where the data has them, and the groups of similar examples, None where it has none."""
-        return (
-            with_changed_captions(source, transform, self.changed_captions),
-            similar_groups(source, self.group_size),
-        )
+        captions where the data has them, and the groups of similar examples, None where it has none. ``bad_examples``
+        says why captions are not grouped, or that they are not changed although another number was chosen."""
+        with_changed = with_changed_captions(source, transform, self.changed_captions)
+        if with_changed is transform and self.changed_captions not in (0, HardNegatives.changed_captions):
+            bad_examples.remark(
+                "No caption is changed (--negatives.changed-captions): that needs captions of Spoken Shapes."
+            )
+        return with_changed, similar_groups(source, self.group_size, bad_examples)
 
 
-def similar_groups(source: Source, size: int) -> SimilarGroups | None:
+def similar_groups(
+    source: Source, size: int, bad_examples: BadExamples | None = None
+) -> SimilarGroups | None:
     """Groups of ``size`` examples with similar captions, for a `pipeline.Loader`; all captions of an example count.
 
     None, and thus random batches: ``size`` is 1, the data set has no captions or few distinct ones (`DISTINCT`), such
-    as those of classes, or it is a mixture, whose parts take turns in a batch.
+    as those of classes, or it is a mixture, whose parts take turns in a batch. ``bad_examples`` says why captions that
+    there are cannot be grouped; None: nobody is told.
     """
-    is_mixture = source.parts() is not None and source.part_weights is not None
-    if size == 1 or is_mixture or "text" not in source.modalities:
+    bad_examples = BadExamples() if bad_examples is None else bad_examples
+    say_random = lambda reason: bad_examples.remark(
+        f"Batches are random, without groups of similar captions (--negatives.group-size): {reason}."
+    )
+    if size == 1 or "text" not in source.modalities:
+        return None
+    if source.parts() is not None and source.part_weights is not None:
+        say_random("the parts of a mixture take turns")
         return None
     captions: list[str] = []
     for indices in np.array_split(np.arange(len(source)), -(-len(source) // _CHUNK)):
         batch = source.caption_batch(indices)
         fields = caption_fields(batch)
-        if not fields:  # texts are token ids
+        if not fields:
+            say_random("the texts are token ids")
             return None
         rows = zip(*(np.reshape(batch[field], (len(indices), -1)).tolist() for field in fields), strict=True)
         captions += [" ".join(str(caption) for texts in row for caption in texts) for row in rows]
-    if len(set(captions)) < DISTINCT * len(captions):
+    written = [caption for caption in captions if caption.strip()]  # the others are missing
+    distinct = len(set(written))
+    if not written or distinct < DISTINCT * len(written):
+        say_random(f"{distinct:,} of the {len(written):,} captions are distinct, less than half")
         return None
     return SimilarGroups(text_vectors(captions), size)
 

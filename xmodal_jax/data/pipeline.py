@@ -189,12 +189,17 @@ class Loader(Iterator[RawBatch]):
         """Continue from a saved `position`, with the batches that followed it then; the number of hosts may differ.
 
         Raises:
-          ValueError: the size of the data set, the batch size, the seed or shuffling differ from the saved ones.
+          ValueError: the size of the data set, the batch size, the seed, shuffling, the parts of a mixture or the size
+            of groups of similar examples differ from the saved ones.
         """
         current = self.position()
-        changed = [name for name in current if name != "step" and position.get(name) != current[name]]
+        # Also of what only the saved stream has, such as the parts of a mixture.
+        names = [name for name in dict.fromkeys([*current, *position]) if name != "step"]
+        changed = [name for name in names if position.get(name) != current.get(name)]
         if changed:
-            changes = "; ".join(f"{name} was {position.get(name)}, is {current[name]}" for name in changed)
+            changes = "; ".join(
+                f"{name} was {position.get(name)}, is {current.get(name)}" for name in changed
+            )
             raise ValueError(
                 f"cannot resume the data at the saved position: {changes}. Use the values of the saved run."
             )

@@ -107,6 +107,13 @@ class IncompleteSource(SourceView):
         indices = self.source_indices(indices)
         return self._drop(self.source.presence(indices), indices)
 
+    def caption_batch(self, indices: np.ndarray) -> RawBatch:
+        """As `Source.caption_batch`, ``""`` where a text is dropped."""
+        present = self.presence(indices)
+        captions = self.source.caption_batch(self.source_indices(indices))
+        texts = {name: name.replace("caption", "text", 1) for name in captions}
+        return {name: _blank(np.asarray(x), ~present[texts[name]]) for name, x in captions.items()}
+
     def batch(self, indices: np.ndarray) -> RawBatch:
         """The source's batch with the fields of dropped modalities blank, and ``present`` bool ``[B]`` for each
         modality."""

@@ -435,11 +435,15 @@ class _Network:
             params[name] = tower.init(fold_in_name(key, name), inputs, mask)["params"]
         return {**params, "loss": self.config.objective.initial_params()}
 
-    def embed(self, params: Params, batch: Batch, keys: ExampleKeys | None = None) -> dict[str, Array]:
+    def embed(
+        self, params: Params, batch: Batch, keys: ExampleKeys | None = None, *, fixed: bool = False
+    ) -> dict[str, Array]:
         """The unit vectors ``[B, embed_dim]`` of each modality in a batch.
 
-        ``keys`` draw augmentation and dropout in training; None in evaluation.
+        ``keys`` draw augmentation and dropout in training; None in evaluation. ``fixed``: inputs are not augmented and
+        encoders have no dropout in training either, as where their output is precomputed.
         """
+        encoder_keys = None if fixed else keys
         embeddings, config = {}, self.config
         for name, tower in self.towers(batch).items():
             variables = {"params": params[name]}
@@ -449,8 +453,8 @@ class _Network:
                 # The batch holds the pooled output of a frozen encoder: only the projection is left to compute.
                 x = tower.apply(variables, batch[features_field(name)], head_keys, method="project_pooled")
             else:
-                inputs, mask = preprocess_modality(name, batch, config.features, config.augment, keys)
-                x = tower.apply(variables, inputs, mask, keys=keys, head_keys=head_keys)
+                inputs, mask = preprocess_modality(name, batch, config.features, config.augment, encoder_keys)
+                x = tower.apply(variables, inputs, mask, keys=encoder_keys, head_keys=head_keys)
             embeddings[name] = l2_normalize(x)
         return embeddings
 
@@ -465,7 +469,10 @@ class _Network:
             pick = lambda x: jnp.take_along_axis(x, chosen, axis=1)[:, 0]
             changed = {**batch, "text": pick(texts), "text_mask": pick(mask)}
             changed = {name: changed[name] for name in ("text", "text_mask", "index")}
-            embeddings[CHANGED] = self.embed(params, changed, fold_in_name(keys, f"{CHANGED}_tower"))["text"]
+            # Encoded as the texts are: dropout in one of the two alone would tell them apart.
+            fixed = features_field("text") in batch
+            tower_keys = fold_in_name(keys, f"{CHANGED}_tower")
+            embeddings[CHANGED] = self.embed(params, changed, tower_keys, fixed=fixed)["text"]
             # A text that was not changed is no negative.
             same = jnp.all(changed["text"] == batch["text"], axis=1)
             embeddings[CHANGED] = jnp.where(same[:, None], embeddings["text"], embeddings[CHANGED])

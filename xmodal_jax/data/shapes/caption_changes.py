@@ -140,11 +140,10 @@ def swap_values(caption: str, factor: str) -> list[str]:
 class AddChangedCaptions:
     """A transform of batches that adds captions with one fact changed, which a model learns to tell from the right one.
 
-    ``caption`` object ``[B]`` adds ``caption_changed`` object ``[B, count]``. Of every two captions the first has one
-    factor replaced by another value (`replace_value`). The second has, in scenes of several objects, the values of one
-    factor exchanged (`swap_values`) or another relation, so that the order of words matters; in scenes of one object it
-    is like the first. What is changed depends on the caption alone. A caption that is no sentence of the grammar is
-    repeated without a change.
+    ``caption`` object ``[B]`` adds ``caption_changed`` object ``[B, count]``. Of a scene of one object, one factor has
+    another value (`replace_value`). Of several objects, two have exchanged their values of one factor (`swap_values`),
+    or a relation is another one: the order of words matters. Two changes of a caption can be the same, and depend on
+    the caption alone. A caption that is no sentence of the grammar is repeated without a change.
 
     Args:
       count: captions beside each caption.
@@ -154,7 +153,7 @@ class AddChangedCaptions:
 
         batch = AddChangedCaptions(2)({"caption": np.array(["a small red star above a big blue ring"], object)})
         batch["caption_changed"][0].tolist()
-        # such as ["a small red heart above a big blue ring", "a big red star above a small blue ring"]
+        # such as ["a small red star below a big blue ring", "a big red star above a small blue ring"]
     """
 
     def __init__(self, count: int, *, motion: bool = False):

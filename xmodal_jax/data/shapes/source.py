@@ -206,6 +206,10 @@ class SpokenShapes(Source):
             add_noise(audio, mask, self.noise, seeds)
         return audio, mask
 
+    def caption_batch(self, indices) -> RawBatch:
+        """As `Source.caption_batch`; nothing is drawn or spoken."""
+        return {"caption": self.captions(indices)} if "text" in self.modalities else {}
+
     def batch(self, indices) -> RawBatch:
         """The examples ``indices`` ``[B]``, in that order.
 

@@ -127,6 +127,8 @@ CONTRASTIVE = (
     "2e-3",
     "--model.text.embedding-std",
     "0.02",
+    "--model.text.depth",
+    "2",
 )
 """Flags of contrastive.py with which the steps and rates here were chosen."""
 

@@ -35,10 +35,10 @@ class Config(StartConfig, ContrastiveRecipeFlags):
     """A shared embedding space by contrastive learning."""
 
     input: DataFlags = DataOptions(train_size=6000, max_seconds=3.2)
-    steps: int = 550
+    steps: int = 800
     batch_size: int = 128
     """Examples per step, over all devices together. For each example the others of its batch are the negatives."""
-    eval_every: int = 275
+    eval_every: int = 400
     negatives: HardNegatives = HardNegatives()
     gallery: int = 500
     """Number of test examples (or images with several captions), all of different meaning, that retrieval searches."""
@@ -46,7 +46,7 @@ class Config(StartConfig, ContrastiveRecipeFlags):
     """Templates for zero-shot classification, such as "a photo of a {}", which are averaged. Empty: the data set's."""
     cache_features: bool = False
     """Compute features of frozen encoders once, without augmentation; the training data must fit in memory."""
-    model: ContrastiveConfig = ContrastiveConfig(text=TextTransformerConfig(embedding_std=1.0))
+    model: ContrastiveConfig = ContrastiveConfig(text=TextTransformerConfig(depth=1, embedding_std=1.0))
     """Towers and objective."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
     """Update rule and learning-rate schedule."""

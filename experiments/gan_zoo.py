@@ -20,9 +20,8 @@ import text_to_image_gan
 from xmodal_jax.core import runtime
 from xmodal_jax.core.parts import Advanced
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.evaluation.image_judge import load_judge
 from xmodal_jax.evaluation.learning import LearningEvaluation
-from xmodal_jax.experiment import describe_spec, run_for_equal_time, write_report
+from xmodal_jax.experiment import check_comparison, describe_spec, run_for_equal_time, write_report
 from xmodal_jax.models import gan as gans
 from xmodal_jax.nets.encoders import DCGANEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import DCGANGeneratorConfig
@@ -69,7 +68,7 @@ class Config(text_to_image_gan.Config):
         super().__post_init__()
         if (unknown := sorted(set(self.objectives) - set(NAMES))) or not self.objectives:
             raise ValueError(f"--objectives: {unknown or 'none'} given, choose of {', '.join(NAMES)}")
-        check_presets(self, [name for name in self.objectives if name not in OTHERS])
+        check_presets(self, self.objectives)
 
 
 def train(config: Config, name: str, folder: pathlib.Path, runs: list[comparison.ComparedRun]) -> None:
@@ -83,7 +82,7 @@ def train(config: Config, name: str, folder: pathlib.Path, runs: list[comparison
 def main(config: Config) -> None:
     runtime.configure()
     timer, bad_examples = runtime.Timer(), BadExamples(config.input.on_bad_example)
-    load_judge(config.judge)  # at once, so that a mistake is found before anything is trained
+    check_comparison(config, config.objectives, bad_examples)  # before anything is trained
     if config.smoke:
         first_and_last = config.objectives[:: len(config.objectives) - 1 or 1]
         config = shrink(dataclasses.replace(config, objectives=first_and_last))

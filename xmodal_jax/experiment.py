@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -30,7 +30,8 @@ from xmodal_jax.data.hard_negatives import HardNegatives
 from xmodal_jax.data.mixture_splits import describe_spec
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.source import RawBatch, Source
-from xmodal_jax.data.splits import Splits, choose_batch_size, prepare_source
+from xmodal_jax.data.splits import Splits, choose_batch_size, open_splits, prepare_source
+from xmodal_jax.evaluation.image_judge import load_judge
 from xmodal_jax.nets.dropout import UNKNOWN_ID
 from xmodal_jax.report.comparison import ComparedRun, read_result, steps_of_equal_time
 from xmodal_jax.report.next_steps import next_steps
@@ -42,6 +43,7 @@ from xmodal_jax.train.loop import TrainingResult
 from xmodal_jax.train.recipes import resolve_recipe
 from xmodal_jax.train.run import Run, experiment_file, stack_scores, summary_line
 from xmodal_jax.transfer.autoencoders import LatentConfig, use_pretrained_encoders
+from xmodal_jax.transfer.first_stage import check_presets
 from xmodal_jax.transfer.frozen import FrozenNetworksConfig, load_frozen_networks
 from xmodal_jax.transfer.pretrained import pretrained_remarks, resolve_pretrained
 
@@ -117,6 +119,17 @@ def run_experiment(script: ModuleType, config: RunConfig, folder: Path, **change
     options |= {**changes, "run_dir": folder}
     if not config.resume or read_result(folder).get("steps", 0) != options["steps"]:
         script.main(script.Config(**options))
+
+
+def check_comparison(config: FrozenNetworksConfig, names: Iterable[str], bad_examples: BadExamples) -> None:
+    """Finds what would stop a comparison of the GANs ``names`` (see `models.gan.presets`) after hours: a judge that
+    cannot be loaded, and images of a size that a preset's networks cannot make.
+
+    Raises:
+      ValueError: there is such a mistake.
+    """
+    load_judge(config.judge)
+    check_presets(config, names, open_splits(config.data, config.input, bad_examples).train)
 
 
 TIMING_STEPS = 50

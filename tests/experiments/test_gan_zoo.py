@@ -66,7 +66,9 @@ def trainings(zoo, monkeypatch):
 def test_another_generator_trains_for_the_median_time_of_the_gans(zoo, trainings, tmp_path):
     """On the same data, whatever its place in the list; a diverged GAN has no time."""
     names = ("flow_matching", "hinge", "minimax", "wgan_gp", "lsgan")
-    config = zoo.Config(objectives=names, run_dir=tmp_path / "run", steps=400, seed=3, data="folder:x")
+    config = zoo.Config(
+        objectives=names, run_dir=tmp_path / "run", steps=400, seed=3, data="shapes?data_seed=2"
+    )
     zoo.main(config)
     run = lambda name: trainings[f"run/{name}"]
     assert list(trainings)[:4] == [f"run/{name}" for name in names[1:]]
@@ -131,9 +133,22 @@ def test_a_flow_takes_the_condition_of_the_gans(zoo, condition, expected):
     assert (model.sampler.guidance == 1.0) == (expected is NoCondition)
 
 
+def test_images_that_do_not_fit_are_found_before_any_objective_is_trained(zoo, trainings, tmp_path):
+    """30 pixels are two times 15, which cannot be halved again. Their size is known from the data alone."""
+    images = np.zeros((30, 30, 30, 3), np.uint8)
+    np.savez(tmp_path / "data.npz", image=images, caption=np.array([f"a {k}" for k in range(30)]))
+    config = dict(
+        data=f"npz:{tmp_path / 'data.npz'}", objectives=("hinge", "stackgan"), run_dir=tmp_path / "run"
+    )
+    with pytest.raises(ValueError, match="15 x 15 pixels cannot be halved"):
+        zoo.main(zoo.Config(**config))
+    assert not trainings
+    zoo.main(zoo.Config(**config | {"objectives": ("hinge",)}))
+
+
 def test_objectives_that_do_not_fit_are_found_before_any_is_trained(zoo, tmp_path):
-    with pytest.raises(ValueError, match="30 x 30 pixels are no multiple of 4"):
-        zoo.Config(input=DataOptions(image_size=30))
+    with pytest.raises(ValueError, match="31 x 31 pixels are no multiple of 2"):
+        zoo.Config(input=DataOptions(image_size=31))
     for options in (dict(first_stage=tmp_path), dict(first_stage_steps=3)):
         with pytest.raises(ValueError, match="is of text_to_image_gan.py: a comparison trains both stages"):
             zoo.Config(objectives=("stackgan",), **options)

@@ -207,9 +207,9 @@ def test_a_preset_of_two_stages_takes_as_many_steps_in_all(tmp_path):
     for flag in (dict(first_stage=tmp_path), dict(first_stage_steps=3)):
         with pytest.raises(ValueError, match="--first-stage.* is of text_to_image_gan.py"):
             stages.preset_options(dataclasses.replace(config, **flag), "hinge")
-    sized = dataclasses.replace(config, input=DataOptions(image_size=30))
+    sized = dataclasses.replace(config, input=DataOptions(image_size=31))
     assert stages.preset_options(sized, "hinge").keys() == {"model"}
-    with pytest.raises(ValueError, match="30 x 30 pixels are no multiple of 4"):
+    with pytest.raises(ValueError, match="31 x 31 pixels are no multiple of 2"):
         stages.preset_options(sized, "stackgan")
     (tmp_path / "first_stage").mkdir()
     (tmp_path / "first_stage" / "config.json").write_text('{"steps": 3}')

@@ -32,7 +32,7 @@ class HardNegatives:
     group_size: int = 16
     """Examples with similar captions that stand together in a batch; 1: batches are random, as are those of mixtures,
     of data without captions, and of data where less than half of the captions are distinct."""
-    changed_captions: int = 2
+    changed_captions: int = 0
     """Captions with one fact changed beside each caption of the embedded data set; one of them, drawn in each step, is
     a further negative (see --model.changed-text-weight). 0: none."""
 
@@ -47,7 +47,7 @@ class HardNegatives:
         captions where the data has them, and the groups of similar examples, None where it has none. ``bad_examples``
         says why captions are not grouped, or that they are not changed although another number was chosen."""
         with_changed = with_changed_captions(source, transform, self.changed_captions)
-        if with_changed is transform and self.changed_captions not in (0, HardNegatives.changed_captions):
+        if with_changed is transform and self.changed_captions:
             bad_examples.remark(
                 "No caption is changed (--negatives.changed-captions): that needs captions of Spoken Shapes."
             )

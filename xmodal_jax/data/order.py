@@ -155,15 +155,17 @@ class GroupedOrder(ExampleOrder):
 
 
 def text_vectors(captions: Sequence[str], dimensions: int = 64) -> np.ndarray:
-    """A vector of each caption, float32 ``[N, dimensions]``: captions that share rare words are similar.
+    """A vector of each caption, float32 ``[N, dimensions]``: captions that share words are similar.
 
-    A random projection of the tf-idf vectors of words, of whatever case. Cosine similarities are those of tf-idf
-    vectors up to an error of about ``dimensions ** -0.5``.
+    A random projection of the counts of words, of whatever case, divided by their norm. Cosine similarities are those
+    of the counts up to an error of about ``dimensions ** -0.5``.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer  # here: it takes a second to load
 
     try:
-        words = TfidfVectorizer(token_pattern=r"\w+", dtype=np.float32).fit_transform(captions)
+        # Without inverse document frequencies, which weight the wording (rare synonyms) more than what is said.
+        vectorizer = TfidfVectorizer(use_idf=False, token_pattern=r"\w+", dtype=np.float32)
+        words = vectorizer.fit_transform(captions)
     except ValueError:  # no caption has a word
         return np.zeros((len(captions), dimensions), np.float32)
     directions = np.random.Generator(np.random.Philox(0)).standard_normal((words.shape[1], dimensions))

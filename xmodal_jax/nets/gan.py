@@ -439,6 +439,8 @@ class GeneratorConfig:
     """Whether the generator first encodes the condition as `nets.objects.ObjectEmbeddings`."""
     refines_images: ClassVar[bool] = False
     """Whether the generator refines the images of another one, its first stage, which get the noise."""
+    doubles_sides: ClassVar[bool] = True
+    """Whether images grow by stages that double their sides, so that these must be even."""
 
     def __post_init__(self):
         check_at_least(self, 1, "noise")
@@ -497,6 +499,7 @@ class ObjectGeneratorConfig(GeneratorConfig):
     """Objects that are drawn one by one over a background of one colour."""
 
     name: ClassVar[str] = "objects"
+    doubles_sides: ClassVar[bool] = False
     composes_objects: ClassVar[bool] = True
     noise: int = 64
     """Dimensions of the generator's noise, split equally among the background and the objects: three numbers of an
@@ -576,6 +579,7 @@ class MLPGeneratorConfig(GeneratorConfig):
     """Fully connected layers."""
 
     name: ClassVar[str] = "mlp"
+    doubles_sides: ClassVar[bool] = False
     width: int = 64
     """Units of each hidden layer."""
     depth: int = 2
@@ -634,7 +638,8 @@ class StackGANGeneratorConfig(GeneratorConfig):
         """The shape of the first stage's images where those of the second have ``shape`` (height, width, channels).
 
         Raises:
-          ValueError: ``scale`` does not divide the sides.
+          ValueError: ``scale`` does not divide the sides, or the first stage's generator cannot make images of the
+            sides that remain.
         """
         height, width, channels = shape
         if height % self.scale or width % self.scale:
@@ -642,7 +647,10 @@ class StackGANGeneratorConfig(GeneratorConfig):
                 f"pictures of {height} x {width} pixels are no multiple of {self.scale} (--model.generator.scale): "
                 "choose another --image-size"
             )
-        return height // self.scale, width // self.scale, channels
+        first = height // self.scale, width // self.scale, channels
+        if self.first.doubles_sides:
+            upsampling_stages(first, "generator")
+        return first
 
     def without_conditioning(self) -> StackGANGeneratorConfig:
         return dataclasses.replace(self, conditioning=0, first=self.first.without_conditioning())

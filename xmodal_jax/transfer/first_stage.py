@@ -20,7 +20,7 @@ from xmodal_jax.data.views import TransformedSource, read_into_memory
 from xmodal_jax.models.gan.config import GANConfig
 from xmodal_jax.models.gan.first_stage import FirstStage, first_stage_config
 from xmodal_jax.models.gan.method import make_gan
-from xmodal_jax.models.gan.presets import OPTIMIZER_PRESETS, with_preset
+from xmodal_jax.models.gan.presets import OBJECTIVE_PRESETS, OPTIMIZER_PRESETS, with_preset
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.feed import RESIDENT_LIMIT
 from xmodal_jax.train.gan_step import GANOptimizer
@@ -268,7 +268,9 @@ def preset_options(config: Any, name: str) -> dict[str, Any]:
                 "generator, each with half of the steps; leave it out"
             )
     model, first, side = with_preset(config.model, name), config.steps // 2, config.input.image_size
-    options = {"model": model, "optimizer": _with_optimizer_preset(config.optimizer, name)}
+    options = {"model": model}
+    if name in OPTIMIZER_PRESETS:
+        options["optimizer"] = _with_optimizer_preset(config.optimizer, name)
     if not model.generator.refines_images:
         return options
     if side is not None:
@@ -279,22 +281,26 @@ def preset_options(config: Any, name: str) -> dict[str, Any]:
 
 
 def _with_optimizer_preset(optimizer: GANOptimizer, name: str) -> GANOptimizer:
-    """``optimizer`` with the options that a preset of `models.gan.presets` sets for both networks, if any."""
-    options = OPTIMIZER_PRESETS.get(name, {})
+    """``optimizer`` with the options that a preset of `models.gan.presets` sets for both networks."""
+    options = OPTIMIZER_PRESETS[name]
     networks = {part: getattr(optimizer, part) for part in ("discriminator", "generator")}
     return dataclasses.replace(
         optimizer, **{part: dataclasses.replace(network, **options) for part, network in networks.items()}
     )
 
 
-def check_presets(config: Any, names: Iterable[str]) -> None:
-    """Finds presets that do not suit an experiment's ``config`` before any of them is trained.
+def check_presets(config: Any, names: Iterable[str], source: Source | None = None) -> None:
+    """Finds presets that do not suit an experiment's ``config``, or the images of ``source`` if one is given, before
+    any of them is trained. Of ``names`` those of presets count.
 
     Raises:
       ValueError: as in `preset_options`, or the parts of a configuration do not fit each other.
     """
-    for name in names:
-        preset_options(config, name)
+    shape = None if source is None else source.batch(np.arange(1))["image"].shape[1:]
+    for name in filter(OBJECTIVE_PRESETS.__contains__, names):
+        generator = preset_options(config, name)["model"].generator
+        if shape is not None and generator.refines_images:
+            generator.first_shape(shape)
 
 
 def _generator_params(params: Params) -> dict[str, Any]:

@@ -277,7 +277,10 @@ def test_the_preset_has_two_stages_of_the_same_condition():
     config = with_preset(GANConfig(condition=CLASS, discriminator=DCGANEncoderConfig(width=8)), "stackgan")
     assert "stackgan" in OBJECTIVE_PRESETS and config.condition == CLASS
     first = first_stage_config(config)
-    assert (config.generator.first_shape((32, 32, 3)), first.generator) == ((8, 8, 3), config.generator.first)
+    assert (config.generator.first_shape((32, 32, 3)), first.generator) == (
+        (16, 16, 3),
+        config.generator.first,
+    )
     assert config.generator.conditioning and first.generator.conditioning
 
 
@@ -288,7 +291,7 @@ def test_every_preset_can_do_without_a_condition(name):
     config = with_preset(plain, name)
     assert config.generator.conditioning == 0
     if config.generator.refines_images:
-        make_gan(first_stage_config(config), shape=(8, 8, 3))
-        first = FirstStage(first_stage_config(config), (8, 8, 3))
+        make_gan(first_stage_config(config), shape=(16, 16, 3))
+        first = FirstStage(first_stage_config(config), (16, 16, 3))
         gan = make_gan(config, shape=(32, 32, 3), first_stage=first)
         jax.eval_shape(gan.init, KEY, {})

@@ -47,7 +47,8 @@ OBJECTIVE_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "stackgan": dict(
         objective="non_saturating",
         generator=StackGANGeneratorConfig(
-            first=DCGANGeneratorConfig(width=32, conditioning=64, conditioning_weight=2.0)
+            scale=2,  # small images, such as those of 28 pixels, have no quarter that can be halved again
+            first=DCGANGeneratorConfig(width=32, conditioning=64, conditioning_weight=2.0),
         ),
     ),
     "jsd": dict(objective="jsd"),

@@ -43,7 +43,7 @@ from xmodal_jax.inference.images import ImageSynthesizer
 from xmodal_jax.inference.loading import load
 from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.train.command_line import run_script
-from xmodal_jax.train.run import from_json, write_atomic
+from xmodal_jax.train.run import from_json, read_config_file, write_atomic
 
 CHUNK = 500
 """Images that are generated at a time."""
@@ -78,12 +78,14 @@ class Arguments:
     seed: int = 0
     """Seed of the generated images."""
     run_seed: int | None = None
-    """Which model of runs that trained several seeds, as those of gan_zoo.py do; None: the only one."""
+    """Which model of runs that trained several seeds, as those of gan_zoo.py do. Beside these, a run of one seed has
+    its only one. None: all runs have one."""
     out: pathlib.Path | None = None
     """JSON file for all scores, with the accuracy of each class; None: none is written."""
 
     def __post_init__(self):
         check_at_least(self, 0, "caption_steps", "seed")
+        check_at_least(self, 1, "steps")
         _ = self.learning  # checks the options of the classifiers
 
     @property
@@ -163,6 +165,25 @@ def generate(model: TrainedModel, conditions: Conditions, indices: np.ndarray, s
         images += map(np.asarray, GENERATORS[model.kind](model, conditions, chunk, seed + 10_000 * number))
     array = np.stack(images)
     return array if array.ndim == 4 else array[..., None]
+
+
+def load_models(runs: Sequence[pathlib.Path], seed: int | None) -> list[TrainedModel]:
+    """The models of all runs; ``seed``: ``--run-seed``.
+
+    Raises:
+      ValueError: a run has several seeds, and ``seed`` is none of them.
+    """
+    configs = [read_config_file(run) if (run / "config.json").is_file() else {} for run in runs]
+    seeds = [range(c.get("seed", 0), c.get("seed", 0) + c.get("seeds", 1)) for c in configs]
+    for run, of_run in zip(runs, seeds, strict=True):
+        if len(of_run) > 1 and seed not in of_run:
+            names, got = ", ".join(map(str, of_run)), "" if seed is None else f", got {seed}"
+            raise ValueError(f"--run-seed: {run} has the seeds {names}: name one of them{got}")
+    mixed = any(len(of_run) > 1 for of_run in seeds)
+    return [
+        load(run, seed=None if mixed and len(of_run) == 1 else seed)
+        for run, of_run in zip(runs, seeds, strict=True)
+    ]
 
 
 def open_data(arguments: Arguments, model: TrainedModel) -> Splits:
@@ -263,7 +284,7 @@ def main(arguments: Arguments) -> None:
     if arguments.out is not None and arguments.out.is_dir():
         raise ValueError(f"--out {arguments.out} is a directory: name a file")
     runtime.configure()
-    models = [load(run, seed=arguments.run_seed) for run in arguments.runs]
+    models = load_models(arguments.runs, arguments.run_seed)
     splits = open_data(arguments, models[0])
     conditions: list[Conditions] = []
 

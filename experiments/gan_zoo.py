@@ -66,15 +66,14 @@ class Config(text_to_image_gan.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        if (unknown := sorted(set(self.objectives) - set(NAMES))) or not self.objectives:
-            raise ValueError(f"--objectives: {unknown or 'none'} given, choose of {', '.join(NAMES)}")
+        comparison.check_names("--objectives", self.objectives, NAMES)
         check_presets(self, self.objectives)
 
 
 def train(config: Config, name: str, folder: pathlib.Path, runs: list[comparison.ComparedRun]) -> None:
     """Trains the generator ``name`` in ``folder``. ``runs``: those that have ended."""
     script, options = OTHERS.get(name, (text_to_image_gan, functools.partial(preset_options, name=name)))
-    gan_runs = [run for run in runs if run.name not in OTHERS]
+    gan_runs = comparison.timed_runs([run for run in runs if run.name not in OTHERS])
     equal = gan_runs if name in OTHERS else gan_runs[: config.equal == "time"]
     run_for_equal_time(script, config, folder, equal, options)
 

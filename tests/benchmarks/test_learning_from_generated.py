@@ -1,6 +1,7 @@
 """The table of what one can learn from trained runs: conditions, images and scores. Models are stubs."""
 
 import dataclasses
+import json
 import pathlib
 import types
 
@@ -118,7 +119,8 @@ def test_the_options_of_classifiers_are_those_of_the_command():
         ("", "RUNS: name the directory of at least one trained run"),
         ("nowhere", "nowhere does not exist"),
         ("nowhere --out .", "--out . is a directory"),
-        ("nowhere --steps -1", "steps must be at least 0, got -1"),
+        ("nowhere --steps -1", "steps must be at least 1, got -1"),
+        ("nowhere --steps 0", "steps must be at least 1, got 0"),
         ("nowhere --ratios nan", "ratios must be positive and finite"),
         ("nowhere --caption-steps -1", "caption_steps must be at least 0, got -1"),
     ],
@@ -129,6 +131,22 @@ def test_mistakes_are_one_line(flags, message, tmp_path, monkeypatch, capsys):
         run_script(benchmark.main, benchmark.Arguments, benchmark.__doc__, flags.split())
     error = capsys.readouterr().err.strip()
     assert exit.value.code == 2 and message in error and len(error.splitlines()) == 1
+
+
+def test_runs_of_several_seeds_stand_beside_runs_of_one(tmp_path, monkeypatch):
+    """--run-seed chooses among several; a run of one seed alone has no other."""
+    for name, config in {"zoo": {"seed": 2, "seeds": 3}, "one": {"seed": 0, "seeds": 1}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    zoo, one, exported = (tmp_path / name for name in ("zoo", "one", "exported"))
+    monkeypatch.setattr(benchmark, "load", lambda run, seed: (run.name, seed))
+    load = lambda runs, seed: dict(benchmark.load_models(runs, seed))
+    assert load([zoo, one, exported], 3) == {"zoo": 3, "one": None, "exported": None}
+    assert load([one, exported], 0) == {"one": 0, "exported": 0}  # checked by `load`
+    assert load([one], None) == {"one": None}
+    for seed in (None, 5):
+        with pytest.raises(ValueError, match="--run-seed: .*zoo has the seeds 2, 3, 4: name one"):
+            load([one, zoo], seed)
 
 
 def test_a_run_that_cannot_be_compared_is_found_before_anything_is_trained():

@@ -97,6 +97,19 @@ def test_at_equal_time_all_gans_train_as_long_as_the_first(zoo, trainings, tmp_p
     assert "timing/hinge" not in trainings
 
 
+def test_a_diverged_gan_is_no_measure_of_equal_time(zoo, trainings, tmp_path):
+    """The first one whose time is known is."""
+    names = ("minimax", "hinge", "wgan_gp")
+    zoo.main(zoo.Config(objectives=names, equal="time", run_dir=tmp_path / "run", steps=450))
+    assert [trainings[f"run/{name}"].steps for name in names[1:]] == [450, 100]
+
+
+@pytest.mark.parametrize("names", [("hinge", "lsgan", "hinge"), ("hinges",), ()])
+def test_each_objective_is_given_once(zoo, names):
+    with pytest.raises(ValueError, match=r"--objectives: (\['hinge'\]|\['hinges'\]|none) given.*each once"):
+        zoo.Config(objectives=names)
+
+
 def test_r3gan_has_learning_rates_of_its_own(zoo, trainings, tmp_path):
     zoo.main(zoo.Config(objectives=("hinge", "r3gan"), run_dir=tmp_path / "run", steps=10))
     rates = lambda name: [

@@ -87,14 +87,27 @@ def _first_stage_steps(folder: Path) -> int:
     return read_config_file(first_stage)["steps"] if first_stage.is_dir() else 0
 
 
+def check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ValueError if there are no ``names``, or one of them is not ``known`` or given twice; ``flag`` gives
+    them."""
+    wrong = sorted({name for name in names if name not in known or names.count(name) > 1})
+    if wrong or not names:
+        raise ValueError(f"{flag}: {wrong or 'none'} given, choose of {', '.join(known)}, each once")
+
+
+def timed_runs(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """The runs whose training time is known: of those that diverged, and of those that were resumed after their last
+    step, it is not."""
+    return [run for run in runs if math.isfinite(run.values.get("train_seconds", math.nan))]
+
+
 def steps_of_equal_time(runs: Sequence[ComparedRun], timing: Path, *, default: int) -> int:
     """The number of steps that take the median training time of ``runs``, by the time of a step of the short run in the
     folder ``timing``; the same in all processes.
 
     ``default``: the number of steps if no time is known, because ``runs`` is empty or all have diverged.
     """
-    times = [run.values["train_seconds"] for run in runs if "train_seconds" in run.values]
-    times = [seconds for seconds in times if math.isfinite(seconds)]
+    times = [run.values["train_seconds"] for run in timed_runs(runs)]
     steps = default
     if times:
         steps = max(1, round(1e3 * statistics.median(times) / read_run(timing, ()).values["step_ms"]))

@@ -1,15 +1,17 @@
-"""Four ways to reduce the modality gap of a shared space of images and texts, and what each of them does to its uses.
+"""Four ways to reduce the modality gap of a shared embedding space of images and texts, and what each of them changes.
 
     python -m benchmarks.modality_gap
     python -m benchmarks.modality_gap --data folder:PATH --seeds 0 1 2 --out gap
 
-After training, the embeddings of the modalities are moved to the mean of their means (shift) or to 0 (center), by means
-of training examples; or the loss has the distance of pairs (pair_distance), or this and the uniformity of their
-centroids (uniform_centroids). "none" is the space as a contrastive loss alone makes it. Of test examples the table has:
-the gap; recall from one modality to the other; recall in a mixed gallery, which has the images and the texts of all
-examples but the query itself ("other@5": the share of the other modality among the first five); k-means clusters of all
-images and texts together, how pure they are in classes, and in modalities (0.5 where each has as many images as texts);
-and captions by a decoder that was trained on texts alone, from the embeddings of images, and from those of texts.
+Two correct the embeddings after training, by the mean embeddings of training examples: all modalities get the same
+mean, that of all means (shift) or 0 (center). Two add a loss: the distance of pairs (pair_distance), or this and the
+uniformity of their centroids (uniform_centroids). "none" is the space of the contrastive loss alone. The table has, of
+test examples: the gap; recall from one modality to the other; recall in a mixed gallery, which has the images and the
+texts of all examples but the query itself ("other@5": the share of the other modality among the first five); the purity
+of k-means clusters of all images and texts together, by classes and by modalities (0.5 where each cluster has as many
+images as texts); and the scores of captions by a decoder that was trained on the embeddings of texts alone, from the
+embeddings of images and from those of texts.
+
 Finished rows are kept in OUT.jsonl and not run again; OUT.md is the table.
 """
 
@@ -121,7 +123,7 @@ class Config:
     caption_steps: int = 2000
     """Updates of each decoder of captions."""
     noise: float = 0.3
-    """Noise of the embeddings of texts in the training of the decoder, relative to their length."""
+    """Norm of the Gaussian noise that is added to embeddings of texts to train the decoder, relative to their norm."""
 
     def __post_init__(self):
         for name in self.ways:
@@ -161,7 +163,7 @@ class TrainedSpace(NamedTuple):
 
 
 class Bench:
-    """The data, and what all rows share."""
+    """The data, and what the trainings of all rows share."""
 
     def __init__(self, config: Config):
         self.config, bad_examples = config, BadExamples("skip")
@@ -244,8 +246,10 @@ class Bench:
 
 
 def cluster_scores(embeddings: Embeddings, labels: np.ndarray, seed: int) -> dict[str, float]:
-    """How as many k-means clusters as there are classes, of images and texts together, agree with the classes and with
-    the modalities. ``labels [N]``: the classes of the examples."""
+    """The agreement of k-means clusters, of images and texts together, with the classes and with the modalities.
+
+    There are as many clusters as classes. ``labels [N]``: the classes of the examples.
+    """
     vectors = np.concatenate([embeddings[m] for m in MODALITIES])
     options = dict(clusters=len(np.unique(labels)), seed=seed)
     classes = kmeans_clustering(vectors, np.tile(labels, 2), **options)

@@ -3,8 +3,8 @@
     python experiments/gan_zoo.py --judge runs/captioning-...
     python experiments/gan_zoo.py --data folder:PATH --objectives hinge r3gan flow_matching
 
-Each objective, with its authors' regularisation, is trained by text_to_image_gan.py for the same steps (or time) with
-the same optimizers and networks (r3gan and stackgan have their own); flow_matching by its script for their median time.
+Each objective, with its authors' regularisation, is trained by text_to_image_gan.py for the same steps (or time), with
+the same networks (except r3gan and stackgan) and optimizers (except r3gan); flow_matching for their median time.
 """
 
 from __future__ import annotations

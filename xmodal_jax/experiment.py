@@ -197,13 +197,17 @@ def make_loader(
       negatives: hard negatives of a contrastive loss; None: batches are random.
     """
     _check_unknown_token(config, tokenize)
-    groups = None
+    similar_groups = None
     if negatives is not None:
-        tokenize, groups = negatives.prepare(source, tokenize, bad_examples)
+        tokenize, similar_groups = negatives.prepare(source, tokenize, bad_examples)
     source, transform = prepare_source(source, tokenize, limit=RESIDENT_LIMIT, once=once)
     batch_size = choose_batch_size(config.batch_size, source, bad_examples)
     return Loader(
-        source, batch_size=batch_size * repeats, seed=config.seed, transform=transform, groups=groups
+        source,
+        batch_size=batch_size * repeats,
+        seed=config.seed,
+        transform=transform,
+        similar_groups=similar_groups,
     )
 
 

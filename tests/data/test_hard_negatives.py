@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.data.hard_negatives import HardNegatives, similar_groups, with_changed_captions
+from xmodal_jax.data.hard_negatives import HardNegatives, find_similar_groups, with_changed_captions
 from xmodal_jax.data.mixture import MixtureSource
-from xmodal_jax.data.order import ExampleOrder, GroupedOrder, SimilarGroups, make_order, text_vectors
+from xmodal_jax.data.order import ExampleOrder, GroupedOrder, SimilarGroups, make_order, word_count_vectors
 from xmodal_jax.data.pipeline import Loader
 from xmodal_jax.data.shapes.caption_changes import AddChangedCaptions
 from xmodal_jax.data.shapes.grammar import parse
@@ -52,27 +52,27 @@ def test_equal_examples_can_be_divided_too():
 
 def test_similar_captions_stand_together():
     source = scenes(400)
-    captions, groups = source.captions(), similar_groups(source, 8)
+    captions, groups = source.captions(), find_similar_groups(source, 8)
     together = shared_words(captions, GroupedOrder(groups, seed=0, batch_size=32)(np.arange(400)), 8)
     apart = shared_words(captions, ExampleOrder(400, 0, True)(np.arange(400)), 8)
     assert together > apart + 0.9
 
 
-def test_cosines_of_text_vectors_are_about_those_of_counts_of_words():
+def test_cosines_of_word_count_vectors_are_about_those_of_counts_of_words():
     captions = ["red star", "Red ring", "a blue ring", "a star and a cross", "nothing alike here", ""]
     words = [caption.lower().split() for caption in captions]
     vocabulary = sorted({word for each in words for word in each})
     expected = np.array([[each.count(word) for word in vocabulary] for each in words], np.float64)
     expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-9)
-    vectors = text_vectors(captions, dimensions=4096)
+    vectors = word_count_vectors(captions, dimensions=4096)
     np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=0.08)
-    assert not text_vectors(["", "-"], 8).any()
+    assert not word_count_vectors(["", "-"], 8).any()
 
 
 def test_a_stream_of_groups_is_resumed_and_shared_by_hosts():
     source = scenes(50)
-    groups = similar_groups(source, 4)
-    make = lambda **options: Loader(source, batch_size=8, seed=1, workers=0, groups=groups, **options)
+    groups = find_similar_groups(source, 4)
+    make = lambda **options: Loader(source, batch_size=8, seed=1, workers=0, similar_groups=groups, **options)
     loader = make()
     expected = [next(loader)["caption"].tolist() for _ in range(9)]
     halves = [make(shard=(host, 2)) for host in range(2)]
@@ -81,18 +81,21 @@ def test_a_stream_of_groups_is_resumed_and_shared_by_hosts():
     resumed = make()
     resumed.restore({**loader.position(), "step": 5})
     assert next(resumed)["caption"].tolist() == expected[5]
-    for groups, message in ((similar_groups(source, 5), "group was 4, is 5"), (None, "group was 4, is None")):
+    other_groups = find_similar_groups(source, 5)
+    for groups, message in ((other_groups, "group was 4, is 5"), (None, "group was 4, is None")):
         with pytest.raises(ValueError, match=message):
-            Loader(source, batch_size=8, seed=1, groups=groups).restore(loader.position())
+            Loader(source, batch_size=8, seed=1, similar_groups=groups).restore(loader.position())
 
 
 def test_where_groups_make_no_sense_batches_are_random():
-    assert similar_groups(scenes(20), 1) is None
-    assert similar_groups(scenes(20, ("image",)), 4) is None
+    assert find_similar_groups(scenes(20), 1) is None
+    assert find_similar_groups(scenes(20, ("image",)), 4) is None
     few = captions_of(["a photo of a shoe", "a photo of a shirt"] * 5)
-    assert similar_groups(few, 4) is None and similar_groups(captions_of([f"a {k}" for k in range(9)]), 4)
+    assert find_similar_groups(few, 4) is None and find_similar_groups(
+        captions_of([f"a {k}" for k in range(9)]), 4
+    )
     mixture = MixtureSource({"a": scenes(20), "b": scenes(20)})
-    assert similar_groups(mixture, 4) is None
+    assert find_similar_groups(mixture, 4) is None
     with pytest.raises(ValueError, match="shuffled and no mixture"):
         make_order(scenes(20), 0, False, 4, SimilarGroups(np.zeros((20, 2), np.float32), 4))
     with pytest.raises(ValueError, match="at least two"):
@@ -121,8 +124,8 @@ def test_a_line_says_why_there_are_no_hard_negatives():
 
 def test_missing_texts_do_not_count_as_equal_captions():
     captions = np.array([f"a {k}" for k in range(4)] + [""] * 16, object)
-    assert similar_groups(captions_of(captions), 4) is not None
-    assert similar_groups(captions_of([""] * 4), 2) is None
+    assert find_similar_groups(captions_of(captions), 4) is not None
+    assert find_similar_groups(captions_of([""] * 4), 2) is None
 
 
 @pytest.mark.parametrize("modalities", [("text", "image"), ("image", "video")])

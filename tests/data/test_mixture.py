@@ -187,7 +187,7 @@ def test_an_epoch_holds_of_each_part_its_share(sizes, weights, seed):
     """And each part goes through all of its examples before one comes again."""
     parts = np.repeat(np.arange(len(sizes)), sizes)
     order = MixtureOrder(parts, weights[: len(sizes)], seed)
-    counts = order.mixture["shares"]
+    counts = order.settings["shares"]
     exact = sum(sizes) * np.array(weights[: len(sizes)]) / sum(weights[: len(sizes)])
     assert (np.abs(counts - exact) < 1 + (exact < 1)).all()
     stream = order(np.arange(5 * sum(counts)))

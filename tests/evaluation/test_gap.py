@@ -88,7 +88,7 @@ def test_mistakes():
         fit_gap_correction(train, strength=np.inf)
     with pytest.raises(ValueError, match="no example has text"):
         fit_gap_correction(train, {"text": np.zeros(200, bool)})
-    with pytest.raises(ValueError, match="corrected for image, text, not for audio"):
+    with pytest.raises(ValueError, match="fitted to image, text, not to audio"):
         fit_gap_correction(train)({"audio": train["text"]})
 
 

@@ -61,7 +61,7 @@ CONSTANT = Oracle(lambda caption: np.eye(4)[0], lambda index, meaning, caption: 
 
 def chance_by_name(tests, modality="image"):
     chances = {f"test/{modality}_{kind}_{factor}": p for (kind, factor), p in tests.chances.items()}
-    return chances | {f"test/{modality}_one_word_changed": 0.5, f"test/{modality}_swapped": 0.5}
+    return chances | {f"test/{modality}_replaced": 0.5, f"test/{modality}_swapped": 0.5}
 
 
 def test_who_reads_all_facts_is_always_right(tests):
@@ -79,7 +79,9 @@ def test_embeddings_of_nothing_are_at_chance(tests):
     chances = chance_by_name(tests)
     assert tests.results(CONSTANT, None).scores() == pytest.approx(chances)
     scores = tests.results(RANDOM, None).scores()
-    sizes = {f"test/image_{kind}_{factor}": len(test.scenes) for (kind, factor), test in tests.groups.items()}
+    sizes = {
+        f"test/image_{kind}_{factor}": len(test.scenes) for (kind, factor), test in tests.by_factor.items()
+    }
     for name, value in scores.items():
         deviation = np.sqrt(chances[name] * (1 - chances[name]) / sizes.get(name, SIZE / 2))
         assert abs(value - chances[name]) < 4 * deviation, name
@@ -107,21 +109,21 @@ def test_scores_are_those_of_a_plain_loop(tests):
     )
     scores, vectors = tests.results(noisy, None).scores(""), noisy(None, SOURCE)["image"]
     by_scene = {}
-    for (kind, factor), test in tests.groups.items():
+    for (kind, factor), test in tests.by_factor.items():
         correct = []
         for scene, captions in zip(test.scenes, test.captions, strict=True):
             similarity = [float(vectors[scene] @ noisy.embed_text(tests.captions[c])) for c in captions]
             correct.append(all(similarity[0] > x for x in similarity[1:]))
             by_scene.setdefault((kind, int(scene)), []).append(correct[-1])
         assert scores[f"image_{kind}_{factor}"] == pytest.approx(np.mean(correct))
-    for kind in ("one_word_changed", "swapped"):
+    for kind in ("replaced", "swapped"):
         means = [np.mean(values) for (k, _), values in by_scene.items() if k == kind]
         assert scores[f"image_{kind}"] == pytest.approx(np.mean(means))
 
 
 def test_the_right_caption_is_that_of_the_scene_and_the_wrong_ones_are_not(tests):
     meanings, captions = SOURCE.meanings(), SOURCE.captions()
-    for test in tests.groups.values():
+    for test in tests.by_factor.values():
         for scene, indices in zip(test.scenes, test.captions, strict=True):
             right, *wrong = (tests.captions[k] for k in indices)
             assert right == captions[scene] and all(parse(c) not in (None, meanings[scene]) for c in wrong)
@@ -151,7 +153,7 @@ def test_motion_is_read_where_it_shows():
     source = SpokenShapes("test", size=40, modalities=("text", "image", "video"), image_size=16, frames=2)
     scores = factor_scores(FACTS, None, source, prefix="validation/")
     assert set(scores.values()) == {1.0}
-    assert {"validation/video_zero_shot_motion", "validation/video_one_word_changed_motion"} < set(scores)
+    assert {"validation/video_zero_shot_motion", "validation/video_replaced_motion"} < set(scores)
     assert not any(name.startswith("validation/image") and "motion" in name for name in scores)
     assert {name for name in scores if "zero_shot_shape" in name} == {
         "validation/image_zero_shot_shape", "validation/video_zero_shot_shape"

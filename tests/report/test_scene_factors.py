@@ -66,7 +66,7 @@ def test_each_accuracy_stands_beside_its_chance(results, tmp_path):
 
 def test_examples_show_the_caption_that_wins_and_the_right_one(results, tmp_path):
     page = written(tmp_path, results.scores(), results)
-    outcome = results.outcomes["image", "one_word_changed", "colour"]
+    outcome = results.outcomes["image", "replaced", "colour"]
     row = int(np.argmax(outcome.similarity[:, 1] - outcome.similarity[:, 0]))
     assert outcome.similarity[row, 1] > outcome.similarity[row, 0]
     for index in outcome.test.captions[row]:

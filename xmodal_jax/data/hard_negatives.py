@@ -1,4 +1,10 @@
-"""Hard negatives of a contrastive loss: similar examples in one batch, and captions with one fact changed."""
+"""Hard negatives of a contrastive loss: similar examples in one batch, and changed captions.
+
+A hard negative is one that is similar to the positive. There are two sources of them. Examples with similar captions
+are put into the same batch, where each is a negative of the others (`order.GroupedOrder`). And each caption of the
+embedded data set can get *changed captions*, which differ from it in one fact (`shapes.caption_changes`); one of them
+is a further negative of its own example (`losses.changed_text_loss`).
+"""
 
 from __future__ import annotations
 
@@ -9,32 +15,41 @@ import numpy as np
 
 from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.data.order import SimilarGroups, text_vectors
+from xmodal_jax.data.order import SimilarGroups, word_count_vectors
 from xmodal_jax.data.shapes.caption_changes import AddChangedCaptions
 from xmodal_jax.data.shapes.grammar import Meaning
 from xmodal_jax.data.source import RawBatch, Source
 from xmodal_jax.data.text import caption_fields
 
 _CHUNK = 4096
-"""Examples whose captions are read at a time."""
-DISTINCT = 0.5
-"""The smallest fraction of distinct captions with which similar examples are grouped."""
+"""Number of examples whose captions are read at a time."""
+MIN_DISTINCT_FRACTION = 0.5
+"""Examples are grouped by their captions only if at least this fraction of the captions is distinct."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HardNegatives:
     """Options of the hard negatives of a contrastive loss.
 
-    A random batch is told apart at a glance, and what its captions say beyond that is never learned: of the scenes of
-    Spoken Shapes, colours and places suffice, and shapes remain unread.
+    The examples of a random batch differ so much that a few facts tell them apart, and a model never learns to read
+    the others: in scenes of Spoken Shapes colours and places suffice, and shapes are read poorly.
+
+    ::
+
+        transform, similar_groups = HardNegatives(group_size=8).prepare(splits.train, transform, BadExamples())
+        loader = Loader(splits.train, batch_size=128, seed=0, transform=transform, similar_groups=similar_groups)
+
+    References:
+      Yuksekgonul et al. 2023 (NegCLIP), When and why vision-language models behave like bags-of-words, and what to do
+      about it?, arXiv:2210.01936.
     """
 
     group_size: int = 16
-    """Examples with similar captions that stand together in a batch; 1: batches are random, as are those of mixtures,
-    of data without captions, and of data where less than half of the captions are distinct."""
+    """Number of examples with similar captions that are put into the same batch. 1: batches are random. They also are
+    for mixtures, for data without captions, and where less than half of the captions are distinct."""
     changed_captions: int = 0
-    """Captions with one fact changed beside each caption of the embedded data set; one of them, drawn in each step, is
-    a further negative (see --model.changed-text-weight). 0: none."""
+    """Number of captions with one fact changed that each caption of the embedded data set gets. Each step draws one of
+    them as a further negative, see --model.changed-text-weight. 0: there are none."""
 
     def __post_init__(self):
         check_at_least(self, 1, "group_size")
@@ -43,25 +58,31 @@ class HardNegatives:
     def prepare(
         self, source: Source, transform: Callable[[RawBatch], RawBatch], bad_examples: BadExamples
     ) -> tuple[Callable[[RawBatch], RawBatch], SimilarGroups | None]:
-        """``(transform, groups)`` for a `pipeline.Loader` of a training split: its fitted ``transform``, with changed
-        captions where the data has them, and the groups of similar examples, None where it has none. ``bad_examples``
-        says why captions are not grouped, or that they are not changed although another number was chosen."""
+        """``(transform, similar_groups)``, the arguments of a `pipeline.Loader` of the training split ``source``.
+
+        The given ``transform`` of raw batches is preceded by `AddChangedCaptions` where captions can be changed.
+        ``similar_groups`` is None where batches are random. ``bad_examples`` notes why captions are not grouped, and
+        that they are not changed although that was chosen.
+        """
         with_changed = with_changed_captions(source, transform, self.changed_captions)
         if with_changed is transform and self.changed_captions:
             bad_examples.remark(
                 "No caption is changed (--negatives.changed-captions): that needs captions of Spoken Shapes."
             )
-        return with_changed, similar_groups(source, self.group_size, bad_examples)
+        return with_changed, find_similar_groups(source, self.group_size, bad_examples)
 
 
-def similar_groups(
+def find_similar_groups(
     source: Source, size: int, bad_examples: BadExamples | None = None
 ) -> SimilarGroups | None:
-    """Groups of ``size`` examples with similar captions, for a `pipeline.Loader`; all captions of an example count.
+    """Groups of ``size`` examples with similar captions, for a `pipeline.Loader`. An example with several captions is
+    compared by all of them together.
 
-    None, and thus random batches: ``size`` is 1, the data set has no captions or few distinct ones (`DISTINCT`), such
-    as those of classes, or it is a mixture, whose parts take turns in a batch. ``bad_examples`` says why captions that
-    there are cannot be grouped; None: nobody is told.
+    ``bad_examples`` notes why captions that there are cannot be grouped; None: nothing is noted.
+
+    Returns:
+      None, for random batches, if ``size`` is 1; if the data set has no captions, or few distinct ones
+      (`MIN_DISTINCT_FRACTION`), as where captions name a class; or if it is a mixture, whose parts take turns.
     """
     bad_examples = BadExamples() if bad_examples is None else bad_examples
     say_random = lambda reason: bad_examples.remark(
@@ -83,21 +104,21 @@ def similar_groups(
         captions += [" ".join(str(caption) for texts in row for caption in texts) for row in rows]
     written = [caption for caption in captions if caption.strip()]  # the others are missing
     distinct = len(set(written))
-    if not written or distinct < DISTINCT * len(written):
+    if not written or distinct < MIN_DISTINCT_FRACTION * len(written):
         say_random(f"{distinct:,} of the {len(written):,} captions are distinct, less than half")
         return None
-    return SimilarGroups(text_vectors(captions), size)
+    return SimilarGroups(word_count_vectors(captions), size)
 
 
 def with_changed_captions(
-    source: Source, prepare: Callable[[RawBatch], RawBatch], count: int
+    source: Source, transform: Callable[[RawBatch], RawBatch], count: int
 ) -> Callable[[RawBatch], RawBatch]:
-    """``prepare``, after `AddChangedCaptions` where the ``source`` is made of scenes of Spoken Shapes with captions and
-    ``count`` is not 0."""
+    """A transform that adds ``count`` changed captions (`AddChangedCaptions`) and then applies ``transform``; the
+    ``transform`` alone if ``count`` is 0 or the ``source`` has no captions of scenes of Spoken Shapes."""
     if not count or "text" not in source.modalities:
-        return prepare
+        return transform
     meanings = source.meanings(np.arange(1))
     if not meanings or not isinstance(meanings[0], Meaning):
-        return prepare
+        return transform
     add = AddChangedCaptions(count, motion="video" in source.modalities)
-    return lambda batch: prepare(add(batch))
+    return lambda batch: transform(add(batch))

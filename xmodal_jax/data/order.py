@@ -43,7 +43,7 @@ class ExampleOrder:
         self._permutation = functools.lru_cache(maxsize=3)(self._permute)
 
     @property
-    def mixture(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What determines the stream besides length, seed, shuffling and batch size, as JSON: nothing."""
         return {}
 
@@ -94,12 +94,14 @@ def _exchange(order: np.ndarray, in_end: np.ndarray, start: int, stop: int) -> n
 
 @dataclasses.dataclass(frozen=True)
 class SimilarGroups:
-    """What `GroupedOrder` needs to know of a data set."""
+    """How `GroupedOrder` groups the examples of a data set: by the similarity of vectors. These groups are not those of
+    `Source.groups`, whose examples show the same picture."""
 
     vectors: np.ndarray
-    """A vector of each example, float32 ``[N, D]``; similar examples have similar vectors (see `text_vectors`)."""
+    """One vector per example, float32 ``[N, D]``, by whose inner products similarity is measured, such as those of
+    `word_count_vectors`."""
     size: int
-    """Examples in a group."""
+    """Number of examples in a group."""
 
     def __post_init__(self):
         if self.size < 2:
@@ -107,36 +109,40 @@ class SimilarGroups:
 
 
 class GroupedOrder(ExampleOrder):
-    """An `ExampleOrder` in which groups of similar examples stand together, so that they meet in a batch.
+    """An `ExampleOrder` in which groups of similar examples follow each other, so that a batch holds whole groups.
 
-    A contrastive loss learns little from a batch of random examples that a glance tells apart; among similar ones the
-    details matter. In each epoch the examples are divided anew: two of them are drawn, all are sorted by the difference
-    of their similarities to the two, and the halves are divided again until they have ``groups.size`` examples (random
-    projection trees, Dasgupta and Freund 2008). The groups stand in random order; other groups fill up the batch.
+    In a contrastive loss they are hard negatives of each other. Each epoch has new groups, the leaves of a random
+    projection tree: of a set of examples with the vectors v, two with the vectors a and b are drawn; the set is sorted
+    by v · (a - b) and divided into halves, and these are divided in turn until they have ``similar_groups.size``
+    examples. The groups of an epoch follow each other in random order.
 
     ::
 
-        order = GroupedOrder(SimilarGroups(text_vectors(captions), size=16), seed=0, batch_size=128)
+        order = GroupedOrder(SimilarGroups(word_count_vectors(captions), size=16), seed=0, batch_size=128)
 
     Args:
-      groups: vectors of the examples, and the size of a group.
+      similar_groups: vectors of the examples, and the size of a group.
       seed: random seed of the order.
       batch_size: examples in a global batch; a multiple of the groups' size keeps groups whole.
+
+    References:
+      Dasgupta and Freund 2008, Random projection trees and low dimensional manifolds (there the direction a - b is a
+      random one).
     """
 
-    def __init__(self, groups: SimilarGroups, seed: int, batch_size: int = 1):
-        super().__init__(len(groups.vectors), seed, shuffle=True, batch_size=batch_size)
-        self.groups = groups
+    def __init__(self, similar_groups: SimilarGroups, seed: int, batch_size: int = 1):
+        super().__init__(len(similar_groups.vectors), seed, shuffle=True, batch_size=batch_size)
+        self.similar_groups = similar_groups
 
     @property
-    def mixture(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What else determines the stream, as JSON: the size of the groups."""
-        return {"group": self.groups.size}
+        return {"group": self.similar_groups.size}
 
     def _draw_uncached(self, epoch: int) -> np.ndarray:
         """The examples of an epoch, group after group: int64 ``[length]``."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], np.uint64)))
-        vectors, size = self.groups.vectors, self.groups.size
+        vectors, size = self.similar_groups.vectors, self.similar_groups.size
         groups, undivided = [], [np.arange(self.length)]
         while undivided:
             members = undivided.pop()
@@ -144,7 +150,7 @@ class GroupedOrder(ExampleOrder):
                 groups.append(rng.permutation(members))
                 continue
             first, second = vectors[rng.choice(members, 2, replace=False)].astype(np.float32)
-            # Random numbers below all differences decide among examples that are equally similar to the two.
+            # A small random number for each example divides those that are equally similar to the two at random.
             scores = vectors[members] @ (first - second) + 1e-4 * rng.random(len(members))
             members = members[np.argsort(scores, kind="stable")]
             half = size * max(1, round(len(members) / size / 2))  # whole groups
@@ -154,11 +160,20 @@ class GroupedOrder(ExampleOrder):
         return np.concatenate([groups[g] for g in order])
 
 
-def text_vectors(captions: Sequence[str], dimensions: int = 64) -> np.ndarray:
-    """A vector of each caption, float32 ``[N, dimensions]``: captions that share words are similar.
+def word_count_vectors(captions: Sequence[str], dimensions: int = 64) -> np.ndarray:
+    """Random projections of the captions' word counts: captions that share words have similar vectors.
 
-    A random projection of the counts of words, of whatever case, divided by their norm. Cosine similarities are those
-    of the counts up to an error of about ``dimensions ** -0.5``.
+    ``w R / sqrt(D)`` for the word counts w of a caption, divided by their norm (of words in lower case), and a matrix R
+    of standard normal numbers with D = ``dimensions`` columns. Cosine similarities are those of the word counts up to
+    an error of about ``1 / sqrt(D)`` (Johnson and Lindenstrauss 1984).
+
+    ::
+
+        star, ring, cross = word_count_vectors(["a red star", "a red ring", "a blue cross"], dimensions=4096)
+        star @ ring > star @ cross  # True: two words are shared, not one
+
+    Returns:
+      float32 ``[N, dimensions]``; 0 for captions without words.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer  # here: it takes a second to load
 
@@ -246,7 +261,7 @@ class MixtureOrder:
             )
 
     @property
-    def mixture(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The number of examples of each part, and how many of each an epoch holds, as JSON."""
         return {"parts": [len(m) for m in self._members], "shares": self._counts.tolist()}
 
@@ -265,23 +280,27 @@ class MixtureOrder:
 
 
 def make_order(
-    source: Source, seed: int, shuffle: bool, batch_size: int, groups: SimilarGroups | None = None
+    source: Source,
+    seed: int,
+    shuffle: bool,
+    batch_size: int,
+    similar_groups: SimilarGroups | None = None,
 ) -> ExampleOrder | MixtureOrder:
-    """The order in which a loader reads a source: that of a mixture if it is one and is shuffled, or one with
-    ``groups`` of similar examples.
+    """The order in which a loader reads a source: `GroupedOrder` with ``similar_groups``, else `MixtureOrder` for a
+    mixture that is shuffled, else `ExampleOrder`.
 
     Raises:
-      ValueError: ``groups`` of a mixture, of examples in order, or of another number of examples.
+      ValueError: ``similar_groups`` of a mixture, of examples that are not shuffled, or of another number of examples.
     """
     parts = source.parts() if shuffle else None
     is_mixture = parts is not None and source.part_weights is not None
-    if groups is not None:
-        if is_mixture or not shuffle or len(groups.vectors) != len(source):
+    if similar_groups is not None:
+        if is_mixture or not shuffle or len(similar_groups.vectors) != len(source):
             raise ValueError(
-                f"groups of {len(groups.vectors)} similar examples need a data set of as many (here {len(source)}) "
-                "that is shuffled and no mixture"
+                f"similar_groups, with the vectors of {len(similar_groups.vectors)} examples, need a data set of as "
+                f"many (here {len(source)}) that is shuffled and no mixture"
             )
-        return GroupedOrder(groups, seed, batch_size)
+        return GroupedOrder(similar_groups, seed, batch_size)
     if not is_mixture:
         return ExampleOrder(len(source), seed, shuffle, batch_size)
     return MixtureOrder(parts, source.part_weights, seed, batch_size)

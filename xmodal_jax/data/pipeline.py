@@ -47,7 +47,7 @@ class Loader(Iterator[RawBatch]):
         global batch is the same for any ``H``.
       workers: threads that prepare batches; 0: each is prepared on demand, in the caller's thread.
       prefetch: batches that are prepared ahead.
-      groups: groups of similar examples that stand together in a batch (`order.GroupedOrder`); None: all are random.
+      similar_groups: how to put similar examples into the same batch (`order.GroupedOrder`); None: batches are random.
 
     ``wait_seconds`` adds up the time spent in ``next``.
 
@@ -69,12 +69,12 @@ class Loader(Iterator[RawBatch]):
         shard: tuple[int, int] = (0, 1),
         workers: int = 2,
         prefetch: int = 2,
-        groups: SimilarGroups | None = None,
+        similar_groups: SimilarGroups | None = None,
     ):
         self._options = dict(
             source=source, batch_size=batch_size, seed=seed, shuffle=shuffle, num_epochs=num_epochs,
             drop_remainder=drop_remainder, transform=transform, shard=shard, workers=workers, prefetch=prefetch,
-            groups=groups,
+            similar_groups=similar_groups,
         )  # fmt: skip
         # `copy` and `example` build loaders with these arguments, some of them changed.
         host, hosts = shard
@@ -83,7 +83,7 @@ class Loader(Iterator[RawBatch]):
         if batch_size < 1 or batch_size % hosts:
             raise ValueError(f"the batch size {batch_size} must be a positive multiple of the {hosts} hosts.")
         self.source, self.batch_size, self.transform = source, batch_size, transform
-        self.order = make_order(source, seed, shuffle, batch_size, groups)
+        self.order = make_order(source, seed, shuffle, batch_size, similar_groups)
         local_size = batch_size // hosts
         # The positions within a global batch that this host reads.
         self._local = np.arange(host * local_size, (host + 1) * local_size)
@@ -182,7 +182,7 @@ class Loader(Iterator[RawBatch]):
             "batch_size": self.batch_size,
             "seed": order.seed,
             "shuffle": order.shuffle,
-            **order.mixture,
+            **order.settings,
         }
 
     def restore(self, position: dict[str, Any]) -> None:

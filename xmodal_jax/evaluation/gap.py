@@ -1,4 +1,5 @@
-"""The modality gap of a trained space reduced without training: the mean embeddings of its modalities are moved."""
+"""Corrections of the modality gap of a trained shared embedding space: without further training, the embeddings of
+each modality are translated, so that the modalities have the same mean."""
 
 from __future__ import annotations
 
@@ -17,23 +18,23 @@ Means = dict[str, np.ndarray]
 
 
 def _from_common_mean(means: Means) -> Means:
-    """The offset of each modality's mean from the mean of these means."""
+    """Each modality's mean minus the mean of all modalities' means."""
     common = np.mean(list(means.values()), axis=0)
     return {modality: mean - common for modality, mean in means.items()}
 
 
 GAP_CORRECTIONS: dict[str, Callable[[Means], Means]] = {"shift": _from_common_mean, "center": dict}
-"""By name of a correction, what it subtracts from the embeddings of each modality, as a function of their means."""
+"""By name of a correction, the vectors that it subtracts from the modalities' embeddings, a function of their means."""
 CorrectionKind = Literal["shift", "center"]
 """The names of `GAP_CORRECTIONS`."""
 
 
 class GapCorrection(NamedTuple):
-    """Subtracts a vector from all embeddings of a modality, and scales them to unit length; `fit_gap_correction` makes
-    one."""
+    """A correction of the modality gap: subtracts a vector from all embeddings of a modality and scales the results to
+    unit length. `fit_gap_correction` makes one."""
 
     offsets: Mapping[str, np.ndarray]
-    """By modality the vector ``[dim]`` that is subtracted."""
+    """By modality, the vector ``[dim]`` that is subtracted."""
 
     def __call__(self, embeddings: Mapping[str, Any]) -> dict[str, Float[Array, "n dim"]]:
         """The corrected unit vectors of the ``embeddings`` ``[n, dim]`` of each modality.
@@ -43,8 +44,8 @@ class GapCorrection(NamedTuple):
         """
         if unknown := [modality for modality in embeddings if modality not in self.offsets]:
             raise ValueError(
-                f"the modality gap was corrected for {', '.join(self.offsets)}, not for {', '.join(unknown)}: fit the "
-                "correction to data that have all modalities"
+                f"the correction of the modality gap was fitted to {', '.join(self.offsets)}, not to "
+                f"{', '.join(unknown)}: fit it to data that have all modalities"
             )
         subtract = lambda x, offset: l2_normalize(jnp.asarray(x) - offset[None, :])
         return {modality: subtract(x, self.offsets[modality]) for modality, x in embeddings.items()}
@@ -69,9 +70,10 @@ def fit_gap_correction(
     gives all modalities the same mean: that of all means (shift), or 0 (center).
 
     Args:
-      embeddings: unit vectors ``[N, dim]`` of each modality. Not those of the examples that are evaluated afterwards.
+      embeddings: unit vectors ``[N, dim]`` of each modality. They must not be those of the examples that are evaluated
+        afterwards.
       present: which examples have a modality, bool ``[N]``; the others do not count. None: all.
-      kind: see above.
+      kind: which correction, see above.
       strength: s; 0 changes nothing.
 
     Raises:
@@ -101,8 +103,8 @@ def fit_gap_correction(
 
 
 class CorrectedPredict:
-    """``predict(params, batch)`` of a contrastive method with the modality gap of its embeddings corrected: a function
-    object that is compiled once, see `evaluation.predict_all`."""
+    """``predict(params, batch)`` of a contrastive method, followed by a correction of the modality gap. A function
+    object, because `evaluation.predict_all` compiles each function once."""
 
     def __init__(self, predict: Callable[..., dict[str, jax.Array]], correction: GapCorrection):
         """``predict``: gives the unit vectors of each modality."""

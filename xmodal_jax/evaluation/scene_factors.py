@@ -1,22 +1,22 @@
-"""What a shared embedding space tells of scenes: every factor of Spoken Shapes by zero-shot classification, and right
-captions from captions with one word changed, or two words exchanged.
+"""Which factors of scenes a shared embedding space can tell: zero-shot classification of every factor of Spoken
+Shapes, and the choice between the right caption and one in which a value is replaced, or two values are swapped.
 
-The captions come from the grammar of the data set (`data.shapes.caption_changes`), so that right and wrong ones look
-like captions of the training data. Three kinds of tests, each of which gives the embedding of an image (a recording, a
-video) several captions, of which the right one should have the highest cosine similarity:
+A test has an image (a recording, a video) and several captions, of which the right one should have the highest cosine
+similarity. All captions are sentences of the data set's grammar (`data.shapes.caption_changes`), so that right and
+wrong ones look like captions of the training data. There are three kinds of tests:
 
 - ``zero_shot``: the scene's own caption with each value that a factor can take. Of scenes of one object: ``shape`` (8
   values, chance 1/8), ``colour`` (8), ``size`` (2), ``texture`` (3), ``place`` (9) and, of videos and speech where
   captions tell it, ``motion`` (8); of scenes of two objects: ``relation`` (4); of all: ``number`` (3), where captions
   of fewer objects leave out some of the scene's, and those of more add random ones.
-- ``one_word_changed``: the scene's own caption and the same with one factor altered, to a random other value (of a
-  random object); chance 1/2.
-- ``swapped``: the scene's own caption of two or three objects, and the same with the values of one factor exchanged
-  between two objects, "a red star left of a blue ring" for "a blue star left of a red ring"; chance 1/2. A bag of words
-  cannot tell these.
+- ``replaced``: the scene's own caption and a changed one, in which one factor (of a random object) has a random other
+  value; chance 1/2.
+- ``swapped``: the scene's own caption of two or three objects and a changed one, in which two objects have swapped
+  their values of one factor, "a red star left of a blue ring" for "a blue star left of a red ring"; chance 1/2. A bag
+  of words cannot tell these.
 
-The idea of the last two is that of ARO (Yuksekgonul et al. 2023, "When and why vision-language models behave like
-bags-of-words, and what to do about it?").
+The last two are the REPLACE and SWAP tests of SugarCrepe (Hsieh et al. 2023, arXiv:2306.14610), after ARO (Yuksekgonul
+et al. 2023, arXiv:2210.01936), with captions by rules.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import Embedder, ordered
 from xmodal_jax.types import kind_of
 
-KINDS = ("zero_shot", "one_word_changed", "swapped")
+TEST_KINDS = ("zero_shot", "replaced", "swapped")
 """The kinds of tests, see the head of this module."""
-ALL = "all"
-"""Stands for all factors together in place of one."""
-SCENES = 500
-"""Scenes of a source that are tested, at most."""
-TIE = 1e-6
-"""Cosine similarities that differ by less are equal: rounding decides nothing."""
+ALL_FACTORS = "all"
+"""Stands for all factors together, in place of the name of one."""
+MAX_SCENES = 500
+"""Largest number of scenes of a source that are tested."""
+TIE_TOLERANCE = 1e-6
+"""Cosine similarities that differ by less count as equal, so that rounding decides nothing."""
 _FACTORS_BY_COUNT = {1: ("shape", "colour", "size", "texture", "place", "motion"), 2: ("relation",), 3: ()}
 """The factors that zero-shot classification predicts, by the number of objects in the scene."""
 _FACTORS = (*STATED_FACTORS, "number")
 _STILL = "image"
-"""The kind of modality that does not show motion."""
+"""The kind of modality that shows no motion; videos show it, and speech tells it."""
 
 
 class CaptionTest(NamedTuple):
@@ -70,24 +70,26 @@ class SceneTests:
     """The tests of the first ``limit`` scenes of a source, made once for all evaluations. The random choices depend on
     the index of a scene alone.
 
-    ``source``: one that has captions, their meanings and factors as `data.shapes.SpokenShapes` does, and a `Gallery` or
-    other view of it. There are no tests of other sources, nor of captions that are not sentences of the grammar.
-
     ::
 
         tests = SceneTests(validation)
         tests.results(embed, params).scores("validation/")["validation/image_zero_shot_colour"]
+
+    Args:
+      source: examples with captions, their meanings and factors, as `data.shapes.SpokenShapes` has them, or a view of
+        it such as a `Gallery`. There are no tests of other sources, nor of captions outside of the grammar.
+      limit: largest number of scenes.
     """
 
     captions: list[str]
     """All captions of the tests, each once."""
-    groups: dict[tuple[str, str], CaptionTest]
-    """By kind and factor."""
+    by_factor: dict[tuple[str, str], CaptionTest]
+    """The tests by kind and factor."""
 
-    def __init__(self, source: Source, limit: int = SCENES):
-        """Makes the captions."""
+    def __init__(self, source: Source, limit: int = MAX_SCENES):
+        """See the class for the arguments."""
         self.source = source
-        self.captions, self.groups = [], {}
+        self.captions, self.by_factor = [], {}
         tests: dict[tuple[str, str], list[tuple[int, list[str]]]] = defaultdict(list)
         motion = "video" in source.modalities
         factors = source.factors(np.arange(min(limit, len(source))))
@@ -103,22 +105,27 @@ class SceneTests:
             indices = [
                 [index_of.setdefault(c, len(index_of)) for c in captions] for _, captions in tests[key]
             ]
-            self.groups[key] = CaptionTest(np.array([scene for scene, _ in tests[key]]), np.array(indices))
+            self.by_factor[key] = CaptionTest(np.array([scene for scene, _ in tests[key]]), np.array(indices))
         self.captions = list(index_of)
 
     @property
     def chances(self) -> dict[tuple[str, str], float]:
         """The accuracy of a random choice, by kind and factor."""
-        return {key: 1 / test.captions.shape[1] for key, test in self.groups.items()}
+        return {key: 1 / test.captions.shape[1] for key, test in self.by_factor.items()}
 
     def results(
         self, embed: Embedder, params: Any, embeddings: Mapping[str, np.ndarray] | None = None
     ) -> SceneResults:
-        """The similarities of scenes and captions. ``embeddings`` ``[N, dim]`` of the source by modality, where they
-        have been computed already."""
-        if not self.groups:
+        """The similarities of scenes and captions, for every modality except text.
+
+        Args:
+          embed: computes the embeddings.
+          params: of the method.
+          embeddings: unit vectors ``[N, dim]`` of all examples of the source by modality; None: they are computed.
+        """
+        if not self.by_factor:
             return SceneResults(self, {})
-        scenes = np.arange(1 + max(test.scenes.max() for test in self.groups.values()))
+        scenes = np.arange(1 + max(test.scenes.max() for test in self.by_factor.values()))
         if embeddings is None:
             embeddings = embed(params, Subset(self.source, scenes))
         texts = np.asarray(embed.embed_texts(params, self.captions), np.float64)
@@ -126,7 +133,7 @@ class SceneTests:
         outcomes = {}
         for name in (m for m in ordered(tuple(embeddings)) if kind_of(m) != "text"):
             vectors = np.asarray(embeddings[name], np.float64)
-            for (kind, factor), test in self.groups.items():
+            for (kind, factor), test in self.by_factor.items():
                 has = present[name][test.scenes]
                 if not has.any() or (factor == "motion" and kind_of(name) == _STILL):
                     continue
@@ -137,7 +144,7 @@ class SceneTests:
 
 
 class Outcome(NamedTuple):
-    """What the embeddings of one modality say to the tests of one kind and factor."""
+    """The results of one modality in the tests of one kind and factor."""
 
     test: CaptionTest
     """The tests of the scenes that have the modality."""
@@ -146,9 +153,9 @@ class Outcome(NamedTuple):
 
     @property
     def correct(self) -> np.ndarray:
-        """Which tests are right, ``[n]`` in 0..1: 1 / (number of captions that share the highest similarity) where the
-        right one is among these, so that equal similarities count as chance."""
-        highest = self.similarity >= self.similarity.max(axis=1, keepdims=True) - TIE
+        """Whether each test is answered correctly, ``[n]`` in 0..1: 1 where the right caption alone has the highest
+        similarity, 1/m where it shares it with m - 1 others (a random choice among these), else 0."""
+        highest = self.similarity >= self.similarity.max(axis=1, keepdims=True) - TIE_TOLERANCE
         return highest[:, 0] / highest.sum(axis=1)
 
 
@@ -157,32 +164,35 @@ class SceneResults:
     """The results of `SceneTests`."""
 
     tests: SceneTests
+    """The tests, with their captions and scenes."""
     outcomes: dict[tuple[str, str, str], Outcome]
     """By modality, kind and factor."""
 
     def scores(self, prefix: str = "test/") -> dict[str, float]:
         """The accuracies, named ``<prefix><modality>_<kind>_<factor>``, such as ``test/image_zero_shot_colour`` and
-        ``test/image_one_word_changed_colour``; and, as ``test/image_one_word_changed`` and ``test/image_swapped``, the
-        means over the scenes of the mean over the factors that are changed or exchanged in them."""
+        ``test/image_replaced_colour``. ``test/image_replaced`` and ``test/image_swapped`` are over all factors: the
+        mean over the scenes of the mean over a scene's tests."""
         scores = {}
         for modality, kind in dict.fromkeys(key[:2] for key in self.outcomes):
             outcomes = {key[2]: o for key, o in self.outcomes.items() if key[:2] == (modality, kind)}
             if kind != "zero_shot":
-                scores[score_name(prefix, modality, kind, ALL)] = _mean_by_scene(list(outcomes.values()))
+                scores[score_name(prefix, modality, kind, ALL_FACTORS)] = _mean_by_scene(
+                    list(outcomes.values())
+                )
             for factor, outcome in outcomes.items():
                 scores[score_name(prefix, modality, kind, factor)] = float(outcome.correct.mean())
         return scores
 
 
 def score_name(prefix: str, modality: str, kind: str, factor: str) -> str:
-    """The name of a score: ``test/image_zero_shot_colour``, or ``test/image_swapped`` for the factor `ALL`."""
+    """The name of a score: ``test/image_zero_shot_colour``, or ``test/image_swapped`` for `ALL_FACTORS`."""
     name = f"{prefix}{modality}_{kind}"
-    return name if factor == ALL else f"{name}_{factor}"
+    return name if factor == ALL_FACTORS else f"{name}_{factor}"
 
 
 def is_scene_score(name: str) -> bool:
     """Whether a metric is one of `SceneResults.scores`."""
-    return any(name.endswith((f"_{kind}", *(f"_{kind}_{f}" for f in _FACTORS))) for kind in KINDS)
+    return any(name.endswith((f"_{kind}", *(f"_{kind}_{f}" for f in _FACTORS))) for kind in TEST_KINDS)
 
 
 def factor_scores(
@@ -192,12 +202,13 @@ def factor_scores(
     *,
     embeddings: Mapping[str, np.ndarray] | None = None,
     prefix: str = "test/",
-    limit: int = SCENES,
+    limit: int = MAX_SCENES,
 ) -> dict[str, float]:
-    """Accuracies of zero-shot classification by every factor of a scene, and of telling right captions from changed
-    ones, for every modality except text; see the head of this module, and `SceneResults.scores` for the names.
+    """Accuracies of zero-shot classification of every factor of a scene, and of the choice between right and changed
+    captions, for every modality except text.
 
-    Where these are computed several times, as during training, `SceneTests` makes the captions once.
+    The head of this module defines the tests, `SceneResults.scores` the names. Where they are computed several times,
+    as during training, `SceneTests` makes the captions once.
 
     Args:
       embed: computes the embeddings.
@@ -212,7 +223,7 @@ def factor_scores(
 
     Example::
 
-        factor_scores(embed, params, validation, prefix="validation/")["validation/image_one_word_changed"]
+        factor_scores(embed, params, validation, prefix="validation/")["validation/image_replaced"]
     """
     return SceneTests(source, limit).results(embed, params, embeddings).scores(prefix)
 
@@ -252,7 +263,7 @@ def _tests_of_scene(
             yield "zero_shot", factor, [replace_value(caption, factor, v) for v in values[0]]
         number = int(rng.choice(list(values)))
         wrong = int(rng.choice(values[number][1:]))
-        yield "one_word_changed", factor, [caption, replace_value(caption, factor, wrong, number)]
+        yield "replaced", factor, [caption, replace_value(caption, factor, wrong, number)]
     for factor in PROPERTIES:
         if options := swap_values(caption, factor):
             yield "swapped", factor, [caption, options[rng.integers(len(options))]]
@@ -260,7 +271,7 @@ def _tests_of_scene(
 
 def _order(key: tuple[str, str]) -> tuple[int, int]:
     """The place of a kind and factor in tables."""
-    return KINDS.index(key[0]), _FACTORS.index(key[1])
+    return TEST_KINDS.index(key[0]), _FACTORS.index(key[1])
 
 
 def _mean_by_scene(outcomes: list[Outcome]) -> float:

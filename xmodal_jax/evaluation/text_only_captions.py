@@ -39,7 +39,7 @@ class TextOnlyCaptioner:
     Args:
       tokenize: of the texts; its tokenizer has a begin and an end token.
       steps: updates of each decoder.
-      noise: length of the noise, relative to that of an embedding: its standard deviation is noise / sqrt(dim).
+      noise: norm of the noise, relative to that of an embedding: its standard deviation is noise / sqrt(dim).
       decoder: of the captions.
       batch_size: texts per update.
 

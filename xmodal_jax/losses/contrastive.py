@@ -19,6 +19,9 @@ Two arguments are common to all of them:
 * ``"exclude"``: neither as positives nor as negatives.
 * ``"positive"``: as positives. InfoNCE's target distribution is then uniform over the matches (UniCL, Yang et al.
   2022, arXiv:2204.03610).
+
+A loss to be added to one of these, `changed_text_loss`, has none of these arguments: it does not compare examples with
+each other, as each has a negative of its own.
 """
 
 from __future__ import annotations
@@ -228,6 +231,44 @@ def triplet_loss(
     return terms
 
 
+@check_shapes
+def changed_text_loss(
+    x: Float[Array, "batch dim"],
+    text: Float[Array, "batch dim"],
+    changed: Float[Array, "batch dim"],
+    *,
+    temperature: Scalar,
+) -> Float[Array, "batch"]:
+    r"""InfoNCE with a single, hard negative: an example's text with one fact changed.
+
+    .. math:: -\log \frac{e^{x \cdot t / \tau}}{e^{x \cdot t / \tau} + e^{x \cdot t' / \tau}} \quad\text{(nats)}
+
+    It is added to a loss over the batch, in which texts that differ in a word, or in the order of words, hardly ever
+    meet. (NegCLIP adds such texts to the negatives of the batch instead.)
+
+    Args:
+      x: unit vectors of another modality, such as images.
+      text: unit vectors t of the examples' texts.
+      changed: unit vectors t' of the changed texts.
+      temperature: :math:`\tau > 0`. It may be a learned scalar.
+    Returns:
+      One term per example, in nats. Examples without a text or without x are left to the caller to mask.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from xmodal_jax.losses import changed_text_loss
+      >>> x = jnp.eye(2)
+      >>> [round(float(term), 3) for term in changed_text_loss(x, x, -x, temperature=1.0)]
+      [0.127, 0.127]
+
+    References:
+      Yuksekgonul et al. 2023 (NegCLIP), When and why vision-language models behave like bags-of-words, and what to do
+      about it?, arXiv:2210.01936.
+    """
+    difference = jnp.sum(x * (changed - text), axis=-1) / temperature
+    return jax.nn.softplus(difference)
+
+
 def choose_implementation(
     implementation: Implementation, batch_size: int, axis_name: AxisName = None
 ) -> Implementation:
@@ -318,37 +359,3 @@ def _count_positives(side: PairSide, axis_name: AxisName) -> Float[Array, "batch
     start = jnp.searchsorted(sorted_ids, side.positive_id, side="left")
     end = jnp.searchsorted(sorted_ids, side.positive_id, side="right")
     return jnp.maximum(end - start, 1).astype(jnp.float32)
-
-
-def changed_text_loss(
-    x: Float[Array, "batch dim"],
-    text: Float[Array, "batch dim"],
-    changed: Float[Array, "batch dim"],
-    *,
-    temperature: Float[Array, ""] | float,
-) -> Float[Array, "batch"]:
-    r"""The cross-entropy of telling an example's text from the same text with one fact changed.
-
-    .. math:: -\log \frac{e^{x \cdot t / \tau}}{e^{x \cdot t / \tau} + e^{x \cdot t' / \tau}}
-
-    InfoNCE with one negative, a hard one: texts that differ in a word, or in the order of words, hardly ever meet in a
-    random batch (NegCLIP, Yuksekgonul et al. 2023, "When and why vision-language models behave like bags-of-words, and
-    what to do about it?", which adds the negative to those of the batch).
-
-    Args:
-      x: unit vectors of another modality, such as images.
-      text: unit vectors of the examples' texts.
-      changed: unit vectors t' of the changed texts.
-      temperature: tau.
-    Returns:
-      One term per example, in nats.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from xmodal_jax.losses import changed_text_loss
-      >>> x = jnp.eye(2)
-      >>> changed_text_loss(x, x, -x, temperature=1.0).round(3).tolist()
-      [0.127, 0.127]
-    """
-    difference = jnp.sum(x * (changed - text), axis=-1) / temperature
-    return jax.nn.softplus(difference)

@@ -1,6 +1,8 @@
-"""Losses that reduce the modality gap of a shared embedding space: pairs that lie close, and centroids that spread.
+"""Losses that reduce the modality gap of a shared embedding space: the distance of pairs, and the uniformity of their
+centroids.
 
-A contrastive loss compares similarities with each other, so that two modalities may stay in separate regions of the
+The modality gap is the distance between the mean embeddings of two modalities (Liang et al. 2022, arXiv:2203.02053). A
+contrastive loss compares similarities with each other only, so that two modalities may stay in separate regions of the
 sphere. With ``axis_name`` the batch is split over a named axis of devices. Pairs that are not ``present`` have no
 influence and zero gradient.
 """
@@ -20,11 +22,11 @@ from xmodal_jax.core.similarity import l2_normalize, squared_distances
 def pair_distance(
     x: Float[Array, "batch dim"], y: Float[Array, "batch dim"], *, present: Bool[Array, "batch"] | None = None
 ) -> Float[Array, "batch"]:
-    r"""Squared distance of the two embeddings of each pair.
+    r"""Squared Euclidean distance of the two embeddings of each pair.
 
     .. math:: \|x_i - y_i\|^2
 
-    Its mean is the alignment of Wang and Isola; for unit vectors it lies between 0 and 4.
+    Its mean is the alignment loss of Wang and Isola. For unit vectors it lies between 0 and 4.
 
     Args:
       x, y: embeddings of two modalities, unit vectors.
@@ -57,13 +59,13 @@ def centroid_uniformity(
     present: Bool[Array, "batch"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    r"""How evenly the centroids of pairs cover the sphere.
+    r"""The uniformity loss of the pairs' centroids: how unevenly they cover the sphere.
 
     .. math:: \log \operatorname{mean}_{i \ne j} \exp(-t \|c_i - c_j\|^2), \qquad
               c_i = \frac{x_i + y_i}{\|x_i + y_i\|}
 
-    It is 0 if all centroids are equal, and falls as they spread. Centroids that spread do not collapse where the two
-    embeddings of a pair are pulled together by `pair_distance`.
+    It is 0, its largest value, if all centroids are equal, and falls as they spread. Beside `pair_distance` it keeps
+    the embeddings from collapsing to a point.
 
     Args:
       x, y: embeddings of two modalities, unit vectors.
@@ -82,7 +84,8 @@ def centroid_uniformity(
       -8.0
 
     References:
-      Grassucci et al. 2026, Closing the Modality Gap Aligns Group-Wise Semantics, arXiv:2601.18525.
+      Grassucci et al. 2026, Closing the Modality Gap Aligns Group-Wise Semantics, arXiv:2601.18525; Wang and Isola
+      2020, arXiv:2005.10242, section 4.1, whose uniformity is of the embeddings of one modality.
     """
     present = jnp.ones_like(x[:, 0], dtype=bool) if present is None else present
     centroids = l2_normalize(jnp.where(present[:, None], x + y, 0.0))

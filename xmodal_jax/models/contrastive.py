@@ -46,7 +46,7 @@ from xmodal_jax.nets.heads import AnyHead, HeadConfig, HeadsByKind, LinearHeadCo
 from xmodal_jax.types import MODALITIES, Batch, EncoderSlot, ExampleKeys, Key, Method, Params, kind_of
 
 CHANGED = "text_changed"
-"""The field of a batch with texts in which one fact is changed, token ids ``[B, K, L]``."""
+"""The field of a batch with K changed texts of each example, each with one fact changed: token ids ``[B, K, L]``."""
 MAX_SCALE = 100.0
 """Largest inverse temperature (CLIP)."""
 
@@ -304,8 +304,8 @@ class ContrastiveConfig:
     """An additional loss that reduces the modality gap. It is the distance of pairs (pair_distance), or this and the
     uniformity of the pairs' centroids (uniform_centroids). None: no such loss."""
     changed_text_weight: float = 1.0
-    """Weight of the loss that tells an example's text from the same text with one fact changed, in batches with the
-    field text_changed (of the embedded data set)."""
+    """Weight of an additional loss with one hard negative per example: its own text with one fact changed. Only the
+    embedded data set has such texts (--negatives.changed-captions)."""
     anchor: str | None = None
     """Modality that is in every aligned pair, so that the other modalities are aligned only through it; None: all pairs
     of modalities are aligned."""
@@ -459,8 +459,8 @@ class _Network:
         return embeddings
 
     def embed_with_changed(self, params: Params, batch: Batch, keys: ExampleKeys) -> dict[str, Array]:
-        """The unit vectors of `embed`, and of one of the changed texts of each example as ``text_changed`` if the batch
-        has the field ``text_changed`` ``[B, K, L]``. ``keys`` also draw which one."""
+        """The unit vectors of `embed`; and, as ``text_changed``, those of one of each example's changed texts, which
+        ``keys`` draw, if the batch has the field ``text_changed`` ``[B, K, L]``."""
         embeddings = self.embed(params, batch, keys)
         if CHANGED in batch:
             texts, mask = batch[CHANGED], batch[f"{CHANGED}_mask"]
@@ -483,7 +483,8 @@ class _Network:
         global batch.
 
         The loss of a pair is the objective, plus ``alignment_weight`` times the alignment loss if there is one, plus
-        the loss that reduces the modality gap if there is one.
+        the loss that reduces the modality gap if there is one, plus ``changed_text_weight`` times the loss with changed
+        texts for pairs with text, if the batch has changed texts.
 
         The batch is encoded in ``chunks`` parts, one after the other (`losses.gradient_cache`); the objective sees all
         of it.

@@ -1,4 +1,4 @@
-"""Report section on what a shared embedding space reads in scenes: every factor, and captions with a word changed."""
+"""Report section on which factors of scenes a shared embedding space can tell, and right captions from changed ones."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xmodal_jax.evaluation.scene_factors import ALL, KINDS, Outcome, SceneResults, score_name
+from xmodal_jax.evaluation.scene_factors import ALL_FACTORS, TEST_KINDS, Outcome, SceneResults, score_name
 from xmodal_jax.report import figures
 from xmodal_jax.report.alignment import content
 from xmodal_jax.report.page import Hit, Item, Report
 from xmodal_jax.train.run import format_value
 
-TITLE = "What the space reads in scenes"
+TITLE = "Which factors of scenes the space can tell"
 EXAMPLES = 3
-"""Examples with a wrong caption that wins, of each kind."""
+"""Number of mistakes of each kind of test that are shown."""
 
 
 class _Explanation(NamedTuple):
@@ -30,11 +30,11 @@ _EXPLANATIONS = {
         "Which value of a factor?",
         "the scene's own caption with each value that the factor can take, of which the right one should be nearest",
     ),
-    "one_word_changed": _Explanation(
-        "The caption, or the same with one factor altered?", "a random other value of one factor"
+    "replaced": _Explanation(
+        "The caption, or the same with one value replaced?", "a random other value of one factor"
     ),
     "swapped": _Explanation(
-        "The caption, or the same with values exchanged between two objects?",
+        "The caption, or the same with the values of two objects swapped?",
         "the same words in another order, which a bag of words cannot tell apart",
     ),
 }
@@ -43,21 +43,21 @@ _EXPLANATIONS = {
 def add_scene_factors(
     report: Report, metrics: Mapping[str, float | list[float]], results: SceneResults, prefix: str = "test/"
 ) -> None:
-    """Bars and a table of the accuracies by factor, and examples in which a wrong caption wins; nothing for a data set
-    without captions of scenes.
+    """Bars and a table of the accuracies by factor, and scenes that are nearer to a wrong caption than to the right
+    one; nothing for a data set without captions of scenes.
 
     ``metrics``: by name, a number or one per seed, among them `SceneResults.scores`. ``results``: of the first seed.
     """
     if not results.outcomes:
         return
-    kinds = [kind for kind in KINDS if any(key[1] == kind for key in results.outcomes)]
+    kinds = [kind for kind in TEST_KINDS if any(key[1] == kind for key in results.outcomes)]
     modalities = list(dict.fromkeys(modality for modality, _, _ in results.outcomes))
     panels, chances, rows = {}, {}, []
     for kind in kinds:
         title = _EXPLANATIONS[kind].title
         chances[title] = {f: chance for (k, f), chance in results.tests.chances.items() if k == kind}
         if kind != "zero_shot":
-            chances[title] = {ALL: 0.5, **chances[title]}
+            chances[title] = {ALL_FACTORS: 0.5, **chances[title]}
         values = {
             m: {f: metrics.get(score_name(prefix, m, kind, f)) for f in chances[title]} for m in modalities
         }
@@ -81,7 +81,8 @@ def _cell(value: float | list[float] | None) -> str:
 
 
 def _add_mistakes(report: Report, results: SceneResults, modality: str, kind: str) -> None:
-    """Scenes for which a wrong caption wins, those with the largest margin of each factor; nothing if there are none.
+    """Scenes that are nearer to a wrong caption than to the right one, for each factor the one with the largest margin;
+    nothing if there are none.
 
     ``modality``: the one whose embeddings are compared with the captions'.
     """
@@ -98,7 +99,7 @@ def _add_mistakes(report: Report, results: SceneResults, modality: str, kind: st
         queries.append(query)
         hits.append(captions)
     report.add_gallery(
-        "Scenes with a wrong caption that wins", queries, hits, top=3,
+        "Scenes that are nearer to a wrong caption", queries, hits, top=3,
         note=f"{_EXPLANATIONS[kind].title} For each factor the {modality} with the largest margin of a wrong caption.",
     )  # fmt: skip
 

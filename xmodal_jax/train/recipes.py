@@ -1,8 +1,10 @@
 """Recipes: the settings of a training by the size of its training set.
 
-A network that sees few examples many times learns them by heart; one that has many does not see each of them often. A
-`Recipe` says how often the examples are seen, how much images are changed, and how strongly the network is regularised.
-`RECIPES` is the table. What a flag of the command line says, a recipe leaves as it is.
+A network that is trained on few examples for many epochs overfits; with many examples it needs few epochs. A `Recipe`
+sets the number of epochs, the augmentation of images and the strength of regularisation. `RECIPES` is the table. A flag
+that is given on the command line wins over the recipe::
+
+    config, line = resolve_recipe(config, splits.train, splits.validation)
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ LENGTH_OPTIONS = ("steps", "batch_size", "eval_every", "patience")
 
 
 class TrainingSet(NamedTuple):
-    """What a recipe asks about the data and what is trained on it."""
+    """What a recipe needs to know of the data, and of the networks that are trained on them."""
 
     examples: int
     """Number of training examples."""
@@ -36,7 +38,7 @@ class TrainingSet(NamedTuple):
     kinds: Collection[str]
     """The kinds of data that networks are trained on, such as text and image."""
     is_mirror_safe: bool
-    """Whether texts stay true of mirrored images, see `is_mirror_safe`."""
+    """Whether texts stay true if images are flipped from left to right, see `is_mirror_safe`."""
     has_colors: bool
     """Whether all images have three colour channels."""
     pretrained: Collection[str]
@@ -47,15 +49,15 @@ class TrainingSet(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Values of options that belong together: a flag of one of them leaves all of them to the user."""
+    """Values of options that belong together: if the user gives one of them, the recipe sets none of them."""
 
     values: Mapping[str, Any]
-    """By path, such as ``model.augment.image.flip``. Options that a configuration does not have are passed over, and so
-    are those of pretrained encoders and of a user's own."""
+    """By path, such as ``model.augment.image.flip``. Options that the configuration does not have are left out, and so
+    are those of encoders that are pretrained or of the user's own."""
     kinds: tuple[str, ...] = tuple(KINDS)
-    """The kinds of data that it is about: it is for training sets that have one of them."""
+    """The kinds of data, such as image and text, one of which a training set must have."""
     suits: Callable[[TrainingSet], bool] = lambda _: True
-    """Whether it is made for a training set that has one of its kinds."""
+    """A further condition on a training set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +65,23 @@ class Recipe:
     """The settings for training sets of one size."""
 
     max_examples: int | None
-    """The number of training examples below which it is chosen; None: any number."""
+    """The recipe is for training sets with fewer examples than this; None: there is no limit."""
     epochs: int
-    """How often a training sees each example, within the limits of the number of steps."""
+    """Number of epochs, if the number of steps is then within its limits."""
     min_steps: int
+    """Smallest number of steps."""
     max_steps: int
+    """Largest number of steps."""
     evaluations: int = 20
     """Number of evaluations on validation data."""
     patience: int = 0
     """Evaluations without improvement after which training stops early; 0: it never does. It needs `FEW_EXAMPLES` / 2
     validation examples, because the scores of fewer improve by chance."""
     settings: tuple[Setting, ...] = ()
+    """Values of other options."""
 
     def steps(self, examples: int, batch_size: int) -> int:
-        """``clip(epochs * N / B, min_steps, max_steps)`` for N examples in batches of B."""
+        """The steps for N examples in batches of B: ``clip(epochs * N / min(B, N), min_steps, max_steps)``."""
         steps = round(self.epochs * examples / min(batch_size, examples))
         return min(max(steps, self.min_steps), self.max_steps)
 
@@ -84,18 +89,24 @@ class Recipe:
 _IMAGES = ("image", "video")
 
 
-def augment_images(crop: float, jitter: float = 0.0) -> tuple[Setting, ...]:
-    """Settings that change images in training: crops of at least the share ``crop`` of the area, mirror images where
-    texts allow it, and changes of brightness, contrast and saturation by up to ``jitter``."""
+def augmentation_settings(crop: float, jitter: float = 0.0) -> tuple[Setting, ...]:
+    """Settings for the augmentation of images and videos.
+
+    Args:
+      crop: random crops have at least this fraction of the area.
+      jitter: largest relative change of contrast and of saturation; up to half of it is added to pixels, which are in
+        [-1, 1], as a change of brightness. 0: colours stay as they are.
+
+    Half of the images are flipped from left to right, where texts stay true of them (`is_mirror_safe`).
+    """
     path = "model.augment.image."
     settings = [
         Setting({f"{path}min_crop_scale": crop}, _IMAGES),
         Setting({f"{path}flip": 0.5}, _IMAGES, suits=lambda data: data.is_mirror_safe),
     ]
     if jitter:
-        brightness = jitter / 2  # pixels range over [-1, 1]
         settings += [
-            Setting({f"{path}brightness": brightness, f"{path}contrast": jitter}, _IMAGES),
+            Setting({f"{path}brightness": jitter / 2, f"{path}contrast": jitter}, _IMAGES),
             Setting({f"{path}saturation": jitter}, _IMAGES, suits=lambda data: data.has_colors),
         ]
     return tuple(settings)
@@ -110,7 +121,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             max_steps=1_000,
             patience=10,
             settings=(
-                *augment_images(crop=0.5, jitter=0.3),
+                *augmentation_settings(crop=0.5, jitter=0.3),
                 *(Setting({f"model.{kind}.drop_path": 0.1}, (kind,)) for kind in KINDS),
                 Setting(
                     {"model.text.token_dropout": 0.2}, ("text",), suits=lambda data: data.trains_tokenizer
@@ -119,7 +130,11 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             ),
         ),
         "medium": Recipe(
-            max_examples=100_000, epochs=10, min_steps=500, max_steps=2_500, settings=augment_images(crop=0.8)
+            max_examples=100_000,
+            epochs=10,
+            min_steps=500,
+            max_steps=2_500,
+            settings=augmentation_settings(crop=0.8),
         ),
         "large": Recipe(max_examples=None, epochs=2, min_steps=2_500, max_steps=20_000),
     }
@@ -128,7 +143,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 def extend_recipe(name: str, *settings: Setting) -> Mapping[str, Recipe]:
-    """`RECIPES`, with further settings in the recipe ``name``."""
+    """`RECIPES` with further settings in the recipe ``name``."""
     recipe = RECIPES[name]
     return MappingProxyType(
         {**RECIPES, name: dataclasses.replace(recipe, settings=recipe.settings + settings)}
@@ -144,24 +159,27 @@ CONTRASTIVE_RECIPES = extend_recipe(
     Setting({"model.text.embedding_std": 1.0}, ("text",)),
     Setting({"text_cleanup": "lower"}, ("text",), suits=lambda data: not data.pretrained),
 )
-"""Recipes of contrastive learning, where texts are inputs only and the other examples of a batch are the negatives."""
+"""Recipes of contrastive learning. Negatives come from the batch, so that small data sets have large batches; texts are
+not generated, so that they can be in lower case."""
 
 
 def fix_flags(config: Any, flags: Collection[str], *, resumed: bool) -> Any:
-    """``config``, read from a command line with these ``flags``, with those noted that its recipes leave alone.
+    """``config`` with ``fixed_flags``: those of the given ``flags`` whose options a recipe would set, and must not.
 
-    ``resumed``: whether it goes on with the configuration of an earlier run, which has noted its own.
+    Args:
+      config: read from the command line, with the options of `train.config.RecipeFlags`.
+      flags: those of the command line, such as ``--steps``.
+      resumed: whether the configuration is that of a run that is resumed, which has ``fixed_flags`` of its own.
     """
     fixed = config.fixed_flags
     if resumed and fixed is None:  # of a version without recipes
         return config
-    ours = {flag_of(path) for recipe in config.recipes.values() for path in _paths(recipe)}
-    return dataclasses.replace(config, fixed_flags=tuple(sorted({*(fixed or ()), *ours & {*flags}})))
+    recipe_flags = {flag_of(path) for recipe in config.recipes.values() for path in _paths(recipe)}
+    return dataclasses.replace(config, fixed_flags=tuple(sorted({*(fixed or ()), *recipe_flags & {*flags}})))
 
 
 def resolve_recipe(config: Any, train: Source, validation: Source) -> tuple[Any, str | None]:
-    """``(config, line)``: a configuration with the settings of its recipe, and a line that says what was chosen; None:
-    there is no recipe.
+    """Chooses the recipe of a training and applies it.
 
     ::
 
@@ -169,7 +187,11 @@ def resolve_recipe(config: Any, train: Source, validation: Source) -> tuple[Any,
 
     Args:
       config: with the options of `train.config.RecipeFlags`.
-      train, validation: the data.
+      train, validation: the splits of the data.
+
+    Returns:
+      ``(config, line)``: the configuration with the settings of the recipe, and a line for the user that says what was
+      chosen; None: there is no recipe.
     """
     name = _choose_name(config, len(train))
     if name == "none":
@@ -198,7 +220,7 @@ def resolve_recipe(config: Any, train: Source, validation: Source) -> tuple[Any,
 
 
 def describe_training_set(config: Any, train: Source, validation: Source) -> TrainingSet:
-    """What a recipe asks about an experiment's data and encoders."""
+    """What a recipe needs to know of an experiment's data and encoders."""
     kinds = {*map(kind_of, train.modalities)}
     texts = [*(train.class_names or ())]
     if "text" in kinds:
@@ -226,12 +248,12 @@ ORIENTED = re.compile(
     r"|\b\w\W*$",  # the last word is a single letter or digit
     re.IGNORECASE,
 )
-"""Words of texts (English, Spanish, French, German, Italian, Portuguese) that may be wrong of a mirrored image."""
+"""Words (English, Spanish, French, German, Italian, Portuguese) of texts that may not be true of a flipped image."""
 
 
 def is_mirror_safe(texts: Collection[str]) -> bool:
-    """Whether there are texts about images, and none of them has a word that may be wrong of a mirrored image: a side,
-    or writing.
+    """Whether texts stay true of images that are flipped from left to right: there are texts, and none of them has a
+    word of `ORIENTED`, about a side or about writing.
 
     ::
 
@@ -245,8 +267,8 @@ def _choose_name(config: Any, examples: int) -> str:
     if config.recipe != "auto":
         return config.recipe
     specs = (config.data,) if isinstance(config.data, str) else config.data
-    is_unasked = config.fixed_flags is None or "--steps" in config.fixed_flags
-    if is_unasked or any(map(is_generated, specs)):
+    is_without_recipe = config.fixed_flags is None or "--steps" in config.fixed_flags
+    if is_without_recipe or any(map(is_generated, specs)):
         return "none"
     limits = {name: recipe.max_examples for name, recipe in config.recipes.items()}
     return next(name for name, limit in limits.items() if limit is None or examples < limit)
@@ -269,8 +291,8 @@ def _paths(recipe: Recipe) -> Iterator[str]:
 
 
 def _has_option(config: Any, path: str, data: TrainingSet) -> bool:
-    """Whether a configuration has the option at a path, and it is not one of an encoder that a flag has brought in
-    (pretrained, or of the user's own)."""
+    """Whether a configuration has the option at a path, and it is not one of an encoder that is pretrained or of the
+    user's own."""
     names = path.split(".")
     if names[0] == "model" and names[1] in data.pretrained:
         return False

@@ -259,6 +259,8 @@ def test_a_preset_is_a_change_of_a_configuration():
     )
     for name in OBJECTIVE_PRESETS:
         with_preset(base, name)
+    with pytest.raises(ValueError, match="'r4gan' is no preset: choose of minimax, "):
+        with_preset(base, "r4gan")
     with pytest.raises(ValueError, match="choose the head concat"):
         GANConfig(objective="mmd_rq", condition=HEAD)
     with pytest.raises(ValueError, match="choose r1 without a condition"):

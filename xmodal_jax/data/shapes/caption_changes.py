@@ -1,7 +1,7 @@
-"""Captions of Spoken Shapes with one fact changed, and otherwise in the same words.
+"""Changed captions of Spoken Shapes: captions with one fact changed, and otherwise in the same words.
 
-Such captions are wrong in one place alone: only who has read every word tells them from the right one
-(`replace_value`), or the order of words as well (`swap_values`)::
+Only a model that reads every word tells the right caption from one with a value replaced (`replace_value`), and only
+one that also reads the order of words tells it from one with two values swapped (`swap_values`)::
 
     replace_value("a small red star on the left", "colour", 2)  # "a small blue star on the left"
     swap_values("a small red star above a big blue ring", "colour")  # ["a small blue star above a big red ring"]
@@ -39,6 +39,8 @@ from xmodal_jax.data.shapes.grammar import (
 from xmodal_jax.data.shapes.scenes import COLOURS, MAX_OBJECTS, RELATIONS, SHAPES, SIZES, TEXTURES, Factors
 from xmodal_jax.data.source import RawBatch
 
+# How the words of a caption are taken apart: its tokens, each of a category that a letter stands for.
+
 
 class _Token(NamedTuple):
     """A phrase of a caption, see `grammar.caption_tokens`."""
@@ -58,16 +60,16 @@ _PHRASES = {
 _LETTERS = {
     "shape": "N", "colour": "C", "size": "S", "texture": "TW", "motion": "M", "place": "P", "relation": "R",
 }  # fmt: skip
-"""The categories of the phrases that state a fact."""
+"""By factor, the letters of the categories that state it."""
 STATED_FACTORS = tuple(_LETTERS)
 """The factors that a phrase of a caption states."""
 PROPERTIES = ("shape", "colour", "size", "texture")
-"""The factors that each object of a scene has, except its motion."""
+"""The factors that each object of a scene has, without its motion."""
 
 
 def possible_values(caption: str, factor: str, number: int = 0) -> list[int]:
-    """The values that ``factor`` could have in a caption (indices into the vocabularies of `scenes`): first the one
-    that it states, then all others. Empty: the caption does not state the factor.
+    """The values that ``factor`` could have in a caption, as indices into the vocabularies of `scenes`: first the one
+    that the caption states, then all others. Empty if it does not state the factor.
 
     In scenes of several objects, values that would make two objects alike in shape and colour are left out; and in
     those of three, a relation can only become its opposite. The data set has no such scenes.
@@ -75,10 +77,14 @@ def possible_values(caption: str, factor: str, number: int = 0) -> list[int]:
     Args:
       caption: a sentence of the grammar.
       factor: of `STATED_FACTORS`.
-      number: of the object in the order of mention, or of the relation.
+      number: of the object or the relation, from 0 in the order of mention.
 
     Raises:
       ValueError: ``caption`` is no sentence of the grammar.
+
+    Example::
+
+        possible_values("a small red star on the left", "size")  # [0, 1]: small, big
     """
     parts = _take_apart(caption)
     place = _part_about(parts, factor, number)
@@ -98,8 +104,15 @@ def possible_values(caption: str, factor: str, number: int = 0) -> list[int]:
 
 
 def replace_value(caption: str, factor: str, value: int, number: int = 0) -> str:
-    """The caption with another ``value`` of a factor that it states, one of its `possible_values`: a sentence of the
-    grammar. The other arguments are those of `possible_values`."""
+    """The caption with another ``value`` of a factor that it states, again a sentence of the grammar.
+
+    Args:
+      caption, factor, number: see `possible_values`.
+      value: one of the `possible_values`.
+
+    Raises:
+      ValueError: the caption is no sentence of the grammar, or does not state the factor.
+    """
     parts = [*_take_apart(caption)]
     place = _part_about(parts, factor, number)
     stated = None if place is None else _value(parts, place, factor)
@@ -112,11 +125,11 @@ def replace_value(caption: str, factor: str, value: int, number: int = 0) -> str
 
 
 def swap_values(caption: str, factor: str) -> list[str]:
-    """The captions in which two objects have exchanged their values of ``factor``, of `PROPERTIES`: the same words in
+    """The captions in which two objects have swapped their values of ``factor``, one of `PROPERTIES`: the same words in
     another order, "a red star above a blue ring" for "a blue star above a red ring".
 
-    There is one for each two objects with different values; those in which two objects are alike in shape and colour
-    are left out.
+    There is one for each pair of objects with different values, without captions in which two objects would be alike in
+    shape and colour.
 
     Raises:
       ValueError: ``caption`` is no sentence of the grammar.
@@ -138,15 +151,16 @@ def swap_values(caption: str, factor: str) -> list[str]:
 
 
 class AddChangedCaptions:
-    """A transform of batches that adds captions with one fact changed, which a model learns to tell from the right one.
+    """A transform of raw batches that adds changed captions, hard negatives of a contrastive loss.
 
-    ``caption`` object ``[B]`` adds ``caption_changed`` object ``[B, count]``. Of a scene of one object, one factor has
-    another value (`replace_value`). Of several objects, two have exchanged their values of one factor (`swap_values`),
-    or a relation is another one: the order of words matters. Two changes of a caption can be the same, and depend on
-    the caption alone. A caption that is no sentence of the grammar is repeated without a change.
+    To ``caption``, strings ``[B]``, it adds ``caption_changed``, strings ``[B, count]``. In scenes of several objects
+    two of them swap their values of a property (`swap_values`), or a relation is replaced, so that the order of words
+    matters; in other scenes, such as those of one object, a random factor has another value (`replace_value`). The
+    random choices depend on the caption alone, and some of the ``count`` captions may be equal. A caption that is no
+    sentence of the grammar is repeated as it is.
 
     Args:
-      count: captions beside each caption.
+      count: number of changed captions for each caption.
       motion: whether captions tell how objects move.
 
     Example::
@@ -171,7 +185,7 @@ class AddChangedCaptions:
         return {**batch, "caption_changed": changed}
 
     def _change(self, caption: str) -> list[str]:
-        """``count`` captions with a fact changed; ``caption`` itself, as often, if it is no sentence of the grammar."""
+        """``count`` changed captions; ``caption`` itself, as often, if it is no sentence of the grammar."""
         if parse(caption) is None:
             return [caption] * self.count
         rng = np.random.Generator(np.random.Philox(zlib.crc32(caption.encode())))
@@ -187,7 +201,7 @@ class AddChangedCaptions:
         return None
 
     def _change_order(self, caption: str, rng: np.random.Generator) -> str | None:
-        """The caption with two values exchanged or another relation; None: of one object."""
+        """The caption with two values swapped or a relation replaced; None: it has one object, or no such change."""
         if rng.random() < 0.5 and (changed := self._replace(caption, rng, ("relation",))):
             return changed
         for index in rng.permutation(len(PROPERTIES)):
@@ -309,7 +323,7 @@ def _has_equal_objects(parts: Sequence[_Part]) -> bool:
 
 
 def _with_value(phrase: _Part, factor: str, value: int, new_value: int) -> _Part:
-    """The phrase with ``new_value`` of ``factor`` in place of ``value``, by the same choice among synonyms."""
+    """The phrase with ``new_value`` of ``factor`` in place of ``value``, in the synonym of the same number."""
     letters = _LETTERS[factor]
     index = next((k for k, t in enumerate(phrase) if t.letter in letters), None)
     if index is None:  # plain or still, without a word

@@ -1,9 +1,10 @@
-"""Objectives with the regularisation that their authors add (R3GAN and StackGAN with their networks), as changes of a
-`GANConfig`.
+"""Presets of GANs: objectives with the regularisation of their authors (R3GAN and StackGAN with their networks too), as
+changes of a `GANConfig` and of the optimizers.
 
 ::
 
     config = with_preset(GANConfig(), "r3gan")
+    optimizer = dataclasses.replace(optimizer, **OPTIMIZER_PRESETS.get("r3gan", {}))  # of each network
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from xmodal_jax.nets.encoders import R3GANEncoderConfig
 from xmodal_jax.nets.gan import DCGANGeneratorConfig, R3GANGeneratorConfig, StackGANGeneratorConfig
 
 _R3GAN_PENALTY = dict(weight=0.5, final_weight=0.05, before_augmentation=True)
-"""Gamma of Huang et al. 2024 for 32 x 32 pixels (ImageNet)."""
+"""Options of both penalties. Their weight is gamma of Huang et al. 2024 for 32 x 32 pixels (ImageNet)."""
 _RELATIVISTIC_R1_R2 = dict(
     objective="relativistic",
     penalty=R1Penalty(**_R3GAN_PENALTY),
@@ -55,16 +56,23 @@ OBJECTIVE_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "mmd_rbf": dict(objective="mmd_rbf", penalty=GradientPenalty(weight=1.0)),
     "mmd_rq": dict(objective="mmd_rq", penalty=GradientPenalty(weight=1.0)),
 }
-"""By name, the fields of `GANConfig` that a preset sets; of a part that it changes a mapping of that part's options."""
+"""By name of a preset, the fields of `GANConfig` that it sets; of a part of which it changes some options only, a
+mapping of these."""
 
 OPTIMIZER_PRESETS: Mapping[str, Mapping[str, Any]] = {"r3gan": dict(learning_rate=1e-3)}
-"""By name, the options of the optimizers of both networks that a preset sets: residual networks without normalization
-learn from larger steps than those of DCGAN."""
+"""By name of a preset, the options that it sets of the optimizers of both networks. R3GAN's residual networks without
+normalization learn too slowly at DCGAN's learning rates."""
 
 
 def with_preset(config: GANConfig, name: str) -> GANConfig:
     """``config`` with the objective, the regularisation and the networks of a preset of `OBJECTIVE_PRESETS`; without a
-    condition there is no conditioning augmentation."""
+    condition there is no conditioning augmentation.
+
+    Raises:
+      ValueError: there is no preset of this name.
+    """
+    if name not in OBJECTIVE_PRESETS:
+        raise ValueError(f"{name!r} is no preset: choose of {', '.join(OBJECTIVE_PRESETS)}")
     changes = {
         field: dataclasses.replace(getattr(config, field), **value) if isinstance(value, Mapping) else value
         for field, value in OBJECTIVE_PRESETS[name].items()

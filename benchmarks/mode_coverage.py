@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.rows import markdown_table, mean_cells, read_rows, write_rows
 from xmodal_jax.core import runtime
-from xmodal_jax.core.checks import check_at_least
+from xmodal_jax.core.checks import check_at_least, check_rates
 from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions, read_split
 from xmodal_jax.data.pipeline import Loader, numeric_fields
@@ -110,13 +110,23 @@ class Config:
                 raise ValueError(f"--objectives: {name!r} is none of {', '.join(OBJECTIVES)}")
         if not self.data.startswith("stacked:"):
             raise ValueError(f"--data is stacked:SPEC, such as stacked:digits; got {self.data!r}")
-        check_at_least(
-            self, 1, "train_size", "steps", "batch_size", "width", "noise", "judge_steps", "neighbours"
-        )
+        check_at_least(self, 1, "train_size", "steps", "batch_size", "width", "noise", "judge_steps")
+        check_at_least(self, 6, "neighbours")  # each has a fifth one
         check_at_least(self, 8, "image_size")
         check_at_least(self, self.neighbours, "samples")
         if any(seed < 0 for seed in self.seeds):
             raise ValueError(f"--seeds are 0 or more, got {self.seeds}")
+        check_rates(self, "b1")
+        _ = self.optimizers  # checks the other options of theirs
+
+    @property
+    def optimizers(self) -> gan_step.GANOptimizer:
+        """The optimizers of discriminator and generator."""
+        adam = Optimizer(
+            "adam", learning_rate=self.learning_rate, b1=self.b1, b2=0.99, schedule="cosine",
+            final_scale=self.final_scale, clip_norm=None, warmup=0.0,
+        )  # fmt: skip
+        return gan_step.GANOptimizer(adam, dataclasses.replace(adam, ema=self.ema))
 
 
 class Bench:
@@ -206,12 +216,7 @@ class Bench:
     def gan_scores(self, objective: str, seed: int) -> dict[str, float]:
         """The row of an objective; without scores where the training diverged."""
         c, model, gan = self.config, self.model(objective), self.make_gan(objective)
-        adam = Optimizer(
-            "adam", learning_rate=c.learning_rate, b1=c.b1, b2=0.99, schedule="cosine", final_scale=c.final_scale,
-            clip_norm=None, warmup=0.0,
-        )  # fmt: skip
-        optimizers = gan_step.GANOptimizer(adam, dataclasses.replace(adam, ema=c.ema))
-        training = gan_step.make_training(gan, optimizers, c.steps)
+        training = gan_step.make_training(gan, c.optimizers, c.steps)
         source = ArraySource({"image": self.stacks.arrays["image"]})  # without the modes
         state, ms = train(training, source, c.batch_size * model.d_steps, c.steps, seed, objective)
         times = {"ms": ms, "train_s": c.steps * ms / 1e3}

@@ -65,6 +65,14 @@ def test_mistakes():
         mode_coverage.Config(samples=60)
     with pytest.raises(ValueError, match="--seeds are 0 or more"):
         mode_coverage.Config(seeds=(0, -1))
+    for options, message in (
+        (dict(neighbours=5), "neighbours must be at least 6"),
+        (dict(learning_rate=-1.0), "learning_rate must be positive"),
+        (dict(b1=1.5), "b1 must lie in"),
+        (dict(ema=1.0), "ema must lie in"),
+    ):  # before the judge is trained
+        with pytest.raises(ValueError, match=message):
+            mode_coverage.Config(**options)
     with pytest.raises(ValueError, match="stacked:SPEC"):
         mode_coverage.Config(data="digits")
 

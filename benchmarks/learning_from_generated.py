@@ -186,13 +186,14 @@ def load_models(runs: Sequence[pathlib.Path], seed: int | None) -> list[TrainedM
     ]
 
 
-def open_data(arguments: Arguments, model: TrainedModel) -> Splits:
-    """The data set: captions and images of the first run's, unless the arguments say another one."""
-    config = model.metadata["config"]
+def open_data(arguments: Arguments, models: Sequence[TrainedModel]) -> Splits:
+    """The data set, images and captions: that of the first run, unless the arguments say another one. Captions are read
+    for captioners, and where one of the runs was trained with texts."""
+    config = models[0].metadata["config"]
+    trained_with = [model.metadata["config"]["input"].get("modalities") for model in models]
+    reads_text = arguments.caption_steps or any(names is None or "text" in names for names in trained_with)
     options = from_json(DataOptions, config["input"])
-    modalities = (
-        ("text", "image") if options.modalities is None or "text" in options.modalities else ("image",)
-    )
+    modalities = ("text", "image") if reads_text else ("image",)
     options = dataclasses.replace(options, modalities=modalities, missing=0.0)
     if arguments.train_size is not None:
         options = dataclasses.replace(options, train_size=arguments.train_size)
@@ -285,7 +286,7 @@ def main(arguments: Arguments) -> None:
         raise ValueError(f"--out {arguments.out} is a directory: name a file")
     runtime.configure()
     models = load_models(arguments.runs, arguments.run_seed)
-    splits = open_data(arguments, models[0])
+    splits = open_data(arguments, models)
     conditions: list[Conditions] = []
 
     def keep_conditions(train: Source):

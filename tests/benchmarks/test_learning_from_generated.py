@@ -149,6 +149,22 @@ def test_runs_of_several_seeds_stand_beside_runs_of_one(tmp_path, monkeypatch):
             load([one, zoo], seed)
 
 
+@pytest.mark.parametrize("flags,expected", [({}, None), ({"caption_steps": 3}, ("text", "image"))])
+def test_captions_are_read_where_any_run_needs_them(flags, expected):
+    """Whatever the order of the runs: a VAE of images reads none, a GAN may."""
+    run = lambda *modalities: types.SimpleNamespace(
+        metadata={"config": {"data": "shapes", "input": {"modalities": modalities, "image_size": 16}}}
+    )
+    arguments = benchmark.Arguments((), train_size=8, **flags)
+    read = lambda *runs: benchmark.open_data(arguments, runs).train.modalities
+    assert (
+        read(run("image"), run("text", "image"))
+        == read(run("text", "image"), run("image"))
+        == ("text", "image")
+    )
+    assert read(run("image")) == (expected or ("image",))
+
+
 def test_a_run_that_cannot_be_compared_is_found_before_anything_is_trained():
     """A good run comes first; each run generates one image of each class."""
     good = Stub(kind="vae", class_names=("cat", "dog"))

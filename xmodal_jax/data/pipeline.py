@@ -200,8 +200,9 @@ class Loader(Iterator[RawBatch]):
             changes = "; ".join(
                 f"{name} was {position.get(name)}, is {current.get(name)}" for name in changed
             )
+            flag = " (--negatives.group-size; 1: no groups)" if "group" in changed else ""
             raise ValueError(
-                f"cannot resume the data at the saved position: {changes}. Use the values of the saved run."
+                f"cannot resume the data at the saved position: {changes}. Use the values of the saved run{flag}."
             )
         self.seek(position["step"])
 

@@ -35,10 +35,10 @@ class Config(StartConfig, ContrastiveRecipeFlags):
     """A shared embedding space by contrastive learning."""
 
     input: DataFlags = DataOptions(train_size=6000, max_seconds=3.2)
-    steps: int = 800
+    steps: int = 720
     batch_size: int = 128
     """Examples per step, over all devices together. For each example the others of its batch are the negatives."""
-    eval_every: int = 400
+    eval_every: int = 360
     negatives: HardNegatives = HardNegatives()
     gallery: int = 500
     """Number of test examples (or images with several captions), all of different meaning, that retrieval searches."""

@@ -85,6 +85,8 @@ def command_of(kind: str, run: StoredRun) -> str:
     for name, value in run.options.items():
         if value == defaults.get(name) or (name in implied and value == implied[name]):
             continue
+        if name == "fixed_flags":  # no flag: which flags were given (see `train.recipes`)
+            continue
         flag = "--" + name.removeprefix("input.").removesuffix(".name").replace("_", "-")
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))

@@ -110,7 +110,7 @@ def test_an_index_of_other_embeddings_is_refused_after_a_correction(model):
             searching.search(index, texts=["red"])
     with pytest.raises(ValueError, match="examples must be at least 1"):
         model.correct_gap(source, examples=0)
-    with pytest.raises(ValueError, match="corrected for image, not for text"):
+    with pytest.raises(ValueError, match="fitted to image, not to text"):
         images = coloured_pictures(6)
         images = type(images)({"image": images.arrays["image"]})
         model.correct_gap(images).embed(texts=["red"])

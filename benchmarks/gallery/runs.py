@@ -18,6 +18,7 @@ from benchmarks.gallery.cells import Cell
 from benchmarks.gallery.examples import read_test_examples
 from benchmarks.gallery.kinds import KINDS, OTHER_RUNS, OTHER_SPLITS, Sample
 from xmodal_jax.core.nesting import dotted
+from xmodal_jax.data.open import is_generated
 from xmodal_jax.report.run_comparison import StoredRun, read_stored_run
 from xmodal_jax.train.run import format_value, to_json
 
@@ -85,7 +86,8 @@ def command_of(kind: str, run: StoredRun) -> str:
     for name, value in run.options.items():
         if value == defaults.get(name) or (name in implied and value == implied[name]):
             continue
-        if name == "fixed_flags":  # no flag: which flags were given (see `train.recipes`)
+        # `fixed_flags` is no flag: it says which flags were given. Without a flag generated data have no recipe.
+        if name == "fixed_flags" or (name == "recipe" and value == "none" and _is_generated(run.config)):
             continue
         flag = "--" + name.removeprefix("input.").removesuffix(".name").replace("_", "-")
         if isinstance(value, bool):
@@ -93,6 +95,12 @@ def command_of(kind: str, run: StoredRun) -> str:
         else:
             words += [flag, *map(_shown, value if isinstance(value, list) else [value])]
     return shlex.join(words)
+
+
+def _is_generated(config: Mapping[str, Any]) -> bool:
+    """Whether the data set of a run, or all parts of a mixture, are generated."""
+    data = config["data"]
+    return all(map(is_generated, [data] if isinstance(data, str) else data))
 
 
 def _default_config(kind: str, config: Mapping[str, Any]) -> Any:

@@ -149,15 +149,11 @@ def run_for_equal_time(
     ``make_options(config)``: the options in which the experiment differs from ``config``, whose steps are its own.
     """
     if runs:
-        timing, learning = (
-            folder.parent / "timing" / folder.name,
-            dataclasses.replace(config.learning, steps=0),
-        )
-        steps = min(TIMING_STEPS, config.steps)
+        timing = folder.parent / "timing" / folder.name
+        learning, steps = dataclasses.replace(config.learning, steps=0), min(TIMING_STEPS, config.steps)
         short = dataclasses.replace(config, steps=steps, judge=None, learning=learning, eval_every=0)
         run_experiment(script, short, timing, **make_options(short))
-        steps = steps_of_equal_time(runs, timing, default=config.steps)
-        config = dataclasses.replace(config, steps=steps)
+        config = dataclasses.replace(config, steps=steps_of_equal_time(runs, timing, default=config.steps))
     run_experiment(script, config, folder, **make_options(config))
 
 

@@ -18,11 +18,9 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.order import SimilarGroups, word_count_vectors
 from xmodal_jax.data.shapes.caption_changes import AddChangedCaptions
 from xmodal_jax.data.shapes.grammar import Meaning
-from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.source import RawBatch, Source, split_indices
 from xmodal_jax.data.text import caption_fields
 
-_CHUNK = 4096
-"""Number of examples whose captions are read at a time."""
 MIN_DISTINCT_FRACTION = 0.5
 """Examples are grouped by their captions only if at least this fraction of the captions is distinct."""
 
@@ -94,7 +92,7 @@ def find_similar_groups(
         say_random("the parts of a mixture take turns")
         return None
     captions: list[str] = []
-    for indices in np.array_split(np.arange(len(source)), -(-len(source) // _CHUNK)):
+    for indices in split_indices(np.arange(len(source))):
         batch = source.caption_batch(indices)
         fields = caption_fields(batch)
         if not fields:

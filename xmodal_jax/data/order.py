@@ -149,7 +149,7 @@ class GroupedOrder(ExampleOrder):
             if len(members) <= size:
                 groups.append(rng.permutation(members))
                 continue
-            first, second = vectors[rng.choice(members, 2, replace=False)].astype(np.float32)
+            first, second = vectors[rng.choice(members, 2, replace=False)]
             # A small random number for each example divides those that are equally similar to the two at random.
             scores = vectors[members] @ (first - second) + 1e-4 * rng.random(len(members))
             members = members[np.argsort(scores, kind="stable")]

@@ -119,7 +119,7 @@ class Source(abc.ABC):
         # Either all batches of a source have the field "present" or none has.
         if not len(indices) or "present" not in self.batch(indices[:1]):
             return dict.fromkeys(self.modalities, complete)
-        by_chunk = [self.batch(chunk)["present"] for chunk in _chunks(indices)]
+        by_chunk = [self.batch(chunk)["present"] for chunk in split_indices(indices)]
         present = {m: np.concatenate([masks[m] for masks in by_chunk]) for m in by_chunk[0]}
         return {m: present.get(m, complete) for m in self.modalities}
 
@@ -272,9 +272,11 @@ def read_fields(
     """The fields ``names`` of the examples ``indices`` (None: all), ``[B, ...]`` each; those that the batches do not
     hold are left out."""
     indices = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
-    batches = [source.batch(chunk) for chunk in _chunks(indices)]
+    batches = [source.batch(chunk) for chunk in split_indices(indices)]
     return {k: np.concatenate([batch[k] for batch in batches]) for k in names if k in batches[0]}
 
 
-def _chunks(indices: np.ndarray) -> list[np.ndarray]:
+def split_indices(indices: np.ndarray) -> list[np.ndarray]:
+    """``indices`` in parts of at most 500, which are read one after the other because examples may be large. Without
+    indices there is one empty part."""
     return np.array_split(indices, max(1, -(-len(indices) // _CHUNK)))

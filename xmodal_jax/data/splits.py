@@ -14,7 +14,7 @@ from xmodal_jax.data.held_out import open_parts
 from xmodal_jax.data.mixture_splits import DataSpec, open_mixture, split_options
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.order import share_out
-from xmodal_jax.data.source import RawBatch, Source
+from xmodal_jax.data.source import RawBatch, Source, split_indices
 from xmodal_jax.data.standardise import StandardiseTransform, fit_standardisation
 from xmodal_jax.data.table import evenly_spaced
 from xmodal_jax.data.text import (
@@ -39,7 +39,6 @@ FEW_EXAMPLES = 100
 more than a percent."""
 USUAL_TEXT_LENGTH = 128
 """Tokens that a single caption can give to all texts; see `choose_text_length`."""
-_CHUNK = 1000
 
 
 class Splits(NamedTuple):
@@ -125,7 +124,7 @@ def read_captions(
     indices = evenly_spaced(len(source), limit)
     captions = []
     # In chunks, because many sources read images and sounds as well.
-    for chunk in np.array_split(indices, -(-len(indices) // _CHUNK)):
+    for chunk in split_indices(indices):
         batch = source.caption_batch(chunk)
         fields = caption_fields(batch)
         if not fields:

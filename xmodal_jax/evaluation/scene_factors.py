@@ -1,9 +1,9 @@
 """Which factors of scenes a shared embedding space can tell: zero-shot classification of every factor of Spoken
 Shapes, and the choice between the right caption and one in which a value is replaced, or two values are swapped.
 
-A test has an image (a recording, a video) and several captions, of which the right one should have the highest cosine
-similarity. All captions are sentences of the data set's grammar (`data.shapes.caption_changes`), so that right and
-wrong ones look like captions of the training data. There are three kinds of tests:
+A test compares an image (a recording, a video) with several captions. It is passed if the right caption has the highest
+cosine similarity. All captions are sentences of the data set's grammar (`data.shapes.caption_changes`), so that right
+and wrong ones look like captions of the training data. There are three kinds of tests:
 
 - ``zero_shot``: the scene's own caption with each value that a factor can take. Of scenes of one object: ``shape`` (8
   values, chance 1/8), ``colour`` (8), ``size`` (2), ``texture`` (3), ``place`` (9) and, of videos and speech where
@@ -58,7 +58,7 @@ _STILL = "image"
 
 
 class CaptionTest(NamedTuple):
-    """Tests of one kind and factor: for each a scene and captions, of which the first is right."""
+    """Tests of one kind and factor: the scene of each test, and its captions, the right one first."""
 
     scenes: np.ndarray
     """The index of each test's scene in the source, int ``[n]``."""

@@ -467,8 +467,7 @@ class _Network:
             draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, texts.shape[1]))
             chosen = draw(fold_in_name(keys, CHANGED))[:, None, None]
             pick = lambda x: jnp.take_along_axis(x, chosen, axis=1)[:, 0]
-            changed = {**batch, "text": pick(texts), "text_mask": pick(mask)}
-            changed = {name: changed[name] for name in ("text", "text_mask", "index")}
+            changed = {"text": pick(texts), "text_mask": pick(mask), "index": batch["index"]}
             # Encoded as the texts are: dropout in one of the two alone would tell them apart.
             fixed = features_field("text") in batch
             tower_keys = fold_in_name(keys, f"{CHANGED}_tower")

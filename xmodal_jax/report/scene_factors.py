@@ -19,7 +19,7 @@ EXAMPLES = 3
 
 
 class _Explanation(NamedTuple):
-    """What the report says of a kind of test."""
+    """Heading and explanation of a kind of test."""
 
     title: str
     text: str
@@ -28,7 +28,7 @@ class _Explanation(NamedTuple):
 _EXPLANATIONS = {
     "zero_shot": _Explanation(
         "Which value of a factor?",
-        "the scene's own caption with each value that the factor can take, of which the right one should be nearest",
+        "the scene's own caption with each value that the factor can take; the right one should be nearest",
     ),
     "replaced": _Explanation(
         "The caption, or the same with one value replaced?", "a random other value of one factor"

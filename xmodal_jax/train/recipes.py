@@ -55,7 +55,7 @@ class Setting:
     """By path, such as ``model.augment.image.flip``. Options that the configuration does not have are left out, and so
     are those of encoders that are pretrained or of the user's own."""
     kinds: tuple[str, ...] = tuple(KINDS)
-    """The kinds of data, such as image and text, one of which a training set must have."""
+    """Kinds of data, such as image and text. The setting is for training sets that have at least one of them."""
     suits: Callable[[TrainingSet], bool] = lambda _: True
     """A further condition on a training set."""
 

@@ -56,8 +56,8 @@ OBJECTIVE_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "mmd_rbf": dict(objective="mmd_rbf", penalty=GradientPenalty(weight=1.0)),
     "mmd_rq": dict(objective="mmd_rq", penalty=GradientPenalty(weight=1.0)),
 }
-"""By name of a preset, the fields of `GANConfig` that it sets; of a part of which it changes some options only, a
-mapping of these."""
+"""The fields of `GANConfig` that a preset sets, by its name. Where it changes some options of a part only, the value is
+a mapping of these options."""
 
 OPTIMIZER_PRESETS: Mapping[str, Mapping[str, Any]] = {"r3gan": dict(learning_rate=1e-3)}
 """By name of a preset, the options that it sets of the optimizers of both networks. R3GAN's residual networks without

@@ -193,6 +193,10 @@ print("fine", me)
 """
 
 
+UNREADABLE_CACHE = "ignore:Error reading persistent compilation cache entry:UserWarning"
+"""A process may find a compiled program that another one is just writing (see filterwarnings in pyproject.toml)."""
+
+
 def free_port():
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
@@ -205,7 +209,7 @@ def launch(code, *arguments, envs, seconds):
     plain |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "3", "PYTHONPATH": str(ROOT)}
     children = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code, *arguments],
+            [sys.executable, "-W", "error", "-W", UNREADABLE_CACHE, "-c", code, *arguments],
             env=plain | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

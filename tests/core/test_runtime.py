@@ -1,4 +1,5 @@
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -152,3 +153,18 @@ def test_a_program_that_runs_once_gives_the_same_numbers_up_to_rounding(monkeypa
     once, usual = runtime.jit_once(draw)(key, scale), jax.jit(draw)(key, scale)
     assert np.std(once["a"]) > 0.1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), once, usual)
+
+
+def test_a_compiled_program_that_cannot_be_read_is_compiled_again():
+    """The processes of the tests share compiled programs; a file that another one is just writing is incomplete."""
+
+    @jax.jit
+    def a_program_of_this_test(x):
+        return 2 * x + 1
+
+    expected = a_program_of_this_test(jnp.arange(3))
+    (file,) = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("jit_a_program_of_this_test-*-cache")
+    file.write_bytes(file.read_bytes()[:100])
+    jax.clear_caches()
+    np.testing.assert_array_equal(a_program_of_this_test(jnp.arange(3)), expected)
+    file.unlink()

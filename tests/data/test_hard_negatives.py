@@ -50,6 +50,16 @@ def test_equal_examples_can_be_divided_too():
     assert sorted(order(np.arange(50))) == list(range(50))
 
 
+def test_the_order_of_additions_does_not_change_the_groups():
+    """Hosts whose processors add up an inner product in different orders draw the same groups."""
+    vectors = np.random.default_rng(0).normal(size=(2_000, 64)).astype(np.float32)
+    shuffled = np.ascontiguousarray(vectors[:, np.random.default_rng(1).permutation(64)])
+    order, shuffled_order = (
+        GroupedOrder(SimilarGroups(each, 16), seed=0, batch_size=128) for each in (vectors, shuffled)
+    )
+    np.testing.assert_array_equal(order(np.arange(2_000)), shuffled_order(np.arange(2_000)))
+
+
 def test_similar_captions_stand_together():
     source = scenes(400)
     captions, groups = source.captions(), find_similar_groups(source, 8)

@@ -92,6 +92,10 @@ def _exchange(order: np.ndarray, in_end: np.ndarray, start: int, stop: int) -> n
     return order
 
 
+LARGEST_COMPONENT = 2**15
+"""The largest component of the vectors of `GroupedOrder` after rounding."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SimilarGroups:
     """How `GroupedOrder` groups the examples of a data set: by the similarity of vectors. These groups are not those of
@@ -114,7 +118,8 @@ class GroupedOrder(ExampleOrder):
     In a contrastive loss they are hard negatives of each other. Each epoch has new groups, the leaves of a random
     projection tree: of a set of examples with the vectors v, two with the vectors a and b are drawn; the set is sorted
     by v · (a - b) and divided into halves, and these are divided in turn until they have ``similar_groups.size``
-    examples. The groups of an epoch follow each other in random order.
+    examples. The groups of an epoch follow each other in random order. Vectors are rounded to whole numbers first,
+    whose inner products are exact, so that the order is the same on every machine.
 
     ::
 
@@ -133,6 +138,9 @@ class GroupedOrder(ExampleOrder):
     def __init__(self, similar_groups: SimilarGroups, seed: int, batch_size: int = 1):
         super().__init__(len(similar_groups.vectors), seed, shuffle=True, batch_size=batch_size)
         self.similar_groups = similar_groups
+        vectors = np.asarray(similar_groups.vectors, np.float64)
+        largest = np.abs(vectors).max(initial=0.0)
+        self._vectors = np.rint(vectors * (LARGEST_COMPONENT / (largest or 1.0))).astype(np.int64)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -142,7 +150,7 @@ class GroupedOrder(ExampleOrder):
     def _draw_uncached(self, epoch: int) -> np.ndarray:
         """The examples of an epoch, group after group: int64 ``[length]``."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], np.uint64)))
-        vectors, size = self.similar_groups.vectors, self.similar_groups.size
+        vectors, size = self._vectors, self.similar_groups.size
         groups, undivided = [], [np.arange(self.length)]
         while undivided:
             members = undivided.pop()
@@ -150,8 +158,8 @@ class GroupedOrder(ExampleOrder):
                 groups.append(rng.permutation(members))
                 continue
             first, second = vectors[rng.choice(members, 2, replace=False)]
-            # A small random number for each example divides those that are equally similar to the two at random.
-            scores = vectors[members] @ (first - second) + 1e-4 * rng.random(len(members))
+            # A random number below 1 for each example divides those that are equally similar to the two at random.
+            scores = vectors[members] @ (first - second) + rng.random(len(members))
             members = members[np.argsort(scores, kind="stable")]
             half = size * max(1, round(len(members) / size / 2))  # whole groups
             undivided += [members[:half], members[half:]]
@@ -163,9 +171,10 @@ class GroupedOrder(ExampleOrder):
 def word_count_vectors(captions: Sequence[str], dimensions: int = 64) -> np.ndarray:
     """Random projections of the captions' word counts: captions that share words have similar vectors.
 
-    ``w R / sqrt(D)`` for the word counts w of a caption, divided by their norm (of words in lower case), and a matrix R
-    of standard normal numbers with D = ``dimensions`` columns. Cosine similarities are those of the word counts up to
-    an error of about ``1 / sqrt(D)`` (Johnson and Lindenstrauss 1984).
+    ``w R / (|w| sqrt(D))`` for the word counts w of a caption (in lower case) and a random matrix R of -1 and 1 with
+    D = ``dimensions`` columns. Cosine similarities are those of the word counts up to an error of about ``1 / sqrt(D)``
+    (Achlioptas 2003, Database-friendly random projections: Johnson-Lindenstrauss with binary coins). The sums are of
+    whole numbers, and therefore the same on every machine.
 
     ::
 
@@ -175,16 +184,17 @@ def word_count_vectors(captions: Sequence[str], dimensions: int = 64) -> np.ndar
     Returns:
       float32 ``[N, dimensions]``; 0 for captions without words.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer  # here: it takes a second to load
+    from sklearn.feature_extraction.text import CountVectorizer  # here: it takes a second to load
 
     try:
         # Without inverse document frequencies, which weight the wording (rare synonyms) more than what is said.
-        vectorizer = TfidfVectorizer(use_idf=False, token_pattern=r"\w+", dtype=np.float32)
-        words = vectorizer.fit_transform(captions)
+        counts = CountVectorizer(token_pattern=r"\w+").fit_transform(captions)
     except ValueError:  # no caption has a word
         return np.zeros((len(captions), dimensions), np.float32)
-    directions = np.random.Generator(np.random.Philox(0)).standard_normal((words.shape[1], dimensions))
-    return np.asarray(words @ directions.astype(np.float32)) / dimensions**0.5
+    signs = 2 * np.random.Generator(np.random.Philox(0)).integers(0, 2, (counts.shape[1], dimensions)) - 1
+    squared_norms = np.asarray(counts.multiply(counts).sum(axis=1))
+    norms = np.sqrt(np.maximum(squared_norms, 1) * dimensions)
+    return np.asarray(counts @ signs / norms, np.float32)
 
 
 class _PartOrder(ExampleOrder):

@@ -359,6 +359,30 @@ def test_scores_have_a_table_for_each_group():
     assert titles(few) == ["Headline", "Likelihood (nats)"] and 'class="card"' not in few.html()
 
 
+def test_pairs_of_modalities_are_sorted_by_how_often_the_class_is_right():
+    metrics = {
+        "cross/coherence@1": 0.5,
+        "cross/image_to_text/coherence": [0.8, 0.9],
+        "cross/text_to_image/coherence": 0.95,
+        "cross/text_to_audio/coherence": 0.25,
+        "cross/audio_to_text/coherence": 0.11,
+        "cross/image_to_audio/coherence": 0.4,
+    }
+    report = Report("t")
+    latent_report.add_pair_table(report, metrics, chance=0.125)
+    assert tables(report) == [
+        [
+            ["the class is", "pairs"],
+            ["right in most cases", "text to image 0.95, image to text 0.85"],
+            ["wrong in most cases", "image to audio 0.40, text to audio 0.25"],
+            ["about as often right as by chance", "audio to text 0.11"],
+        ]
+    ]
+    alone = Report("t")
+    latent_report.add_pair_table(alone, {"cross/coherence@1": 0.5}, chance=0.1)
+    assert titles(alone) == []
+
+
 def drawn(monkeypatch):
     """What figures are made of, in place of drawing it."""
     calls = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,40 @@ def add_coherence_tables(report: Report, metrics: Mapping[str, Any], *, classes:
     headline = [name for name in metrics if name.startswith(LEADING)][:6]
     chance = {name: 1 / classes for name in headline if "cross" in name}
     add_metric_tables(report, metrics, headline, chance)
+    add_pair_table(report, metrics, chance=1 / classes)
+
+
+PAIR_GROUPS = {
+    "right in most cases": 2 / 3,
+    "right in some cases": 1 / 3,
+    "wrong in most cases": 0.1,
+    "about as often right as by chance": -math.inf,
+}
+"""What is said of a pair of modalities, and the smallest score for it: ``(c - chance) / (1 - chance)`` of the coherence
+c, which is 1 where the class is always right, and 0 by chance."""
+
+
+def add_pair_table(report: Report, metrics: Mapping[str, Any], *, chance: float) -> None:
+    """A table that says which modalities can be generated from which other one: the pairs of modalities by how often
+    the class is right (`PAIR_GROUPS`). Without metrics of pairs, as of a model of one modality, there is no table.
+
+    ``metrics``: among them ``cross/<observed>_to_<target>/coherence``, a number or one per seed. ``chance``: the
+    coherence of random classes.
+    """
+    pairs = {
+        name.split("/")[1].replace("_to_", " to "): float(np.mean(value))
+        for name, value in metrics.items()
+        if name.startswith("cross/") and name.endswith("/coherence") and name.count("/") == 2
+    }
+    groups: dict[str, list[str]] = {name: [] for name in PAIR_GROUPS}
+    for pair, coherence in sorted(pairs.items(), key=lambda item: -item[1]):
+        score = (coherence - chance) / (1 - chance)
+        group = next(name for name, smallest in PAIR_GROUPS.items() if score >= smallest)
+        groups[group].append(f"{pair} {coherence:.2f}")
+    rows = [[name, ", ".join(members)] for name, members in groups.items() if members]
+    if rows:
+        note = f"How often the class of what is generated from one modality is right; by chance {chance:.2f}."
+        report.add_table("What can be generated from what", ["the class is", "pairs"], rows, note)
 
 
 class ExampleRenderer:

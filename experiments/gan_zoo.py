@@ -85,7 +85,7 @@ def main(config: Config) -> None:
     if config.smoke:
         first_and_last = config.objectives[:: len(config.objectives) - 1 or 1]
         config = shrink(dataclasses.replace(config, objectives=first_and_last))
-    run, runs, images = Run.create(config.run_dir, config, resume=config.resume), [], []
+    run, runs, samples = Run.create(config.run_dir, config, resume=config.resume), [], {}
     for number, name in enumerate(sorted(config.objectives, key=OTHERS.__contains__), start=1):
         try:
             with timer(name):
@@ -100,7 +100,7 @@ def main(config: Config) -> None:
             runs.append(comparison.read_run(run.path / name))
             run.truncate_metrics(number - 1)  # not before: a run that is resumed may be refused
             run.log(number, runs[-1].metrics)
-            images.append(comparison.read_samples(run.path / name))
+            samples[name] = comparison.read_samples(run.path / name)
     if not run.writes:
         return
     metrics = {key: value for each in runs for key, value in each.metrics.items()}
@@ -109,8 +109,7 @@ def main(config: Config) -> None:
     with write_report(run, title, details, metrics, timer, bad_examples, **totals) as report:
         report.headline = [key for key in metrics if key.endswith("/judge_kernel_distance")][:4]
         comparison.add_comparison(report, "The judge's scores on unseen captions", runs, seeds=config.seeds)
-        if any(images):
-            report.add_images("Samples, one row per objective", sum(images, []), columns=len(images[0]))
+        comparison.add_samples(report, samples)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,20 @@ def read_samples(folder: Path, count: int = 12) -> list[np.ndarray]:
     return [np.asarray(Image.open(file)) for file in files]
 
 
+def add_samples(report: Report, samples: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """A table with the name of each run and its images ``[H, W, C]`` in a row; nothing if there are no images."""
+    columns = max(map(len, samples.values()), default=0)
+    if not columns:
+        return
+    rows = [[name, *images, *[""] * (columns - len(images))] for name, images in samples.items()]
+    report.add_table(
+        "Samples",
+        ["run", *[""] * columns],
+        rows,
+        note="The images of a column are of the same caption or class.",
+    )
+
+
 def add_comparison(
     report: Report,
     title: str,

@@ -157,8 +157,6 @@ CONTRASTIVE_RECIPES = extend_recipe(
         {"optimizer.name": "muon", "optimizer.learning_rate": 5e-3}, suits=lambda data: not data.pretrained
     ),
     Setting({"model.text.embedding_std": 1.0}, ("text",)),
-    # A batch holds a large part of a small training set, and with it all the hard negatives that there are.
-    Setting({"negatives.group_size": 1}, ("text",)),
     Setting({"text_cleanup": "lower"}, ("text",), suits=lambda data: not data.pretrained),
 )
 """Recipes of contrastive learning. Negatives come from the batch, so that small data sets have large batches; texts are

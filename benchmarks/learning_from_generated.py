@@ -9,7 +9,7 @@ images, and on both, and tested on real test images (`xmodal_jax.evaluation.lear
 has a row for the real images and one for each run: the accuracy of what was trained on them alone; with some real
 images (in the first row these alone, in the others with generated ones); what the generated ones gain, and how many of
 them for each real one are best on validation images. With ``--caption-steps`` there is also the score on real images of
-captioners that were trained on generated ones.
+captioners that were trained on generated ones, for captions of all training scenes, also of those without a class.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from xmodal_jax.data.bad_examples import BadExamples
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.source import Source, read_fields
 from xmodal_jax.data.splits import Splits, open_splits
+from xmodal_jax.evaluation.embeddings import take_evenly
 from xmodal_jax.evaluation.learned_captions import CaptionLearning
 from xmodal_jax.evaluation.learning import (
     LabelledImages,
@@ -104,6 +105,8 @@ class Conditions:
         labels = source.class_labels()
         names = source.class_names or tuple(map(str, range(int(labels.max()) + 1)))
         self.classes = [str(names[k]) for k in labels]
+
+        self.are_classes_known = bool((labels >= 0).all())
 
     def of(self, indices: np.ndarray, *, texts: bool) -> list[str]:
         """The captions (or the classes, if not ``texts``) of the examples ``indices``."""
@@ -269,6 +272,42 @@ def check_models(models: Sequence[TrainedModel], conditions: Conditions, real: n
         matches(generate(model, conditions, first_of_class[:TRIED], seed=0), real, model.path)
 
 
+def reads_text(model: TrainedModel) -> bool:
+    """Whether a run generates images from captions and not from classes."""
+    return GENERATORS[model.kind] is translate or getattr(model, "reads_text", False)
+
+
+class CaptionBenchmark:
+    """Captioners that learn from generated images, of the captions of at most ``examples`` training examples.
+
+    Raises:
+      ValueError: the data set has no captions, or some of these examples have no class, and one of the ``models``
+        generates images of classes.
+    """
+
+    def __init__(self, splits: Splits, models: Sequence[TrainedModel], *, steps: int, examples: int):
+        source = take_evenly(splits.train, examples)
+        self.conditions = Conditions(source)
+        if self.conditions.captions is None:
+            raise ValueError("--caption-steps: the data set has no captions that captioners could learn")
+        for model in models:
+            if not reads_text(model) and not self.conditions.are_classes_known:
+                raise ValueError(
+                    f"--caption-steps: {model.path} generates images of classes, and some examples have none"
+                )
+        self.real_images = read_fields(source, ("image",))["image"]
+        self._learning = CaptionLearning(splits, steps)
+
+    def score_real(self) -> float:
+        """The score of a captioner that was trained on the real images."""
+        return self._learning.score(self.real_images, self.conditions.captions)
+
+    def score(self, model: TrainedModel, seed: int) -> float:
+        """The score of a captioner that was trained on images that ``model`` generates."""
+        images = generate(model, self.conditions, np.arange(len(self.real_images)), seed)
+        return self._learning.score(matches(images, self.real_images, model.path), self.conditions.captions)
+
+
 def note_limit(real_sizes: Sequence[int], count: int) -> None:
     """Prints which of the numbers of real images are more than there are, ``count``, which is taken instead."""
     if larger := [size for size in real_sizes if size > count]:
@@ -300,12 +339,14 @@ def main(arguments: Arguments) -> None:
     )
     if evaluate.reason:
         raise ValueError(f"--data: {evaluate.reason}")
-    if arguments.caption_steps and conditions[0].captions is None:
-        raise ValueError("--caption-steps: the data set has no captions that captioners could learn")
     note_limit(arguments.real_sizes, len(evaluate.train.labels))
     check_models(models, conditions[0], evaluate.train.images)
+    captions = None
+    if arguments.caption_steps:
+        captions = CaptionBenchmark(
+            splits, models, steps=arguments.caption_steps, examples=arguments.examples
+        )
     indices = np.arange(arguments.learning.generated) % len(evaluate.train.labels)
-    captions = CaptionLearning(splits, arguments.caption_steps) if arguments.caption_steps else None
     rows: list[tuple[str, dict[str, Any]]] = []
     details: dict[str, Any] = {}
     for model in models:
@@ -318,10 +359,9 @@ def main(arguments: Arguments) -> None:
         if not rows:
             rows.append(("real images", real))
             if captions is not None:
-                real["caption_score"] = captions.score(evaluate.train.images, conditions[0].captions)
+                real["caption_score"] = captions.score_real()
         if captions is not None:
-            texts = conditions[0].of(indices, texts=True)
-            generated["caption_score"] = captions.score(images, texts)
+            generated["caption_score"] = captions.score(model, arguments.seed)
         rows.append((str(model.path), generated))
         details[str(model.path)] = {
             "metrics": learned.metrics, "class_accuracies": accuracies_to_json(learned.class_accuracies),

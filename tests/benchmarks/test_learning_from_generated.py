@@ -24,18 +24,18 @@ SOURCE = ArraySource(
 ALL = np.array([0, 1, 2, 0])
 
 
-def picture(seed):
-    return Image.fromarray(np.full((2, 2, 3), seed, np.uint8))
+def picture(seed, side=2):
+    return Image.fromarray(np.full((side, side, 3), seed, np.uint8))
 
 
 class Stub(types.SimpleNamespace):
     """A model that remembers what it was asked for, and paints the seed."""
 
-    path = pathlib.Path("runs/stub")
+    path, side = pathlib.Path("runs/stub"), 2
 
     def synthesize(self, conditions, *, seed):
         self.conditions = conditions
-        return [picture(seed % 251)] * len(conditions)
+        return [picture(seed % 251, self.side)] * len(conditions)
 
     def sample(self, *, classes, seed):
         return {"image": self.synthesize(classes, seed=seed)}
@@ -163,6 +163,33 @@ def test_captions_are_read_where_any_run_needs_them(flags, expected):
         == ("text", "image")
     )
     assert read(run("image")) == (expected or ("image",))
+
+
+def test_captioners_learn_from_scenes_of_all_numbers_of_objects(monkeypatch):
+    """Classes are those of scenes with one object; a test of captions has the others too."""
+
+    class Learning:
+        def __init__(self, splits, steps):
+            assert steps == 3
+
+        def score(self, images, captions):
+            assert len(images) == len(captions)
+            self.captions = captions
+            return float(images.mean())
+
+    monkeypatch.setattr(benchmark, "CaptionLearning", Learning)
+    arguments = benchmark.Arguments((), train_size=60, caption_steps=3)
+    config = {"data": "shapes", "input": {"modalities": ("text", "image"), "image_size": 16}}
+    splits = benchmark.open_data(arguments, [types.SimpleNamespace(metadata={"config": config})])
+    writes, reads = Stub(kind="vae", class_names=("cat", "dog")), Stub(kind="multimodal_vae", side=16)
+    make = lambda *models: benchmark.CaptionBenchmark(splits, models, steps=3, examples=50)
+    with pytest.raises(ValueError, match="generates images of classes, and some examples have none"):
+        make(reads, writes)
+    captions = make(reads)
+    assert captions.score(reads, 7) == 7.0 and captions.score_real() > 7
+    assert reads.conditions == captions._learning.captions == captions.conditions.captions
+    assert len(reads.conditions) == 50
+    assert any(" and " in text or "," in text for text in reads.conditions)
 
 
 def test_a_run_that_cannot_be_compared_is_found_before_anything_is_trained():

@@ -36,6 +36,7 @@ def needs(case):
         pytest.skip(f"needs {NEEDS[case]}")
 
 
+@pytest.mark.slow
 @PEERS
 @pytest.mark.parametrize("case", TRAINING)
 def test_both_sides_do_the_same_work(case, monkeypatch):

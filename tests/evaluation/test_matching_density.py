@@ -11,7 +11,7 @@ from tests.oracles.flows import Mixture, gaussian_log_prob
 from xmodal_jax.evaluation.matching_density import Whitening, fit_flow_matching
 from xmodal_jax.train.loop import NonFiniteError
 
-small_fit = partial(fit_flow_matching, seed=0, steps=400, width=32, depth=1, learning_rate=1e-2)
+small_fit = partial(fit_flow_matching, seed=0, steps=800, width=32, depth=1, learning_rate=1e-2)
 short_fit = partial(fit_flow_matching, seed=0, steps=20, batch_size=32, width=8, depth=1)
 
 

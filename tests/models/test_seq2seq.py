@@ -208,6 +208,7 @@ COCA = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 def test_with_the_contrastive_loss_the_devices_do_not_change_the_result():
     batch = make_batch("image")
     batch["text"][4:6] = batch["text"][0]

@@ -26,6 +26,7 @@ from xmodal_jax.report.comparison import read_run
 from xmodal_jax.train.checkpoint import restore_run
 from xmodal_jax.train.gan_step import GANOptimizer
 from xmodal_jax.train.loop import Preempted, fit
+from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.run import Run
 from xmodal_jax.transfer import first_stage as stages
 from xmodal_jax.transfer.frozen import FrozenNetworks, FrozenNetworksConfig, load_frozen_networks
@@ -36,6 +37,7 @@ DENSE = dataclasses.replace(
     discriminator=MLPEncoderConfig(width=8, depth=1),
 )  # fmt: skip
 SIZES = dict(shape=(16, 16, 3), classes=3)
+SGD = Optimizer(name="sgd", learning_rate=0.1)
 NAMES = ("a", "b", "c")
 
 
@@ -113,8 +115,10 @@ def test_both_stages_are_one_run_that_resumes_in_either(tmp_path, monkeypatch):
         train(tmp_path / "third", first_stage=tmp_path / "stopped", **options)
 
 
+@pytest.mark.slow
 def test_each_of_two_seeds_has_the_first_stage_that_it_would_have_alone(tmp_path):
-    options = dict(checkpoint_every=4, seed=5)
+    # Not by Adam, which turns the rounding of a gradient near 0 into a step of the size of its learning rate.
+    options = dict(checkpoint_every=4, seed=5, optimizer=GANOptimizer(discriminator=SGD, generator=SGD))
     together, results = train(tmp_path / "together", seeds=2, **options)
     assert together.by_seed
     for k in (0, 1):

@@ -284,7 +284,10 @@ def test_a_flow_learns_two_normal_distributions():
 
 @pytest.mark.parametrize(
     "objective",
-    [MeanFlow(step_fraction=0.5, times="uniform", power=0.5), Shortcut(levels=4, times="uniform")],
+    [
+        MeanFlow(step_fraction=0.5, times="uniform", power=0.5),
+        pytest.param(Shortcut(levels=4, times="uniform"), marks=pytest.mark.slow),
+    ],
 )
 def test_one_step_generates_what_the_equation_does(objective):
     """A network of mean velocities, trained on two normal distributions: one jump lands nearer to the exact
@@ -301,6 +304,7 @@ def test_one_step_generates_what_the_equation_does(objective):
     assert off(jump) < 0.2 < 0.27 < off(euler)
 
 
+@pytest.mark.slow
 def test_optimal_transport_straightens_paths():
     """Noise is paired within the class: one Euler step then lands nearer to the exact solution of many steps."""
     straight = {}

@@ -5,13 +5,15 @@ import pathlib
 import shutil
 import tempfile
 
-from tests.xla_flags import QUICK_COMPILATION
-
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        *QUICK_COMPILATION,
+        # The tests compile much and run little: without optimisation, without the emitters of fused loops that are
+        # slow to compile (half of all time), and on one thread, since other tests have the other cores.
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

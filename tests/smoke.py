@@ -21,8 +21,6 @@ import sys
 import time
 from typing import NamedTuple
 
-from tests.xla_flags import QUICK_COMPILATION
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = ("config.json", "metrics.jsonl", "result.json", "report.html")
 """What every run leaves."""
@@ -114,8 +112,7 @@ def run_one(name: str, smoke: Smoke, runs: pathlib.Path) -> str | None:
     flags = smoke.flags.format(runs=runs, hf=runs / "pretrained")
     size = "" if name in SIXTY else "--smoke "
     command = f"{sys.executable} experiments/{smoke.script}.py {size}--run-dir {folder} {flags}"
-    flags = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_COMPILATION])
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | ({} if name in SIXTY else {"XLA_FLAGS": flags})
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, shell=True, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -63,7 +63,8 @@ class Arguments:
     train_size: int | None = None
     """Number of training examples of the data set; None: that of the first run."""
     examples: int = 5000
-    """Largest number of real training images, and of generated ones, that a classifier is trained on alone."""
+    """Largest number of real training images, and of generated ones, that a classifier or a captioner is trained on
+    alone."""
     test_examples: int = 10_000
     """Largest number of real test images."""
     steps: int = 800
@@ -105,7 +106,6 @@ class Conditions:
         labels = source.class_labels()
         names = source.class_names or tuple(map(str, range(int(labels.max()) + 1)))
         self.classes = [str(names[k]) for k in labels]
-
         self.are_classes_known = bool((labels >= 0).all())
 
     def of(self, indices: np.ndarray, *, texts: bool) -> list[str]:

@@ -102,7 +102,7 @@ def main(config: Config) -> None:
     def test(params):
         """``(metrics, images of the split "test" and what was learned)``."""
         images, learned = {name: generate(params, name) for name in splits.tests}, learn(params)
-        return judge.scores(images) | learned.metrics, (images["test"], learned)
+        return judge.scores(images, real=True) | learned.metrics, (images["test"], learned)
 
     metrics, (images, learned) = evaluate_seeds(test, result, timer)
     if not run.writes:
@@ -110,7 +110,7 @@ def main(config: Config) -> None:
     metrics = metrics or last_losses(run)  # without a judge and classes there are no scores
     title, details = "Images from captions, by a flow", subtitle(config, result, shown="images")
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        add_scores(report, metrics, learned)
+        add_scores(report, metrics, learned, seeds=result.seeds)
         add_images(report, run, generate, result.params[0], references["test"], images, judge, history)
         add_flow_images(report, flow, generate, result.params[0], references["test"], judge)
 

@@ -103,7 +103,7 @@ def main(config: Config) -> None:
         """``(metrics, images of the split "test" and what was learned)``."""
         images, learned = {name: generate(params, name) for name in splits.tests}, learn(params)
         first_stage = judge.scores(generate.first_stage(params, splits.tests), "first_stage_")
-        return judge.scores(images) | first_stage | learned.metrics, (images["test"], learned)
+        return judge.scores(images, real=True) | first_stage | learned.metrics, (images["test"], learned)
 
     metrics, (images, learned) = evaluate_seeds(test, result, timer)
     if not run.writes:
@@ -111,7 +111,7 @@ def main(config: Config) -> None:
     metrics = metrics or last_losses(run)  # without a judge and classes there are no scores
     title, details = "Images from captions", subtitle(config, result, shown="images")
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        add_scores(report, metrics, learned)
+        add_scores(report, metrics, learned, seeds=result.seeds)
         add_images(report, run, generate, result.params[0], references["test"], images, judge, history)
 
 

@@ -518,3 +518,25 @@ def test_the_first_stage_of_a_gan_is_enlarged_and_shown_beside_the_second(tmp_pa
     report.write(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.count("<th>first stage</th>") == 1
+
+
+def test_what_a_seed_has_not_learned_is_said(gallery, capsys):
+    """Against what the judge reads in real images; an accuracy that is as low in real images is no failure."""
+    judge, real, _, _ = gallery
+    judge = judging.JudgeReport(judge, shapes("train"), {"test": real.texts})
+    same = {"test": np.repeat(real.images[:1], N, axis=0)}
+    scores = judge.scores(same, real=True)
+    assert scores["real_test/relation_accuracy"] == 1.0 > scores["test/relation_accuracy"]
+    assert not any(name.startswith("real_") for name in judge.scores(same))
+    metrics = {
+        "test/relation_accuracy": [0.9, 0.3], "real_test/relation_accuracy": [1.0, 1.0],
+        "test/shape_accuracy": [0.5, 0.5], "real_test/shape_accuracy": [0.55, 0.55],
+        "test/exact_accuracy": [0.1, 0.1], "real_test/exact_accuracy": [0.9, 0.9],
+    }  # fmt: skip
+    assert panels.describe_failures({}, [0]) == []
+    (sentence,) = panels.describe_failures(metrics, [5, 6])
+    assert "Seed 6" in sentence and "relation 0.30 (real images: 1.00)" in sentence
+    assert "shape" not in sentence and "exact" not in sentence
+    report = Report("")
+    panels.add_scores(report, metrics, seeds=[5, 6])
+    assert sentence in capsys.readouterr().out and "What was not learned" in report.html()

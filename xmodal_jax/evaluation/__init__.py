@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "subsets",
         "embeddings": "Embedder Gallery class_prompts classification_scores directions predict_all retrieval_scores",
         "gap": "GapCorrection fit_gap_correction",
-        "image_judge": "Judge JudgeReport judge_scores load_judge",
+        "image_judge": "Judge JudgeReport judge_scores load_judge small_accuracies",
         "images": "ImageGenerator SplitImageGenerator",
         "information_gain": "InformationGainEvaluator InformationGains best_next_modality",
         "latent": "LatentEvaluation LatentEvaluator LatentResults SourceLatents Translations evaluate_latent",

@@ -30,6 +30,12 @@ KERNEL_DISTANCE_SUBSETS = 100
 CAPTION_SCORES = ("factor_accuracy", "exact_accuracy", "sentence_share")
 """The caption scores that measure how well an image fits its caption; besides these, all accuracies do."""
 
+REAL = "real_"
+"""Start of the names of scores of real images, see `JudgeReport.scores`."""
+
+SMALL_SHARE = 0.8
+"""An accuracy of generated images below this share of that of real ones is small, see `small_accuracies`."""
+
 
 class Judge:
     """A trained captioner that captions images and extracts features from them."""
@@ -155,9 +161,7 @@ def judge_scores(
       - ``nearest_train``: the mean distance of a generated image to the nearest training image, divided by that of a
         real image. It is well below 1 for memorised images.
     """
-    scores = real.texts.caption_scores(judge.captions(generated), prefix="")
-    # The other caption scores compare the wording, which an image cannot show.
-    scores = {k: v for k, v in scores.items() if k in CAPTION_SCORES or k.endswith("_accuracy")}
+    scores = _accuracies(judge, generated, real.texts)
     if judge.has_embeddings:
         scores |= _r_precision(judge, generated, real.texts, seed)
     features, real_features = judge.features(generated), real.features
@@ -178,6 +182,37 @@ def judge_scores(
     # Of generated images relative to real ones that were not trained on.
     scores["nearest_train"] = distance_to_train(features) / distance_to_train(real_features)
     return {f"{prefix}{name}": float(value) for name, value in scores.items()}
+
+
+def _accuracies(judge: Judge, images: np.ndarray, texts: ReferenceTexts) -> dict[str, float]:
+    """The scores of the judge's captions of ``images``, one for each of ``texts``, that an image can show; the other
+    scores compare the wording."""
+    scores = texts.caption_scores(judge.captions(images), prefix="")
+    return {k: v for k, v in scores.items() if k in CAPTION_SCORES or k.endswith("_accuracy")}
+
+
+def small_accuracies(metrics: Mapping[str, float], split: str = "test") -> dict[str, tuple[float, float]]:
+    """What generated images seldom show of their captions: by the name of an accuracy, such as ``relation_accuracy``,
+    that of generated and that of real images. It has those accuracies whose share of the real images' one is below
+    `SMALL_SHARE`.
+
+    Args:
+      metrics: of `JudgeReport.scores`, with those of real images, of one seed.
+      split: name of the split.
+
+    Example::
+
+        small_accuracies({"test/place_accuracy": 0.5, "real_test/place_accuracy": 0.9})
+        # {"place_accuracy": (0.5, 0.9)}
+    """
+    real_prefix, small = f"{REAL}{split}/", {}
+    for name, real in metrics.items():
+        generated = metrics.get(name.removeprefix(REAL))
+        is_factor = name.endswith("_accuracy") and not name.endswith("/exact_accuracy")
+        if name.startswith(real_prefix) and is_factor and generated is not None:
+            if generated < SMALL_SHARE * real:
+                small[name.removeprefix(real_prefix)] = (generated, real)
+    return small
 
 
 def _caption_groups(texts: ReferenceTexts) -> np.ndarray:
@@ -231,16 +266,25 @@ class JudgeReport:
             self._train = self.judge.features(read_fields(Subset(train, indices), ("image",))["image"])
             self._real = {name: load_real_images(texts, self.judge) for name, texts in splits.items()}
 
-    def scores(self, generated: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, float]:
+    def scores(
+        self, generated: Mapping[str, np.ndarray], prefix: str = "", *, real: bool = False
+    ) -> dict[str, float]:
         """`judge_scores` of the ``generated`` images of each split: one for each caption, or for the first captions
-        alone; their names begin with ``prefix`` and the split. Empty without a judge (a trained captioner)."""
+        alone; their names begin with ``prefix`` and the split. Empty without a judge (a trained captioner).
+
+        ``real``: whether to add what generated images can reach at most: the accuracies of the judge's captions of the
+        real images, by names such as ``real_test/factor_accuracy``.
+        """
         if self.judge is None:
             return {}
         scores: dict[str, float] = {}
         for split, images in generated.items():
-            real = self._real[split]
-            real = dataclasses.replace(real, texts=real.texts.first(len(images)))
-            scores |= judge_scores(self.judge, images, real, self._train, prefix=f"{prefix}{split}/")
+            real_images = self._real[split]
+            real_images = dataclasses.replace(real_images, texts=real_images.texts.first(len(images)))
+            scores |= judge_scores(self.judge, images, real_images, self._train, prefix=f"{prefix}{split}/")
+            if real:
+                accuracies = _accuracies(self.judge, real_images.images[: len(images)], real_images.texts)
+                scores |= {f"{REAL}{split}/{name}": float(value) for name, value in accuracies.items()}
         return scores
 
     def captions(self, images: np.ndarray) -> list[str] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.source import read_fields
-from xmodal_jax.evaluation.image_judge import JudgeReport, r_precision_chance
+from xmodal_jax.evaluation.image_judge import JudgeReport, r_precision_chance, small_accuracies
 from xmodal_jax.evaluation.images import ImageGenerator, SplitImageGenerator
 from xmodal_jax.evaluation.learning import LearningScores
 from xmodal_jax.evaluation.text import ReferenceTexts
@@ -35,18 +35,48 @@ IMAGE_FILES = 200
 """Number of images that `add_images` writes as files, real and generated."""
 
 
-def add_scores(report: Report, metrics: Mapping[str, Any], learned: LearningScores | None = None) -> None:
+def add_scores(
+    report: Report,
+    metrics: Mapping[str, Any],
+    learned: LearningScores | None = None,
+    *,
+    seeds: Sequence[int] = (0,),
+) -> None:
     """Cards of at most six metrics: the most telling ones of a judge (a trained captioner), or without a judge the
-    first ones. A table of all metrics, and bars of the accuracy of each factor of a scene.
+    first ones. A table of all metrics, and bars of the accuracy of each factor of a scene. Prints and shows which
+    seeds have not learned what the captions say.
 
-    ``learned``: what classifiers learn from the images, in tables of its own; None: nothing is known of it.
+    ``metrics``: by name, a number or one per seed. ``learned``: what classifiers learn from the images, in tables of
+    its own; None: nothing is known of it.
     """
+    if failures := describe_failures(metrics, seeds):
+        report.add_text("What was not learned", "\n".join(failures))
+        print(*failures, sep="\n")
     endings = ("/factor_accuracy", "/judge_kernel_distance", "/judge_kernel_distance_real")
     on_cards = [k for k in metrics if k.endswith(endings) or "/r_precision" in k] or list(metrics)
     chance = {k: r_precision_chance(k) for k in on_cards if "/r_precision" in k}
     text_report.add_scores(report, metrics, on_cards[:6], chance=chance)
     if learned is not None:
         add_learning(report, learned)
+
+
+def describe_failures(metrics: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
+    """A sentence for each of the ``seeds`` whose images seldom show what their captions say, see `small_accuracies`.
+    ``metrics``: by name, a number or one per seed."""
+    sentences = []
+    for k, seed in enumerate(seeds):
+        of_seed = {name: float(np.ravel(value)[k]) for name, value in metrics.items() if np.size(value) > k}
+        small = small_accuracies(of_seed)
+        if small:
+            parts = [
+                f"{name.removesuffix('_accuracy')} {generated:.2f} (real images: {real:.2f})"
+                for name, (generated, real) in small.items()
+            ]
+            sentences.append(
+                f"Seed {seed}: the images seldom show what their captions say: {', '.join(parts)}. More steps "
+                "(--steps) or another --seed may help."
+            )
+    return sentences
 
 
 class SampleHistory:

@@ -623,6 +623,9 @@ class StackGANGeneratorConfig(GeneratorConfig):
     """Residual blocks at the smallest resolution (2 to 4 in the authors' code)."""
     scale: int = 4
     """Sides of the images as a multiple of the sides of the first stage's images; a power of 2."""
+    skip: bool = True
+    """Whether the second stage adds to the first stage's image, upsampled, and so begins with it. False, as in the
+    paper: it draws the whole image anew."""
     first: FirstStageGenerator = ResidualGeneratorConfig(conditioning=64, conditioning_weight=2.0)
     """Generator of the first stage; with --first-stage that of the run."""
 
@@ -659,7 +662,7 @@ class StackGANGeneratorConfig(GeneratorConfig):
         return jnp.zeros((1, *self.first_shape(shape)))
 
     def build(self, shape, axis_name: AxisName = None) -> StackGANGenerator:
-        return StackGANGenerator(shape, self.width, self.blocks, axis_name, self.compute_dtype)
+        return StackGANGenerator(shape, self.width, self.blocks, axis_name, self.compute_dtype, self.skip)
 
 
 Generator = FirstStageGenerator | StackGANGeneratorConfig

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -21,6 +22,8 @@ from xmodal_jax.types import Condition, ExampleKeys
 MAX_HALVINGS = 2
 """How often the first stage's images are halved, as in the paper; less often if a side would get shorter than 4
 pixels."""
+LARGEST_PIXEL = 0.99
+"""Largest absolute value of an upsampled pixel whose ``arctanh`` is taken, which is infinite at 1."""
 
 
 class StackGANGenerator(nn.Module):
@@ -32,6 +35,10 @@ class StackGANGenerator(nn.Module):
     norm; activations are ReLU. ``width`` channels encode the first stage's image at its own size, each halving doubles
     and each upsampling halves the channels.
 
+    The image is ``tanh(z)`` of the last convolution's output ``z``. With ``skip`` it is ``tanh(z + arctanh(u))``, where
+    ``u`` is the first stage's image, bilinearly upsampled, and the last convolution is zero at initialization: training
+    begins at ``u``. The paper has no such skip connection.
+
     Raises:
       ValueError: the sides of the images are not those of the first stage's times one power of 2.
     """
@@ -41,6 +48,7 @@ class StackGANGenerator(nn.Module):
     blocks: int = 2
     axis_name: AxisName = None
     dtype: Any = None
+    skip: bool = False
 
     @nn.compact
     def __call__(
@@ -72,7 +80,14 @@ class StackGANGenerator(nn.Module):
         for k in range(shrinkings + int(math.log2(scale))):
             features = max(features // 2, 1)
             x = nn.relu(self._normed(upsample_nearest(x), features, (3, 3), f"up_{k}", keys))
-        return jnp.tanh(Conv(self.shape[2], (3, 3), dtype=self.dtype, name="pixels")(x).astype(jnp.float32))
+        if not self.skip:
+            pixels = Conv(self.shape[2], (3, 3), dtype=self.dtype, name="pixels")(x)
+            return jnp.tanh(pixels.astype(jnp.float32))
+        zeros = nn.initializers.zeros_init()
+        detail = Conv(self.shape[2], (3, 3), dtype=self.dtype, kernel_init=zeros, name="detail")(x)
+        upsampled = jax.image.resize(images.astype(jnp.float32), detail.shape, "bilinear")
+        start = jnp.arctanh(jnp.clip(upsampled, -LARGEST_PIXEL, LARGEST_PIXEL))
+        return jnp.tanh(start + detail.astype(jnp.float32))
 
     def _normed(self, x, features: int, size: tuple[int, int], name: str, keys, strides: int = 1):
         """A convolution of ``x`` with a kernel of ``size``, and batch norm."""

@@ -109,6 +109,26 @@ def test_the_network_is_the_one_of_the_paper(small, large, shrinkings):
     np.testing.assert_allclose(trained, by_hand(p, None, images, vector, **sizes), atol=2e-3)
 
 
+def test_with_a_skip_connection_it_begins_with_the_upsampled_image_and_adds_detail():
+    module = StackGANGenerator((16, 16, 3), width=8, blocks=1, skip=True)
+    rng = np.random.default_rng(0)
+    images, vector = rng.uniform(-0.9, 0.9, (3, 8, 8, 3)), rng.normal(size=(3, 5))
+    inputs = jnp.float32(images), Condition(jnp.float32(vector))
+    variables = jax.jit(module.init)(KEY, *inputs)
+    apply = jax.jit(lambda v, x, c: module.apply(v, x, c))
+    # Pixel centres of the large image lie at (i + 0.5) / 2 - 0.5 of the small one; beyond its border it is constant.
+    weights = np.maximum(0, 1 - abs(((np.arange(16) + 0.5) / 2 - 0.5).clip(0, 7)[:, None] - np.arange(8)))
+    upsampled = np.einsum("ia,jb,nabc->nijc", weights, weights, images)
+    np.testing.assert_allclose(apply(variables, *inputs), upsampled, atol=1e-5)
+    params = dict(
+        variables["params"], detail={"kernel": variables["params"]["detail"]["kernel"], "bias": jnp.ones(3)}
+    )
+    brighter = apply({**variables, "params": params}, *inputs)
+    np.testing.assert_allclose(np.arctanh(brighter) - np.arctanh(upsampled), 1, atol=1e-3)
+    extreme = apply(variables, jnp.ones((3, 8, 8, 3)), inputs[1])  # whose arctanh is infinite
+    np.testing.assert_allclose(extreme, 0.99, atol=1e-5)
+
+
 def test_the_sizes_are_those_of_16_and_64_pixels():
     module = StackGANGenerator((64, 64, 3), width=32)
     shapes = jax.eval_shape(module.init, KEY, jnp.zeros((2, 16, 16, 3)), Condition(jnp.zeros((2, 10))))[

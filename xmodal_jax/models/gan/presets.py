@@ -49,6 +49,7 @@ OBJECTIVE_PRESETS: Mapping[str, Mapping[str, Any]] = {
         objective="non_saturating",
         generator=StackGANGeneratorConfig(
             scale=2,  # small images, such as those of 28 pixels, have no quarter that can be halved again
+            skip=False,
             first=DCGANGeneratorConfig(width=32, conditioning=64, conditioning_weight=2.0),
         ),
     ),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import pathlib
 import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import tyro
@@ -121,7 +122,8 @@ def unused_options(config_class: type) -> tuple[str, ...]:
     return getattr(config_class, "unused_options", ())
 
 
-def field_docs(config_class: type) -> dict[str, str]:
+@functools.cache  # to parse the source takes a while, and a command line asks for each class many times
+def field_docs(config_class: type) -> Mapping[str, str]:
     """The docstring below each field of a dataclass, read from its source; a subclass may repeat a field and replace
     its docstring."""
     docs: dict[str, str] = {}
@@ -136,7 +138,7 @@ def field_docs(config_class: type) -> dict[str, str]:
             # ``name: type = default`` and then a string
             if isinstance(statement, ast.AnnAssign) and isinstance(next_statement, ast.Expr):
                 docs[statement.target.id] = inspect.cleandoc(ast.literal_eval(next_statement.value))
-    return docs
+    return types.MappingProxyType(docs)
 
 
 def _headings(config_class: type) -> dict[str, str | None]:

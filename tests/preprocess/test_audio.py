@@ -7,7 +7,13 @@ import pytest
 
 from tests.oracles import audio as oracle
 from xmodal_jax.core.random import example_keys
-from xmodal_jax.preprocess.audio import log_mel, mel_filters, normalize_frames, spec_augment, whisper_log_mel
+from xmodal_jax.preprocess import audio
+from xmodal_jax.preprocess.audio import mel_filters, spec_augment
+
+# Compiled as one program each: operation by operation they take much longer to compile than to run.
+log_mel = jax.jit(audio.log_mel, static_argnames=("sample_rate", "n_fft", "hop", "n_mels", "f_max"))
+whisper_log_mel = jax.jit(audio.whisper_log_mel, static_argnames="mels")
+normalize_frames = jax.jit(audio.normalize_frames, static_argnames="per_bin")
 
 RNG = np.random.default_rng(0)
 
@@ -16,6 +22,31 @@ def waveforms(batch, time):
     return (0.3 * RNG.standard_normal((batch, time))).astype(np.float32)
 
 
+def mel_of_librosa(samples, rate, n_fft, hop, n_mels):
+    import librosa
+
+    return librosa.feature.melspectrogram(
+        y=samples, sr=rate, n_fft=n_fft, hop_length=hop, n_mels=n_mels, pad_mode="constant"
+    )
+
+
+def mel_of_transformers(samples, rate, n_fft, hop, n_mels):
+    """The same in NumPy."""
+    from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+    how = dict(norm="slaney", mel_scale="slaney")
+    filters = mel_filter_bank(1 + n_fft // 2, n_mels, 0.0, rate / 2, rate, **how)
+    return spectrogram(
+        samples, window_function(n_fft, "hann"), n_fft, hop, power=2.0, pad_mode="constant", mel_filters=filters
+    )
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    # librosa compiles its functions with numba, which takes half a minute
+    [mel_of_transformers, pytest.param(mel_of_librosa, marks=pytest.mark.slow)],
+    ids=["transformers", "librosa"],
+)
 @pytest.mark.parametrize(
     "rate, n_fft, hop, n_mels, time",
     [
@@ -25,16 +56,12 @@ def waveforms(batch, time):
         (22050, 128, 131, 17, 1019),
     ],
 )
-def test_equals_librosa(rate, n_fft, hop, n_mels, time):
-    import librosa
-
+def test_equals_librosa_and_transformers(rate, n_fft, hop, n_mels, time, theirs):
     waveform = waveforms(2, time)
     frames, mask = log_mel(jnp.asarray(waveform), sample_rate=rate, n_fft=n_fft, hop=hop, n_mels=n_mels)
     for ours, samples in zip(frames, waveform, strict=True):
-        theirs = librosa.feature.melspectrogram(
-            y=samples, sr=rate, n_fft=n_fft, hop_length=hop, n_mels=n_mels, pad_mode="constant"
-        )
-        np.testing.assert_allclose(ours, np.log(np.maximum(theirs, 1e-10)).T, atol=1e-4)
+        expected = theirs(samples, rate, n_fft, hop, n_mels)
+        np.testing.assert_allclose(ours, np.log(np.maximum(expected, 1e-10)).T, atol=1e-4)
     assert bool(mask.all())
 
 
@@ -71,7 +98,7 @@ def test_padded_equals_cut(length):
 def test_padding_has_zero_gradient():
     waveform = jnp.asarray(waveforms(1, 800))
     mask = jnp.arange(800)[None, :] < 500
-    gradient = jax.grad(lambda w: jnp.sum(jnp.sin(log_mel(w, mask)[0])))(waveform)
+    gradient = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(log_mel(w, mask)[0]))))(waveform)
     assert bool(jnp.all(jnp.isfinite(gradient)))
     assert not gradient[0, 500:].any() and float(jnp.abs(gradient[0, :500]).min()) > 0
 
@@ -93,7 +120,8 @@ def test_normalize_equals_the_cut_one(per_bin):
     expected = (part - part.mean(axis)) / np.sqrt(part.var(axis) + 1e-5)
     np.testing.assert_allclose(out[1, :7], expected, atol=1e-5)
     assert not out[1, 7:].any() and not out[2].any()
-    gradient = jax.grad(lambda f: jnp.sum(jnp.sin(normalize_frames(f, mask, per_bin=per_bin))))(frames)
+    loss = lambda f: jnp.sum(jnp.sin(normalize_frames(f, mask, per_bin=per_bin)))
+    gradient = jax.jit(jax.grad(loss))(frames)
     np.testing.assert_array_equal(jnp.abs(gradient).max(-1) > 0, mask)
 
 
@@ -145,6 +173,12 @@ def test_whisper_equals_transformers(mels, time):
         np.testing.assert_allclose(ours, whisper_frames(samples, mels), atol=1e-4)
 
 
+@jax.jit
+@jax.grad
+def slope_of_whisper(waveform, mask):
+    return jnp.sum(jnp.sin(whisper_log_mel(waveform, mask)[0]))
+
+
 @pytest.mark.parametrize("length", [1, 160, 161, 1500, 3199])
 def test_whisper_padding_is_silence(length):
     waveform = waveforms(2, 3200)
@@ -154,7 +188,7 @@ def test_whisper_padding_is_silence(length):
     for ours, samples in zip(frames, silent, strict=True):
         np.testing.assert_allclose(ours, whisper_frames(samples), atol=1e-4)
     np.testing.assert_array_equal(frame_mask.sum(1), [-(-length // 160), 0])
-    gradient = jax.grad(lambda w: jnp.sum(jnp.sin(whisper_log_mel(w, mask)[0])))(jnp.asarray(waveform))
+    gradient = slope_of_whisper(jnp.asarray(waveform), mask)
     assert bool(jnp.isfinite(gradient).all()) and not gradient[~mask].any()
 
 

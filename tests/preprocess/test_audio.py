@@ -37,7 +37,13 @@ def mel_of_transformers(samples, rate, n_fft, hop, n_mels):
     how = dict(norm="slaney", mel_scale="slaney")
     filters = mel_filter_bank(1 + n_fft // 2, n_mels, 0.0, rate / 2, rate, **how)
     return spectrogram(
-        samples, window_function(n_fft, "hann"), n_fft, hop, power=2.0, pad_mode="constant", mel_filters=filters
+        samples,
+        window_function(n_fft, "hann"),
+        n_fft,
+        hop,
+        power=2.0,
+        pad_mode="constant",
+        mel_filters=filters,
     )
 
 

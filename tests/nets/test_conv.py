@@ -229,7 +229,11 @@ def plain_of_one_member(name, case):
 
 @pytest.mark.parametrize("name", ("correlate", "input_gradient", "kernel_gradient"))
 @pytest.mark.parametrize("case", STACKED)
-@pytest.mark.parametrize("members", [2, 3, 5, conv_cpu.UNROLLED_MEMBERS + 1])
+@pytest.mark.parametrize(
+    "members",
+    # One after the other, or in a loop.
+    [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5)), conv_cpu.UNROLLED_MEMBERS + 1],
+)
 def test_stacked_members_are_the_plain_convolution_of_each(name, case, members):
     """Value, gradients, and gradients of gradients, in float64, where rounding hides nothing."""
     geometry = conv.conv_geometry(*case)

@@ -83,6 +83,16 @@ def run(model, x, mask, **options):
     return model(peers.to_torch(x), attention_mask=mask, **options)
 
 
+def tokens_of(found, x, mask=None):
+    """In one program, as all tests here: operation by operation it takes longer to compile."""
+    return jax.jit(lambda params: found.module.apply({"params": params}, x, mask))(found.params)
+
+
+def tokens_and_pool(found, x, mask):
+    apply = lambda params, **options: found.module.apply({"params": params}, x, mask, **options)
+    return jax.jit(lambda params: (apply(params), apply(params, method="embed")))(found.params)
+
+
 @pytest.mark.parametrize("masked, scan", [(False, False), (True, False), (True, True)])
 def test_hidden_states_and_pool(model, masked, scan):
     theirs, folder = model
@@ -90,9 +100,8 @@ def test_hidden_states_and_pool(model, masked, scan):
     x, mask = waveforms(), peers.prefix_mask(LENGTHS, TIME) if masked else None
     expected = run(theirs, x, mask, output_hidden_states=True)
     peers.assert_same_hidden_states(found, x, mask, expected.hidden_states)
-    tokens = found.module.apply({"params": found.params}, x, mask)
+    tokens, pooled = tokens_and_pool(found, x, mask)
     peers.assert_close(tokens.values, expected.last_hidden_state, "tokens")
-    pooled = found.module.apply({"params": found.params}, x, mask, method="embed")
     content = CONTENT if masked else [8] * BATCH
     for row, length in enumerate(content):
         np.testing.assert_allclose(pooled[row], tokens.values[row, :length].mean(0), atol=1e-5)
@@ -145,7 +154,7 @@ def test_padding_has_no_influence(model):
     assert bool(jnp.isfinite(gradient).all()) and not gradient[~mask].any()
     assert float(jnp.abs(gradient[0]).min()) > 0
     if theirs.config.feat_extract_norm == "layer":  # the other has statistics over the padding too
-        tokens, cut = apply(x, mask), apply(x[:, :61], None)
+        tokens, cut = tokens_of(found, x, mask), tokens_of(found, x[:, :61])
         np.testing.assert_allclose(tokens.values[1, :4], cut.values[1], atol=1e-5)
 
 
@@ -157,7 +166,7 @@ def test_waveform_as_it_is(tmp_path):
     x, mask = waveforms(), peers.prefix_mask(LENGTHS, TIME)
     silent = peers.to_torch(jnp.where(mask, x, 0.0))
     expected = theirs(silent, attention_mask=peers.to_torch(mask).long()).last_hidden_state
-    peers.assert_close(found.module.apply({"params": found.params}, x, mask).values, expected, "tokens")
+    peers.assert_close(tokens_of(found, x, mask).values, expected, "tokens")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +182,7 @@ def test_checkpoints_of_other_tasks(name, part, tmp_path):
     theirs, folder = make(name, tmp_path, **GROUP, use_weighted_layer_sum=True)
     found = peers.load(folder, "audio")
     expected = run(getattr(theirs, part), waveforms(), None).last_hidden_state
-    peers.assert_close(found.module.apply({"params": found.params}, waveforms()).values, expected, "tokens")
+    peers.assert_close(tokens_of(found, waveforms()).values, expected, "tokens")
     assert found.unused and not any(f"{part}.encoder" in n for n in found.unused)
 
 

@@ -149,19 +149,32 @@ def test_clip_as_it_was_trained(folders):
         begin(Config(model=model, **hf(folders, text_encoder="clip")), contrastive, batch)
 
 
-def test_the_method_does_not_depend_on_the_devices(folders):
+@pytest.mark.parametrize(
+    "layout, parts",
+    # tests/models/test_contrastive.py has all layouts, and parts.
+    [(("pmap", 8, 1), 1), pytest.param(("sharded", 4, 2), 2, marks=pytest.mark.slow)],
+    ids=["pmap", "sharded and in parts"],
+)
+def test_the_method_does_not_depend_on_the_devices(folders, layout, parts):
     config = Config(
         model=ContrastiveConfig(head=OwnHeadConfig()),
         **hf(folders, text_encoder="clip", image_encoder="clip"),
     )
     _, method, _, params = begin(config, contrastive, batch_of())
     begun = method._replace(init=lambda key, batch: params)
-    # From what the checkpoints hold; tests/models/test_contrastive.py has all layouts.
-    layouts = [("pmap", 8, 1), ("sharded", 4, 2)]
-    assert_device_invariant(begun, batch_of(8), layouts=layouts, initialize=True)
+    # From what the checkpoints hold.
+    assert_device_invariant(begun, batch_of(8), layouts=[layout], parts=parts, initialize=True)
 
 
-@pytest.mark.parametrize("mode, seeds", [("jit", None), ("jit", 2), ("pmap", None), ("sharded", 2)])
+@pytest.mark.parametrize(
+    "mode, seeds",
+    [
+        ("jit", None),
+        ("pmap", None),
+        ("sharded", 2),
+        pytest.param("jit", 2, marks=pytest.mark.slow),  # one seed and several are there, in other modes
+    ],
+)
 def test_every_engine_begins_with_what_was_read(folders, mode, seeds):
     config, pretrained = resolve_pretrained(Config(**hf(folders, text_encoder="bert", image_encoder="vit")))
     method = pretrained.attach(contrastive(config.model), TOKENIZER)

@@ -35,6 +35,8 @@ SHARELOCK = ContrastiveConfig(
 )
 """As in the paper: the features of images as they are, an MLP for the other modality."""
 SAIL = ContrastiveConfig(**ENCODERS, head=SAILHeadConfig(widening=2))
+CONFIGS = [SHARELOCK, pytest.param(SAIL, marks=pytest.mark.slow)]
+"""Both treat each example by itself; the first has dropout as well."""
 
 
 def make_batch(n=16):
@@ -47,12 +49,12 @@ def make(config):
     return make_contrastive(config, MODALITIES, vocab_size=0)
 
 
-@pytest.mark.parametrize("config", [SHARELOCK, SAIL], ids=["sharelock", "sail"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["sharelock", "sail"])
 def test_the_devices_do_not_change_the_result(config):
     assert_device_invariant(make(config), make_batch(), layouts=[("pmap", 8, 1)])
 
 
-@pytest.mark.parametrize("config", [SHARELOCK, SAIL], ids=["sharelock", "sail"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["sharelock", "sail"])
 def test_a_run_resumes_bit_by_bit(config, tmp_path):
     data = {name: x for name, x in make_batch().items() if name != "index"}
     assert_resumes(make(config), data, tmp_path, optimizer=Optimizer(learning_rate=1e-2))

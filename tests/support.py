@@ -109,13 +109,14 @@ def loss_and_gradient(method, batch, *, state=None, **options):
 
 
 def assert_device_invariant(
-    method, batch, *, layouts=LAYOUTS, rtol=1e-5, initialize=False, parts=None, **options
+    method, batch, *, layouts=LAYOUTS, rtol=1e-5, initialize=False, parts=None, together=False, **options
 ):
     """The same global batch and key give the same loss and gradient on any number of devices, in all three modes, and
     computed in ``parts`` parts (1: for losses that are refused in parts; None: 2, or 1 with a ``config``).
 
     All layouts start from the same random parameters; with ``initialize`` each one initializes them itself, to the same
-    values. ``options`` are those of `gradient_engine`. A gradient leaf is compared relative to its largest element, or,
+    values. With ``together`` the last layout computes the parts, which is one program less than each of the two by
+    itself. ``options`` are those of `gradient_engine`. A gradient leaf is compared relative to its largest element, or,
     if it is zero up to rounding (a bias that a normalization cancels), relative to the largest element of all leaves.
     """
     key, state = jax.random.key(7), None
@@ -133,7 +134,8 @@ def assert_device_invariant(
     parts = parts or (2 if config is None else 1)
     if parts > 1 and not isinstance(method, GAN):
         in_parts = dataclasses.replace(config or Optimizer(), accumulate=parts)
-        variants.append((f"in {parts} parts", options | dict(config=in_parts)))
+        where, changes = variants.pop() if together else ("one device", options)
+        variants.append((f"{where}, in {parts} parts", changes | dict(config=in_parts)))
     for where, changes in variants:
         other, other_grads = loss_and_gradient(method, batch, state=state, **changes)
         for name, value in metrics.items():

@@ -27,7 +27,11 @@ from xmodal_jax.nets.encoders import DCGANEncoderConfig
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.types import Tokens
 
-FEW = [("pmap", 2, 1), ("sharded", 4, 2)]
+layouts = pytest.mark.parametrize(
+    "layouts",
+    [[("pmap", 2, 1)], pytest.param([("pmap", 2, 1), ("sharded", 4, 2)], marks=pytest.mark.slow)],
+    ids=["one layout", "two layouts"],
+)
 SMALL = dict(
     image=CONFIGS.image, label=CONFIGS.label, tokens=2, dims=3, hidden=7, align_dims=5,
 )  # fmt: skip
@@ -86,13 +90,16 @@ def whole():
     return Whole()
 
 
-def test_device_invariance_of_the_autoencoders():
-    assert_device_invariant(codes_model().method, make_batch(), layouts=FEW)
+@layouts
+def test_device_invariance_of_the_autoencoders(layouts):
+    together = len(layouts) == 1
+    assert_device_invariant(codes_model().method, make_batch(), layouts=layouts, together=together)
 
 
-def test_device_invariance_of_the_flow():
-    config = Optimizer(freeze=FROZEN)
-    assert_device_invariant(whole().method, whole().batch, layouts=FEW, config=config, parts=2)
+@layouts
+def test_device_invariance_of_the_flow(layouts):
+    options = dict(config=Optimizer(freeze=FROZEN), parts=2, together=len(layouts) == 1)
+    assert_device_invariant(whole().method, whole().batch, layouts=layouts, **options)
 
 
 def test_a_flow_resumes_bit_by_bit(tmp_path):

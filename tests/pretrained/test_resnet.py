@@ -5,7 +5,7 @@ import pytest
 from tests.pretrained import peers
 from tests.pretrained.test_images import pictures, run
 from xmodal_jax.core import trees
-from xmodal_jax.pretrained.encoder import EncoderOptions, hidden_states
+from xmodal_jax.pretrained.encoder import EncoderOptions
 from xmodal_jax.pretrained.images import IMAGENET
 from xmodal_jax.pretrained.load import load_encoder
 
@@ -41,7 +41,7 @@ def test_hidden_states_and_pool(tmp_path, kind, size):
     found = peers.load(folder, "image", "pool")
     assert not [name for name in found.unused if not name.endswith("num_batches_tracked")]
     expected = theirs(pixels(IMAGENET), output_hidden_states=True)
-    states = hidden_states(found.module, found.params, ours)
+    states = peers.compiled_hidden_states(found, ours)
     assert len(states) == len(expected.hidden_states) == 1 + len(KINDS[kind]["depths"])
     for k, (a, b) in enumerate(zip(states, expected.hidden_states, strict=True)):
         peers.assert_close(a, as_tokens(b), f"hidden state {k}")
@@ -51,7 +51,7 @@ def test_hidden_states_and_pool(tmp_path, kind, size):
     peers.assert_close(pooled, expected.pooler_output[:, :, 0, 0], "pool")
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_gradients(tmp_path, remat):
     theirs, folder = make(tmp_path, "bottleneck")
     ours, pixels = pictures(BATCH, 37, 83, 3)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.pretrained import peers
+from tests.pretrained.test_images import run
 from xmodal_jax.preprocess.image import to_float
 from xmodal_jax.pretrained import clip, images, siglip
 from xmodal_jax.pretrained.encoder import EncoderOptions
@@ -84,7 +85,7 @@ def padded(ids, mask):
 
 
 def embed(found, *inputs):
-    return found.module.apply({"params": found.params}, *inputs, method="embed")
+    return run(found, *inputs, method="embed")
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -94,7 +95,7 @@ def test_image_encoder(model, scan):
     found = peers.load(folder, "image", "pool", scan=scan)
     expected = theirs.vision_model(**given, output_hidden_states=True)
     peers.assert_same_hidden_states(found, ours, None, expected.hidden_states)
-    tokens = found.module.apply({"params": found.params}, ours)
+    tokens = run(found, ours)
     peers.assert_close(tokens.values, expected.last_hidden_state, "tokens")
     peers.assert_close(embed(found, ours), expected.pooler_output, "pool")
 
@@ -105,7 +106,7 @@ def test_another_image_size(model, size):
     ours, given = pictures(theirs, *size)
     found = peers.load(folder, "image", "pool", image_size=size)
     expected = theirs.vision_model(**given)
-    tokens = found.module.apply({"params": found.params}, ours)
+    tokens = run(found, ours)
     peers.assert_close(tokens.values, expected.last_hidden_state, "tokens")
     peers.assert_close(embed(found, ours), expected.pooler_output, "pool")
 
@@ -117,7 +118,7 @@ def test_text_encoder_pads_as_it_was_trained(model, scan):
     found = peers.load(folder, "text", "pool", scan=scan)
     expected = theirs.text_model(padded(ids, mask), output_hidden_states=True)
     peers.assert_same_hidden_states(found, ids, mask, expected.hidden_states)
-    tokens = found.module.apply({"params": found.params}, ids, mask)
+    tokens = run(found, ids, mask)
     peers.assert_close(tokens.values, expected.last_hidden_state, "tokens")
     np.testing.assert_array_equal(tokens.mask, jnp.pad(mask, [(0, 0), (0, 2)]))
     peers.assert_close(embed(found, ids, mask), expected.pooler_output, "pool")
@@ -138,7 +139,7 @@ def test_text_encoder_with_a_mask_of_attention(model, masked):
     )
     mask = mask if masked else None
     peers.assert_same_hidden_states(found, ids, mask, expected.hidden_states)
-    tokens = found.module.apply({"params": found.params}, ids, mask)
+    tokens = run(found, ids, mask)
     peers.assert_close(tokens.values, expected.last_hidden_state, "tokens")
     peers.assert_close(embed(found, ids, mask), expected.pooler_output, "pool")
 

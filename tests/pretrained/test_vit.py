@@ -67,7 +67,7 @@ def test_other_image_sizes(model, size):
     peers.assert_close(pooled, expected.pooler_output, "pool")
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "registers"])
+@pytest.mark.parametrize("kind", ["vit", pytest.param("dinov2", marks=pytest.mark.slow), "registers"])
 def test_gradients(kind, tmp_path):
     theirs, folder = make(kind, tmp_path / "model")
     ours, pixels = pictures(BATCH, 15, 15, 3)

@@ -157,9 +157,14 @@ def test_attention_maps_sum_to_one_and_leave_out_what_is_hidden(kind):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [("text", "image", "audio"), pytest.param(("text", "image"), marks=pytest.mark.slow)],
+    ids=["three", "two"],
+)
+@pytest.mark.parametrize(
     "kind", ["merged", "gated"]
 )  # the two ways there are: repeated, and queries side by side
-def test_tokens_that_examples_share_are_as_good_as_repeated(kind):
+def test_tokens_that_examples_share_are_as_good_as_repeated(kind, names):
     """Three examples to a picture and to a sound, of which some lack the one or the other."""
     module = build_fusion(kind, width=WIDTH, depth=1, heads=3, modalities=tuple(LENGTHS))
     params = random_params(module.init, jax.random.key(0), *inputs())
@@ -184,15 +189,14 @@ def test_tokens_that_examples_share_are_as_good_as_repeated(kind):
         return jnp.sin(fused.pooled).sum(), (fused.pooled, attention)
 
     repeated = {m: jax.tree.map(lambda x: np.repeat(x, 6 // len(x), axis=0), t) for m, t in tokens.items()}
-    for names in (("text", "image"), ("text", "image", "audio")):
-        part = lambda xs, names=names: {m: xs[m] for m in names}
-        (ours, (one, looks)), (theirs, (other, same_looks)) = (
-            run(params, part(t), part(present)) for t in (tokens, repeated)
-        )
-        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
-        assert looks.keys() == same_looks.keys()
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), looks, same_looks)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+    part = lambda xs: {m: xs[m] for m in names}
+    (ours, (one, looks)), (theirs, (other, same_looks)) = (
+        run(params, part(t), part(present)) for t in (tokens, repeated)
+    )
+    np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+    assert looks.keys() == same_looks.keys()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), looks, same_looks)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
     with pytest.raises(ValueError, match="2 rows of image cannot be shared by 5 examples"):
         jax.eval_shape(module.apply, params, {"image": tokens["image"]}, {"image": np.ones(5, bool)})
 

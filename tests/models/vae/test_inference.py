@@ -573,7 +573,7 @@ def test_a_product_by_monte_carlo_has_no_density_to_weigh_with():
     assert np.isnan(world_of("jnf").run(200, TWO, ALL)).all()
 
 
-@pytest.mark.parametrize("model", ["mvae", "mmvae", "mmvae_plus"])
+@pytest.mark.parametrize("model", ["mvae", pytest.param("mmvae", marks=pytest.mark.slow), "mmvae_plus"])
 def test_few_samples_are_a_lower_bound(model):
     """The mean of one sample's estimates lies clearly below the exact value, of ten samples' nearer."""
     world = World(model, wide=10.0)

@@ -79,9 +79,11 @@ SMOKES = {
         "--image-size 64 --model.generator stackgan --model.reconstruction none --model.features none "
         "--optimizer.pretrain-fraction 0",
     ),
-    "text_to_image_flow": Smoke("text_to_image_flow", "--judge {runs}/captioning", ("captioning",)),
+    "text_to_image_flow": Smoke(
+        "text_to_image_flow", "--judge {runs}/captioning", ("captioning",), optimised=True
+    ),
     "gan_of_bert": Smoke("text_to_image_gan", pretrained(text="bert", image="vit")),
-    "gan_zoo": Smoke("gan_zoo", "--judge {runs}/captioning", ("captioning",)),
+    "gan_zoo": Smoke("gan_zoo", "--judge {runs}/captioning", ("captioning",), optimised=True),
     "translate": Smoke(
         "translate",
         "--from 'a red circle' --to speech --runs {runs}/captioning {runs}/speech_recognition "

@@ -37,8 +37,8 @@ class Smoke(NamedTuple):
     needs: tuple[str, ...] = ()
     """Runs that come before it."""
     optimised: bool = False
-    """Whether programs are optimised after they are compiled. That takes most of the time of a short run, and pays
-    where a run computes much."""
+    """Whether the compiler optimises the machine code. That takes most of the time of a short run, and pays where a run
+    computes much."""
 
 
 def pretrained(**encoders: str) -> str:

@@ -191,28 +191,26 @@ def _accuracies(judge: Judge, images: np.ndarray, texts: ReferenceTexts) -> dict
     return {k: v for k, v in scores.items() if k in CAPTION_SCORES or k.endswith("_accuracy")}
 
 
-def small_accuracies(metrics: Mapping[str, float], split: str = "test") -> dict[str, tuple[float, float]]:
-    """What generated images seldom show of their captions: by the name of an accuracy, such as ``relation_accuracy``,
-    that of generated and that of real images. It has those accuracies whose share of the real images' one is below
-    `SMALL_SHARE`.
+def small_accuracies(metrics: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """What generated images of the split "test" seldom show of their captions: by the name of an accuracy, such as
+    ``relation_accuracy``, that of generated and that of real images. It has those accuracies that are below
+    `SMALL_SHARE` of that of real images.
 
-    Args:
-      metrics: of `JudgeReport.scores`, with those of real images, of one seed.
-      split: name of the split.
+    ``metrics``: of `JudgeReport.scores`, with those of real images, of one seed.
 
     Example::
 
         small_accuracies({"test/place_accuracy": 0.5, "real_test/place_accuracy": 0.9})
         # {"place_accuracy": (0.5, 0.9)}
     """
-    real_prefix, small = f"{REAL}{split}/", {}
-    for name, real in metrics.items():
-        generated = metrics.get(name.removeprefix(REAL))
-        is_factor = name.endswith("_accuracy") and not name.endswith("/exact_accuracy")
-        if name.startswith(real_prefix) and is_factor and generated is not None:
-            if generated < SMALL_SHARE * real:
-                small[name.removeprefix(real_prefix)] = (generated, real)
-    return small
+    split = "test/"
+    names = [name.removeprefix(REAL + split) for name in metrics if name.startswith(REAL + split)]
+    pairs = {
+        name: (metrics[split + name], metrics[REAL + split + name])
+        for name in names
+        if name.endswith("_accuracy") and name != "exact_accuracy" and split + name in metrics
+    }
+    return {name: (ours, real) for name, (ours, real) in pairs.items() if ours < SMALL_SHARE * real}
 
 
 def _caption_groups(texts: ReferenceTexts) -> np.ndarray:

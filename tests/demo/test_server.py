@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -110,6 +111,24 @@ def test_two_users_at_once(server, photos):
     addresses = [shown[k][0][0]["image"]["url"].removeprefix(address) for k in range(2)]
     first, second = (client.get(path) for client, path in zip(clients, addresses, strict=True))
     assert first != second  # each got the pictures of his own seed
+
+
+@pytest.mark.parametrize(
+    ("button", "values", "output"),
+    [
+        ("Speak", ["red", "bert", 1], lambda shown: shown[0]),
+        ("Draw", ["cat", 1, 1], lambda shown: shown[0][0]["image"]),
+        ("Generate", [None, "red", None, ""], lambda shown: shown[0]),
+    ],
+)
+def test_the_same_answer_of_a_second_user_does_not_cut_off_the_first(server, button, values, output):
+    """Its file is replaced, not written again in place while the first user is loading it."""
+    _, address, _ = server
+    path = output(DemoClient(address).press(button, values))["path"]
+    with open(path, "rb") as loading:
+        content = loading.read()
+        assert output(DemoClient(address).press(button, values))["path"] == path
+        assert os.fstat(loading.fileno()).st_nlink == 0 and pathlib.Path(path).read_bytes() == content
 
 
 def test_mistakes_become_messages_and_the_server_goes_on(server, photos, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from xmodal_jax.demo import actions
 from xmodal_jax.demo.limits import MAX_PICTURES, MAX_RESULTS, ModelWorker, message_of
 from xmodal_jax.demo.photos import Photos
-from xmodal_jax.demo.widgets import label_of, label_of_input, widget_of
+from xmodal_jax.demo.widgets import label_of, label_of_input, show_picture_files, widget_of
 from xmodal_jax.inference.autoencoders import LatentModel, MultimodalAutoencoder
 from xmodal_jax.inference.contrastive import ContrastiveModel
 from xmodal_jax.inference.fusion import FusionModel
@@ -85,10 +85,11 @@ def _columns(gr: Any) -> tuple[Any, Any]:
 
 def _gallery(gr: Any, label: str, columns: int, **options: Any) -> Any:
     """Pictures side by side, with what stands below each of them."""
-    return gr.Gallery(
+    gallery = gr.Gallery(
         label=label, columns=columns, object_fit="contain", height="auto", interactive=False,
         buttons=["fullscreen", "download"], elem_classes="pictures", **options,
     )  # fmt: skip
+    return show_picture_files(gallery)
 
 
 def _modality(model: TrainedModel, kind: str) -> str | None:

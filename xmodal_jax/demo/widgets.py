@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import soundfile
 from PIL import Image
 
 from xmodal_jax.data.media import decode_audio, image_size, to_pcm
 from xmodal_jax.demo.limits import MAX_CHARACTERS, MAX_PIXELS, MAX_SECONDS
 from xmodal_jax.inference.inputs import InputFormat
+from xmodal_jax.train.run import write_atomic
 from xmodal_jax.types import kind_of
 
 SHOWN_PIXELS = 256
@@ -80,6 +84,50 @@ def check_text(text: str) -> str:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"the text has {len(text):,} characters, at most {MAX_CHARACTERS:,} are taken")
     return text
+
+
+def show_picture_files(component: Any) -> Any:
+    """A component that shows a picture, or a list of pairs of a picture and its caption, as files of `_write_once`."""
+    postprocess = component.postprocess
+
+    def write(value: Any) -> Any:
+        """The files' paths in place of the pictures."""
+        if isinstance(value, list):
+            return [(write(picture), caption) for picture, caption in value]
+        if not isinstance(value, Image.Image):
+            return value
+        content = io.BytesIO()
+        value.save(content, "png")
+        return _write_once(content.getvalue(), "picture.png", component.GRADIO_CACHE)
+
+    component.postprocess = lambda value: postprocess(write(value))
+    return component
+
+
+def _show_sound_file(gr: Any, component: Any) -> Any:
+    """A component that shows a pair of a sampling rate and samples as a file of `_write_once`."""
+
+    def write(value: tuple[int, np.ndarray] | None) -> Any:
+        if value is None:
+            return None
+        content, (rate, samples) = io.BytesIO(), value
+        soundfile.write(content, samples, rate, format="WAV")
+        name = "sound.wav"
+        return gr.FileData(path=_write_once(content.getvalue(), name, component.GRADIO_CACHE), orig_name=name)
+
+    component.postprocess = write
+    return component
+
+
+def _write_once(content: bytes, name: str, folder: str) -> str:
+    """The path of a file in a folder of its content's hash.
+
+    Gradio names files by their content too, but writes them in place: a second user with the same answer would cut
+    off the file that the first one is loading.
+    """
+    path = Path(folder) / hashlib.sha256(content).hexdigest() / name
+    write_atomic(path, content)
+    return str(path)
 
 
 def _upload(component: Any) -> Any:
@@ -155,6 +203,16 @@ def _audio_input(gr: Any, label: str) -> Any:
     return _upload(gr.Audio(label=label, **options))
 
 
+def _picture_output(gr: Any, label: str) -> Any:
+    options = dict(type="pil", interactive=False, height=260, elem_classes="picture", buttons=["download"])
+    return show_picture_files(gr.Image(label=label, **options))
+
+
+def _sound_output(gr: Any, label: str) -> Any:
+    options = dict(interactive=False, editable=False, buttons=["download"])
+    return _show_sound_file(gr, gr.Audio(label=label, **options))
+
+
 def _video_input(gr: Any, label: str) -> Any:
     return _upload(gr.Video(label=label, sources=["upload"], height=260, buttons=[]))
 
@@ -168,21 +226,13 @@ WIDGETS: dict[str, Widget] = {
     ),
     "image": Widget(
         _image_input,
-        lambda gr, label: gr.Image(
-            label=label,
-            type="pil",
-            format="png",
-            interactive=False,
-            height=260,
-            elem_classes="picture",
-            buttons=["download"],
-        ),
+        _picture_output,
         _read_image,
         enlarge,
     ),
     "audio": Widget(
         _audio_input,
-        lambda gr, label: gr.Audio(label=label, interactive=False, editable=False, buttons=["download"]),
+        _sound_output,
         _read_audio,
         lambda output: (output[1], to_pcm(output[0])),
     ),

@@ -55,7 +55,7 @@ def main(config: Config) -> None:
         source_modality(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer, known = tokenize.tokenizer, set(captions) if config.unseen else set()
-        to_frames = precompute_spectrograms(model.features)
+        to_frames = precompute_spectrograms(model.features, model.augment)
         loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
         validation = ReferenceTexts(splits.validation, tokenize.clean)
         references = {

@@ -32,6 +32,7 @@ from xmodal_jax.preprocess import audio as audio_features
 from xmodal_jax.preprocess.image import AugmentConfig, to_float
 from xmodal_jax.preprocess.image import augment as augment_image
 from xmodal_jax.preprocess.measured import MeasuredAugmentConfig, augment_measured
+from xmodal_jax.preprocess.waveform import WaveformAugmentConfig, augment_waveform
 from xmodal_jax.pretrained import gpt2, whisper
 from xmodal_jax.pretrained.encoder import EncoderOptions, Head
 from xmodal_jax.pretrained.files import open_checkpoint
@@ -50,6 +51,9 @@ class Augmentation:
     """Number of time spans of a spectrogram that SpecAugment masks in training; 0: none."""
     frequency_masks: int = 0
     """Number of frequency bands of a spectrogram that SpecAugment masks in training; 0: none."""
+    waveform: WaveformAugmentConfig = WaveformAugmentConfig()
+    """Augmentation of waveforms: speed, rooms, noise, telephone. By default there is none, so that spectrograms can be
+    computed once, before training."""
     measured: MeasuredAugmentConfig = MeasuredAugmentConfig(jitter=0.3)
     """Augmentation of vectors and series: noise, and values that are hidden. By default noise of 0.3 standard
     deviations, without which networks fit the rows of a small table exactly."""
@@ -122,13 +126,15 @@ def presence_masks(batch: Batch, modalities: tuple[str, ...]) -> dict[str, Bool[
     return {m: batch.get("present", {}).get(m, all_present) for m in modalities}
 
 
-def precompute_spectrograms(features: AudioFeatures) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+def precompute_spectrograms(
+    features: AudioFeatures, augmentation: Augmentation | None = None
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """A transform of raw batches that computes spectrograms once, so that training steps need not.
 
     Waveforms ``[..., T]`` become the frames ``[..., F, mels]`` of `preprocess_modality`, with their mask ``[..., F]``.
-    Waveforms stay where the encoder takes waveforms.
+    Waveforms stay where the encoder takes waveforms, or the ``augmentation`` changes them.
     """
-    if features.kind == "waveform":
+    if features.kind == "waveform" or (augmentation and not augmentation.waveform.is_identity):
         return dict  # the transform that only copies the batch
     return transform_audio(lambda x, mask: _to_frames(x, mask, features))
 
@@ -208,14 +214,21 @@ def _preprocess_video(modality, batch, features, augmentation, keys):
 def _preprocess_audio(modality, batch, features, augmentation, keys):
     """``(inputs, mask)`` of an audio encoder: waveforms or log-mel frames, by ``features.kind``.
 
-    Log-mel frames are masked by SpecAugment if there are ``keys`` (in training): spans of time and frequency bands are
-    hidden.
+    If there are ``keys`` (in training), waveforms are augmented, and log-mel frames are masked by SpecAugment: spans of
+    time and frequency bands are hidden.
 
     Raises:
       ValueError: the batch's audio, the augmentation and the kind of features do not fit each other.
     """
     x, mask = batch[modality], batch.get(f"{modality}_mask")
     has_frames = _holds_frames(modality, batch)
+    if keys is not None and not augmentation.waveform.is_identity:
+        if has_frames:
+            raise ValueError("the batch holds frames of audio: augment.waveform changes waveforms")
+        x = audio_features.to_float_waveform(x)
+        valid = jnp.ones(x.shape, bool) if mask is None else mask
+        options = dict(sample_rate=features.sample_rate)
+        x, mask = augment_waveform(x, valid, keys, augmentation.waveform, **options)
     if features.kind == "waveform":
         if has_frames:
             raise ValueError("the batch holds frames of audio, features.kind is 'waveform'")

@@ -72,7 +72,8 @@ def main(config: Config) -> None:
     method = pretrained.attach(method, tokenizer)
     optimizer = pretrained.set_learning_rates(config.optimizer, method)
     decodings = {"greedy": GreedySearchConfig(), "test": config.generation}
-    generate = TextGenerator(model, modality, tokenizer, decodings=decodings, seed=config.seed, **sizes)
+    options = dict(decodings=decodings, seed=config.seed, language=config.language.fit(tokenize, run))
+    generate = TextGenerator(model, modality, tokenizer, **options, **sizes)
 
     def validate(params):
         """Scores of greedy captions, which take less time than the decoding of the test."""

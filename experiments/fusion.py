@@ -71,7 +71,8 @@ def main(config: Config) -> None:
         modalities, class_names = tuple(splits.train.modalities), read_target_classes(splits.train)
         prepare = fit_transforms(splits.train, bad_examples, config.text_options)
         run.write_later(lambda: prepare.save(run.path))
-        to_frames = precompute_spectrograms(config.model.features, config.model.augment) if "audio" in modalities else None
+        model = config.model
+        to_frames = precompute_spectrograms(model.features, model.augment) if "audio" in modalities else None
         loader = make_loader(config, splits.train, prepare, bad_examples=bad_examples, once=to_frames)
         labelled = lambda split: evaluate.LabelledSplit(split, class_names, ("kind", QUESTION_KINDS))
         tests, validation = {k: labelled(v) for k, v in splits.tests.items()}, labelled(splits.validation)

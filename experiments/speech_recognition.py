@@ -4,6 +4,7 @@
     python experiments/speech_recognition.py --model.objective ctc
     python experiments/speech_recognition.py --data folder:PATH --tokenizer bpe --vocab-size 260
     python experiments/speech_recognition.py --data folder:PATH --init-from runs/speech_recognition-20250131-101500
+    python experiments/speech_recognition.py --data folder:PATH --text-cleanup whisper --language.lines words.txt
 
 Only sentences that do not occur in training are scored (--no-unseen: all). The report also compares the other decodings
 that the trained model allows, such as greedy and beam search.
@@ -70,7 +71,8 @@ def main(config: Config) -> None:
     requested = config.generation or model.decodings[0]
     others = {other.name: other for other in model.decodings if other.name != requested.name}
     decodings = {"test": requested, **others}
-    generate = TextGenerator(model, "audio", tokenizer, decodings=decodings, seed=config.seed, **sizes)
+    options = dict(decodings=decodings, seed=config.seed, language=config.language.fit(tokenize, run))
+    generate = TextGenerator(model, "audio", tokenizer, **options, **sizes)
     fastest = next(name for name in ("ctc", "greedy", "test") if name in decodings)
 
     def validate(params):
@@ -105,12 +107,10 @@ def main(config: Config) -> None:
         return
     title, details = "Speech to text", subtitle(config, result, model.objective.name, shown="transcripts")
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        headline = [k for k in metrics if k.endswith("/wer")][:6]
-        panels.add_scores(report, metrics, headline)
+        panels.add_scores(report, metrics, headline=[k for k in metrics if k.endswith("/wer")][:6])
         quality, marks = panels.transcript_quality(references[hardest], transcripts)
-        panels.add_generated_texts(
-            report, references[hardest], "audio", quality, marks, measure="word accuracy"
-        )
+        options = dict(measure="word accuracy")
+        panels.add_generated_texts(report, references[hardest], "audio", quality, marks, **options)
         panels.add_attention(report, generate, result.params[0], references[hardest], transcripts)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
 

@@ -84,8 +84,8 @@ def save_run(folder, config, params, variables=None, **metadata):
     return folder
 
 
-def save_text_run(folder, modality, kind, example):
-    """A captioner or recogniser with random parameters; ``example``: a batch of its inputs."""
+def save_text_run(folder, modality, kind, example, **config):
+    """A captioner or recogniser with random parameters; ``example``: a batch of its inputs; ``config``: options."""
     tokenizer = train_tokenizer(COLOURS, "word")
     model = dataclasses.replace(
         SEQ2SEQ, objective=AttentionObjective(), image=ConvNetConfig(width=16, norm="none"),
@@ -96,6 +96,6 @@ def save_text_run(folder, modality, kind, example):
     params = random_params(method.init, jax.random.key(0), {**example, "text": tokens, "text_mask": mask})
     shapes = {name: x.shape[1:] for name, x in example.items()}
     return save_run(
-        folder, {"model": model, "generation": BeamSearchConfig(beams=2)}, params, kind=kind, source=modality,
+        folder, {"model": model, "generation": BeamSearchConfig(beams=2), **config}, params, kind=kind, source=modality,
         target="text", shape=shapes.get("image", ()), shapes=shapes, length=5, tokenizer=tokenizer.files(),
     )  # fmt: skip

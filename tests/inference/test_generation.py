@@ -1,6 +1,7 @@
 """Captioners, recognisers, synthesisers and generators of pictures on new data."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import numpy as np
@@ -11,7 +12,8 @@ from tests.inference.runs import COLOURS, plain_picture, png_bytes, save_run, sa
 from tests.models.gan.test_method import CONFIG as GAN
 from tests.models.gan.test_method import WORDS_ALONE
 from tests.support import random_params
-from xmodal_jax.data.text import train_tokenizer
+from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
+from xmodal_jax.evaluation.text import LanguageModelConfig
 from xmodal_jax.inference import load
 from xmodal_jax.models.flow import AdaptiveSampler, FlowConfig, HeunSampler, WordsCondition, make_flow
 from xmodal_jax.models.gan import ClassCondition, make_gan
@@ -22,6 +24,7 @@ from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.dit import DiTConfig
 from xmodal_jax.nets.encoders import MLPEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import MLPGeneratorConfig
+from xmodal_jax.train.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +219,20 @@ def test_pictures_of_classes_and_of_noise_alone(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             mistake()
+
+
+def test_a_recogniser_writes_what_its_language_model_says(tmp_path):
+    """The language model of the run is kept in its folder; with a large weight only its texts are written."""
+    (tmp_path / "lines.txt").write_text("green\n" * 20)
+    language = LanguageModelConfig(tmp_path / "lines.txt", order=3, weight=1000.0)
+    example = {"audio": np.zeros((1, 1600), np.int16), "audio_mask": np.ones((1, 1600), bool)}
+    saved = save_text_run(tmp_path / "run", "audio", "speech_recognition", example, language=language)
+    tokenize = TokenizeTransform(train_tokenizer(COLOURS, "word"), 5)
+    run = mock.create_autospec(Run, instance=True, path=saved)
+    run.write_later.side_effect = lambda write: write()
+    language.fit(tokenize, run)
+    (tmp_path / "lines.txt").unlink()  # the run does not need it any more
+    sounds = [np.random.default_rng(k).normal(0, 0.1, 1600).astype(np.float32) for k in range(3)]
+    assert load(saved).transcribe([(sound, 16_000) for sound in sounds]) == ["green"] * 3
+    plain = load(save_text_run(tmp_path / "plain", "audio", "speech_recognition", example))
+    assert plain.transcribe([(sound, 16_000) for sound in sounds]) != ["green"] * 3

@@ -214,6 +214,7 @@ def beam_search(
     length: int,
     end: int,
     penalty: float = 0.6,
+    normalize: bool = True,
 ) -> GeneratedTokens:
     """Beam search: the ``beams`` sequences of highest log-probability divided by `length_norm`, best first.
 
@@ -231,6 +232,9 @@ def beam_search(
       end: id of the end token.
       penalty: exponent p of the length normalisation: a sequence of n tokens is ranked by its log-probability divided
         by ``((5 + n) / 6) ** p``. 0: not normalised, which favours short sequences; larger values favour longer ones.
+      normalize: whether the probabilities of the next token are the softmax of the logits. False: the logits are scores
+        of at most 0 that are added up as they are, such as those of a decoder with a language model
+        (`core.language_model`).
 
     Returns:
       Arrays ``[B, beams, ...]``.
@@ -247,7 +251,7 @@ def beam_search(
         raise ValueError(f"the length penalty must not be negative, got {penalty}")
     if vocab < 2 * beams:
         raise ValueError(f"{beams} beams need a vocabulary of {2 * beams} tokens at least, got {vocab}")
-    search = _BeamSearch(step, batch, beams, vocab, length, end, penalty)
+    search = _BeamSearch(step, batch, beams, vocab, length, end, penalty, normalize)
     logits, state = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), (logits, state))
     alive, ended = search.start()
     start = (jnp.int32(0), logits, state, alive, ended)
@@ -279,6 +283,8 @@ class _BeamSearch:
     """Id of the end token."""
     penalty: float
     """Exponent of the length normalisation, see `length_norm`."""
+    normalize: bool
+    """Whether the logits are normalised to log-probabilities."""
 
     def split(self, tree: Any) -> Any:
         """Arrays ``[B * beams, ...]`` to ``[B, beams, ...]``."""
@@ -305,7 +311,9 @@ class _BeamSearch:
         beams ``[B, beams, ...]``.
         """
         t, logits, state, alive, ended = carry
-        logs = jax.nn.log_softmax(self.split(logits).astype(jnp.float32), axis=-1)
+        logs = self.split(logits).astype(jnp.float32)
+        if self.normalize:
+            logs = jax.nn.log_softmax(logs, axis=-1)
         totals = (alive.total[:, :, None] + logs).reshape(self.batch, self.beams * self.vocab)
         # The candidates are the best continuations of all beams. With twice as many as beams, enough do not end: each
         # beam has a single continuation that ends.

@@ -176,15 +176,43 @@ def make_tokenizer(kind: str, captions: list[str], vocab_size: int | None = None
 
 
 def make_text_cleaner(kind: str) -> Callable[[str], str] | None:
-    """A function that cleans a text before it is tokenized. ``kind``: ``lower`` gives lower case, ``stop`` also removes
-    English stop words, ``none`` gives no function (None)."""
-    if kind == "none":
-        return None
-    if kind == "lower":
-        return clean_text
+    """A function that cleans a text before it is tokenized; None: no text is changed.
+
+    Args:
+      kind: one of `TEXT_CLEANERS`, or ``none``.
+
+    Example::
+
+        make_text_cleaner("whisper")("Plus [+], P.M.")  # "plus p m"
+    """
+    return None if kind == "none" else TEXT_CLEANERS[kind]()
+
+
+def _without_stop_words() -> Callable[[str], str]:
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # here: it takes a second to import
 
     return functools.partial(clean_text, stop_words=ENGLISH_STOP_WORDS)
+
+
+def _whisper_normalizer(name: str) -> Callable[[str], str]:
+    """A normaliser of transformers by the name of its class; some leave double spaces, or one at the end."""
+    from transformers.models.whisper import english_normalizer
+
+    arguments = ({},) if name == "EnglishTextNormalizer" else ()  # no table of British and American spellings
+    normalize = getattr(english_normalizer, name)(*arguments)
+    return lambda text: clean_text(normalize(text))
+
+
+TEXT_CLEANERS: dict[str, Callable[[], Callable[[str], str]]] = {
+    "lower": lambda: clean_text,
+    "stop": _without_stop_words,
+    "whisper": lambda: _whisper_normalizer("BasicTextNormalizer"),
+    "whisper_english": lambda: _whisper_normalizer("EnglishTextNormalizer"),
+}
+"""The ways to clean texts, as functions that make the cleaning function: ``lower``, lower case; ``stop``, also without
+English stop words; ``whisper``, the normaliser of Whisper for all languages, lower case without punctuation and without
+what stands in brackets; ``whisper_english``, its normaliser for English, which also writes numbers as digits and
+expands contractions. Radford et al. 2022, arXiv:2212.04356, appendix C."""
 
 
 def choose_text_length(tokenizer: Tokenizer, captions: list[str]) -> int:

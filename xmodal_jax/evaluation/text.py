@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,18 +13,67 @@ import jax
 import numpy as np
 
 from xmodal_jax.core.decoding import GeneratedTokens
+from xmodal_jax.core.language_model import LanguageModelFusion, NGramModel, fit_ngrams
+from xmodal_jax.core.text_files import normalise, read_lines
 from xmodal_jax.data.shapes.grammar import factor_accuracies
 from xmodal_jax.data.source import Source, first_of_group, read_fields
-from xmodal_jax.data.text import Tokenizer
+from xmodal_jax.data.text import Tokenizer, TokenizeTransform
 from xmodal_jax.data.views import Subset
 from xmodal_jax.evaluation.embeddings import Gallery, predict_all
 from xmodal_jax.metrics.text import caption_scores, error_rates
 from xmodal_jax.models.seq2seq import Generation, GenerationConfig, Seq2SeqConfig, make_text_generator
 from xmodal_jax.train.config import StartConfig
+from xmodal_jax.train.run import Run
 from xmodal_jax.types import Method
 
 REFERENCE_COUNT = 5
 """Reference captions of an example, where a data set has several phrasings of a caption."""
+
+
+LANGUAGE_MODEL_FILE = "language_model.npz"
+"""The file of a run's language model in its folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelConfig:
+    """An n-gram language model that the decoder's search uses beside the decoder (shallow fusion).
+
+    Raises:
+      ValueError: a negative weight.
+    """
+
+    lines: pathlib.Path | None = None
+    """Text file whose lines the language model learns, such as the words of a dictionary; None: no language model."""
+    order: int = 6
+    """Tokens that the language model looks at: the next one and those before it."""
+    weight: float = 0.3
+    """Weight of the language model's log-probabilities; those of the decoder have the weight 1."""
+
+    def __post_init__(self):
+        """Checks the weight."""
+        if self.weight < 0:
+            raise ValueError(f"the weight of a language model must be 0 or more, got {self.weight}")
+
+    def fit(self, tokenize: TokenizeTransform, run: Run) -> LanguageModelFusion | None:
+        """The language model of the lines, as the tokenizer cleans and splits them, which is kept in the folder of the
+        ``run``; None: there is none.
+
+        Raises:
+          ValueError: the file is not UTF-8, or has no lines.
+        """
+        if self.lines is None:
+            return None
+        stripped = (normalise(line.strip()) for line in read_lines(self.lines))
+        lines = [tokenize.clean(line) if tokenize.clean else line for line in stripped if line]
+        if not lines:
+            raise ValueError(f"--language.lines {self.lines} has no lines")
+        ids, mask = tokenize.tokenizer.encode_batch(lines, max_length=tokenize.max_length)
+        texts = [
+            row[valid][1:].tolist() for row, valid in zip(ids, mask, strict=True)
+        ]  # without the begin token
+        model = fit_ngrams(texts, order=self.order, vocab_size=tokenize.tokenizer.vocab_size)
+        run.write_later(lambda: model.save(run.path / LANGUAGE_MODEL_FILE))
+        return LanguageModelFusion(model, self.weight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +89,23 @@ class TextGenerationConfig(StartConfig):
     """How text is generated for the test splits: by beam search (beam), the most probable token at each step (greedy),
     random tokens (sample), or the most probable alignment of CTC (ctc). None: by beam search with 4 beams, or by CTC if
     the model has no decoder."""
+    language: LanguageModelConfig = LanguageModelConfig()
+    """Language model of the decoder's search; CTC does not use it."""
 
     @property
     def pretrained(self) -> dict[str, str]:
         """The Hugging Face folders of pretrained encoders, by modality, and of the decoder."""
         decoder = {} if self.text_decoder is None else {"decoder": self.text_decoder}
         return {**super().pretrained, **decoder}
+
+
+def read_language_model(
+    folder: pathlib.Path, config: LanguageModelConfig | None
+) -> LanguageModelFusion | None:
+    """The language model of a run, from its folder; None: it was configured without one."""
+    if config is None or config.lines is None:
+        return None
+    return LanguageModelFusion(NGramModel.load(folder / LANGUAGE_MODEL_FILE), config.weight)
 
 
 def source_modality(source: Source, candidates: Sequence[str]) -> str:
@@ -74,6 +135,7 @@ class TextGenerator:
       seed: of sampling.
       batch_size: examples at a time.
       few_shapes: see `predict_all`.
+      language: a language model beside the decoder, see `make_text_generator`; None: there is none.
 
     Raises:
       ValueError: the tokenizer has no begin or no end token.
@@ -95,6 +157,7 @@ class TextGenerator:
         seed: int = 0,
         batch_size: int = 100,
         few_shapes: bool = False,
+        language: LanguageModelFusion | None = None,
     ):
         """Builds one text generator for each of the ``decodings``."""
         begin, end = tokenizer.bos_id, tokenizer.eos_id
@@ -113,7 +176,8 @@ class TextGenerator:
         self._generate: dict[str, Callable[..., GeneratedTokens]] = {}
         for name, generation in decodings.items():
             # Each is one function object, which `predict_all` compiles once.
-            generate = make_text_generator(config, modality, generation=generation, **sizes)
+            options = dict(generation=generation, language=language)
+            generate = make_text_generator(config, modality, **options, **sizes)
             self._generate[name] = functools.partial(generate, key=jax.random.key(seed))
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:

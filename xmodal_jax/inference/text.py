@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xmodal_jax.evaluation.text import TextGenerator
+from xmodal_jax.evaluation.text import LanguageModelConfig, TextGenerator, read_language_model
 from xmodal_jax.inference.inputs import as_list
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.models.seq2seq import Generation, GenerationConfig, Seq2SeqConfig
@@ -29,6 +29,8 @@ class TextModel(TrainedModel):
         ):  # recordings may be longer than those of training, if the encoder takes them
             limit = max_audio_seconds(encoder_of(self.config, self.source))
             self.format = self.format._replace(max_seconds=None).limit_audio(limit)
+        language = from_json(LanguageModelConfig | None, metadata["config"].get("language"))
+        self._language = read_language_model(self.path, language)
         self._generators: dict[GenerationConfig | None, TextGenerator] = {}
 
     def generate(self, inputs: Any, generation: GenerationConfig | None = None) -> list[str]:
@@ -56,6 +58,7 @@ class TextModel(TrainedModel):
                 decodings={"chosen": chosen},
                 batch_size=BATCH_SIZE,
                 few_shapes=True,
+                language=self._language,
             )
         return self._generators[chosen](self.params, self.read({self.source: inputs}), "chosen")
 

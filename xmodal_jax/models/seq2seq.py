@@ -25,6 +25,7 @@ from xmodal_jax.core.decoding import (
     ctc_greedy,
     sample,
 )
+from xmodal_jax.core.language_model import LanguageModelFusion
 from xmodal_jax.core.random import batch_index, batch_keys, fold_in_name
 from xmodal_jax.core.similarity import l2_normalize
 from xmodal_jax.losses import chunked, info_nce, sequence
@@ -651,6 +652,7 @@ class BeamSearchConfig(GenerationConfig):
             penalty=self.length_penalty,
             length=decoding.length,
             end=decoding.end,
+            normalize=decoding.language is None,
         )
         # Arrays are [B, beams, ...], the best beam first.
         return jax.tree.map(lambda x: x[:, 0], sequences)
@@ -763,6 +765,8 @@ class _Decoding(NamedTuple):
     """The source's tokens."""
     begin: int
     end: int
+    language: LanguageModelFusion | None
+    """A language model beside the decoder; None: there is none."""
 
     @property
     def length(self) -> int:
@@ -770,9 +774,11 @@ class _Decoding(NamedTuple):
         return self.model.length - 1
 
     def start(self) -> tuple[Step, Array, Any]:
-        """The decoder after the begin token of each example, as `start_decoding` returns it."""
+        """The decoder after the begin token of each example, as `start_decoding` returns it, with the language model if
+        there is one."""
         begin = jnp.full(self.memory.values.shape[0], self.begin, jnp.int32)
-        return start_decoding(self.model.decoder, self.params["decoder"], self.memory, begin)
+        start = start_decoding(self.model.decoder, self.params["decoder"], self.memory, begin)
+        return start if self.language is None else self.language.start(*start)
 
 
 def make_text_generator(
@@ -784,6 +790,7 @@ def make_text_generator(
     begin: int,
     end: int,
     generation: GenerationConfig | None = None,
+    language: LanguageModelFusion | None = None,
 ) -> Callable[..., GeneratedTokens]:
     """``generate(params, batch, key=None)``: the tokens of one text per example, without begin and end.
 
@@ -792,6 +799,7 @@ def make_text_generator(
       begin, end: ids of the tokens that every text begins and ends with.
       generation: how text is generated; None: beam search, or CTC where there is no decoder. Sampling needs the
         ``key``; the text of an example depends on the key and on the example's ``index``.
+      language: a language model that the decoder's search uses too; CTC does not use it.
 
     Raises:
       ValueError: an unknown source, or a ``generation`` that ``config``'s objective does not train.
@@ -815,7 +823,7 @@ def make_text_generator(
         """The generated tokens of one text per example; ``key``: for sampling."""
         memory = model.encode(params, batch)
         keys = None if key is None else batch_keys(key, batch)
-        return generation.generate(_Decoding(model, params, memory, begin, end), keys)
+        return generation.generate(_Decoding(model, params, memory, begin, end, language), keys)
 
     return generate
 

@@ -121,12 +121,10 @@ def change_speed(
     """
     factor = _uniform(fold_in_name(keys, "speed"), 1.0 - largest, 1.0 + largest)[:, None]
     length = waveform.shape[1]
-    place = factor * jnp.arange(length, dtype=jnp.float32)
+    place = factor * jnp.arange(length, dtype=jnp.float32)[None, :]
     before = jnp.floor(place).astype(jnp.int32)
     x = place - before
-    samples = lambda offset: jnp.take_along_axis(
-        waveform, jnp.clip(before + offset, 0, length - 1), axis=1
-    )
+    samples = lambda offset: jnp.take_along_axis(waveform, jnp.clip(before + offset, 0, length - 1), axis=1)
     a, b, c, d = (samples(offset) for offset in (-1, 0, 1, 2))
     cubic = b + 0.5 * x * (c - a + x * (2.0 * a - 5.0 * b + 4.0 * c - d + x * (3.0 * (b - c) + d - a)))
     valid = place <= mask.sum(axis=1)[:, None] - 1.0
@@ -144,7 +142,7 @@ def reverberate(
     that of the direct sound. Polack's model of a diffuse room, Polack 1988 (thesis, Le Mans).
     """
     length = min(waveform.shape[1], int(seconds * sample_rate))
-    time = jnp.arange(length) / sample_rate
+    time = jnp.arange(length)[None, :] / sample_rate
     decay = _uniform(fold_in_name(keys, "decay"), min(0.1, seconds), seconds)[:, None]
     noise = jax.vmap(lambda key: jax.random.normal(key, (length,)))(fold_in_name(keys, "echoes"))
     echoes = jnp.where(time > DIRECT_SECONDS, noise * 10.0 ** (-3.0 * time / decay), 0.0)

@@ -53,9 +53,10 @@ class DataConfig:
     text_length: Advanced[int | None] = None
     """Tokens that a text has at most, begin and end included; longer texts are cut but keep their end token. None: 2
     more than the longest training text, or as many as a pretrained text model takes if that is fewer."""
-    text_cleanup: Advanced[Literal["none", "lower", "stop"]] = "none"
+    text_cleanup: Advanced[Literal["none", "lower", "stop", "whisper", "whisper_english"]] = "none"
     """Preprocessing of texts, later also of queries: ``none``; ``lower`` turns them to lower case; ``stop`` also
-    removes English stop words."""
+    removes English stop words; ``whisper`` and ``whisper_english`` are Whisper's normalisers of transcripts, lower case
+    without punctuation and what stands in brackets; the English one writes numbers as digits."""
 
     @property
     def _unset_tokenizer(self) -> tuple[str, int | None]:

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "collectives": "psum all_gather axis_index axis_size batch_mean global_mean share shard_examples mesh_size "
         "global_index roll_batch",
         "decoding": "GeneratedTokens sample beam_search ctc_greedy filter_logits length_norm",
+        "language_model": "NGramModel fit_ngrams LanguageModelFusion",
         "nesting": "nested value_at",
         "parts": "is_part parts_of is_optional choose options_of",
         "random": "fold_in_name named_keys example_keys batch_index batch_keys",

@@ -79,16 +79,16 @@ def fit_ngrams(texts: Iterable[Sequence[int]], *, order: int, vocab_size: int) -
     if order < 1:
         raise ValueError(f"the order of an n-gram model must be at least 1, got {order}")
     counts = _count(texts, order)
-    seen = sorted(counts[()])
-    if not seen:
+    tokens = sorted(counts[()])  # that the texts have
+    if not tokens:
         raise ValueError("an n-gram model needs at least one text")
-    if seen[0] < 0 or seen[-1] >= vocab_size:
-        raise ValueError(f"tokens must lie in 0..{vocab_size - 1}, got {seen[0]}..{seen[-1]}")
-    column = np.full(vocab_size, len(seen), np.int32)  # the last one is of tokens that no text has
-    column[seen] = np.arange(len(seen))
+    if tokens[0] < 0 or tokens[-1] >= vocab_size:
+        raise ValueError(f"tokens must lie in 0..{vocab_size - 1}, got {tokens[0]}..{tokens[-1]}")
+    column = np.full(vocab_size, len(tokens), np.int32)  # the last one is of tokens that no text has
+    column[tokens] = np.arange(len(tokens))
     contexts = sorted(counts, key=lambda context: (len(context), context))  # shorter ones first
     state = {context: k for k, context in enumerate(contexts)}
-    p = np.full((len(contexts), len(seen) + 1), 1.0 / vocab_size)
+    p = np.full((len(contexts), len(tokens) + 1), 1.0 / vocab_size)
     following = np.zeros(p.shape, np.int32)
     for k, context in enumerate(contexts):
         after = counts[context]
@@ -98,7 +98,7 @@ def fit_ngrams(texts: Iterable[Sequence[int]], *, order: int, vocab_size: int) -
         p[k] *= kinds / (total + kinds)
         for token, count in after.items():
             p[k, column[token]] += count / (total + kinds)
-        # The next context is the longest known one that ends the text so far.
+        # The next context is the longest one with a state that ends the text so far.
         unknown = following[state[context[1:]]] if context else 0
         following[k] = unknown
         for token in after:

@@ -117,6 +117,8 @@ class DataOptions:
     data_seed: Advanced[int] = 0
     """Random seed of generated data (shapes, spoken:FILE, poly:SPEC, stacked:SPEC) and of the choice of missing
     modalities."""
+    voice_language: Advanced[str] = "en"
+    """Language that the lines of spoken:FILE are spoken in, by its name in eSpeak NG, such as es."""
     views: Advanced[int] = 5
     """Number of image modalities in each example of poly:SPEC."""
     missing: float = 0.0
@@ -294,7 +296,7 @@ FORMS: dict[str, Form] = {
         "FILE",
         "the lines of a text file, spoken here in many voices",
         SpokenLines,
-        ("size", "modalities", "max_seconds", "seed"),
+        ("size", "modalities", "max_seconds", "seed", "voice_language"),
         fixed={"sample_rate": "is spoken at 16000 Hz"},
         generated=True,
     ),

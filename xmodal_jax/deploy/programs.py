@@ -193,7 +193,7 @@ def _text(model: Any) -> list[Program]:
     network = make_text_network(model.config, source, **sizes)
     generate_texts = make_text_generator(
         model.config, source, **sizes, begin=tokenizer.bos_id, end=tokenizer.eos_id,
-        generation=GreedySearchConfig() if model.config.decodes else CTCBestPathConfig(),
+        generation=GreedySearchConfig() if model.config.decodes else CTCBestPathConfig(), language=model.language,
     )  # fmt: skip
 
     def encode(params, inputs):

@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "speech": "RecognizedSpeech Synthesizer Utterances Vocoder first_examples mel_distances recognize "
         "recordings_of synthesis_scores",
         "text_only_captions": "TextOnlyCaptioner",
-        "text": "ReferenceTexts TextGenerationConfig TextGenerator source_modality source_text_retrieval",
+        "text": "LanguageModelConfig ReferenceTexts TextGenerationConfig TextGenerator read_language_model "
+        "source_modality source_text_retrieval",
     },
 )

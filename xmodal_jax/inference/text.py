@@ -30,7 +30,8 @@ class TextModel(TrainedModel):
             limit = max_audio_seconds(encoder_of(self.config, self.source))
             self.format = self.format._replace(max_seconds=None).limit_audio(limit)
         language = from_json(LanguageModelConfig | None, metadata["config"].get("language"))
-        self._language = read_language_model(self.path, language)
+        self.language = read_language_model(self.path, language)
+        """The language model that the decoder's search uses; None: there is none."""
         self._generators: dict[GenerationConfig | None, TextGenerator] = {}
 
     def generate(self, inputs: Any, generation: GenerationConfig | None = None) -> list[str]:
@@ -58,7 +59,7 @@ class TextModel(TrainedModel):
                 decodings={"chosen": chosen},
                 batch_size=BATCH_SIZE,
                 few_shapes=True,
-                language=self._language,
+                language=self.language,
             )
         return self._generators[chosen](self.params, self.read({self.source: inputs}), "chosen")
 

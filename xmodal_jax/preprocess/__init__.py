@@ -25,15 +25,27 @@ from xmodal_jax.preprocess.image import (
 )
 from xmodal_jax.preprocess.measured import MeasuredAugmentConfig, augment_measured, jitter
 from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_waveform, mel_to_power
+from xmodal_jax.preprocess.waveform import (
+    WaveformAugmentConfig,
+    add_noise,
+    augment_waveform,
+    change_speed,
+    reverberate,
+    telephone,
+)
 
 __all__ = [
     "AdaConfig",
     "MeasuredAugmentConfig",
     "AugmentConfig",
+    "WaveformAugmentConfig",
     "ada_augment",
     "ada_update",
+    "add_noise",
     "augment",
     "augment_measured",
+    "augment_waveform",
+    "change_speed",
     "color_jitter",
     "diff_augment",
     "griffin_lim",
@@ -50,9 +62,11 @@ __all__ = [
     "random_resized_crop",
     "random_translate",
     "resize",
+    "reverberate",
     "spec_augment",
     "standardize",
     "stft",
+    "telephone",
     "to_float",
     "to_float_waveform",
     "whisper_log_mel",

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.shapes import speech
-from xmodal_jax.data.shapes.speech import TRAIN_VOICES, UNSEEN_VOICES, Voice, synthesize, synthesize_all
+from xmodal_jax.data.shapes.speech import (
+    TRAIN_VOICES,
+    UNSEEN_VOICES,
+    Voice,
+    synthesize,
+    synthesize_all,
+    voices_of,
+)
 
 TEXT = "a big red striped circle to the left of a small blue star"
 
@@ -167,3 +174,19 @@ def test_a_failing_text_leaves_no_cache(tmp_path):
 def test_default_cache_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("XMODAL_CACHE", str(tmp_path))
     assert speech.default_cache_dir() == tmp_path
+
+
+def test_other_languages_have_voices_of_their_own():
+    """Spanish is not English, its unseen voices are those of other variants, and a wrong name is explained."""
+    spanish = voices_of("es")
+    variants = lambda voices: {voice.name.split("+")[1] for voice in voices}
+    assert not variants(spanish.train) & variants(spanish.unseen) and voices_of("en").train == TRAIN_VOICES
+    say = lambda voice: synthesize("jirafa", voice)
+    assert len(say(spanish.train[0])) > 2000
+    assert not np.array_equal(say(spanish.train[0]), say(Voice("en-us+m1", *_options(spanish.train[0]))))
+    with pytest.raises(ValueError, match="xx"):
+        say(voices_of("xx").train[0])
+
+
+def _options(voice):
+    return voice.speed, voice.pitch, voice.pitch_range

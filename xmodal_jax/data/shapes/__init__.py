@@ -42,10 +42,12 @@ from xmodal_jax.data.shapes.speech import (
     VOICES,
     Utterances,
     Voice,
+    Voices,
     add_noise,
     default_cache_dir,
     synthesize,
     synthesize_all,
+    voices_of,
 )
 from xmodal_jax.data.shapes.tasks import Commands, GroupedByScene, Questions, SceneTask
 from xmodal_jax.data.shapes.textures import texture
@@ -75,6 +77,7 @@ __all__ = [
     "SpokenShapes",
     "Utterances",
     "Voice",
+    "Voices",
     "add_noise",
     "default_cache_dir",
     "draw",
@@ -97,4 +100,5 @@ __all__ = [
     "synthesize",
     "synthesize_all",
     "texture",
+    "voices_of",
 ]

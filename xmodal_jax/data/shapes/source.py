@@ -13,13 +13,12 @@ from xmodal_jax.data.shapes.grammar import Meaning, realise_all, scene_meanings
 from xmodal_jax.data.shapes.questions import Question, scene_questions
 from xmodal_jax.data.shapes.scenes import COLOURS, SHAPES, SPLITS, Factors, hash_bits, sample_factors, uniform
 from xmodal_jax.data.shapes.speech import (
+    ENGLISH,
     TRAIN_VOICES,
     Utterances,
     Voice,
     add_noise,
-    choose_speakers,
     synthesize_all,
-    vary_voices,
 )
 from xmodal_jax.data.source import RawBatch, Source
 
@@ -125,7 +124,7 @@ class SpokenShapes(Source):
         """
         index = self._index(indices)
         draws = uniform(self.seed, self.split, index, "voice")
-        voice = choose_speakers(draws, unseen=self.split == "voices")
+        voice = ENGLISH.choose(draws, unseen=self.split == "voices")
         return sample_factors(self.seed, self.split, index) | {"voice": voice}
 
     def class_labels(self, indices=None) -> np.ndarray:
@@ -182,7 +181,7 @@ class SpokenShapes(Source):
         """The voice of each example: one of `speech.VOICES` with pitch and speed varied a little at random."""
         index = self._index(indices)
         pitch, speed = (uniform(self.seed, self.split, index, f"voice/{k}") for k in ("pitch", "rate"))
-        return vary_voices(self.factors(indices)["voice"], pitch, speed)
+        return ENGLISH.vary(self.factors(indices)["voice"], pitch, speed)
 
     def prepare_speech(self) -> Utterances:
         """The speech of all examples, synthesised into the cache folder unless it is there already.

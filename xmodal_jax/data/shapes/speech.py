@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -73,33 +74,53 @@ UNSEEN_VOICES = _voices(
 )  # fmt: skip
 """Voices of variants that no training voice has."""
 VOICES = (*TRAIN_VOICES, *UNSEEN_VOICES)
-"""All voices; a speaker is an index into them."""
+"""All voices of English; a speaker is an index into them."""
 
 
-def choose_speakers(draws: np.ndarray, *, unseen: bool) -> np.ndarray:
-    """Speakers int32 ``[N]``, indices into `VOICES`, from random ``draws`` ``[N]`` in [0, 1).
+class Voices(NamedTuple):
+    """The voices of a language."""
 
-    ``unseen``: whether they are chosen among `UNSEEN_VOICES` rather than `TRAIN_VOICES`.
+    train: tuple[Voice, ...]
+    """Voices of training."""
+    unseen: tuple[Voice, ...]
+    """Voices of variants that no training voice has."""
+
+    def choose(self, draws: np.ndarray, *, unseen: bool) -> np.ndarray:
+        """Speakers int32 ``[N]``, indices into ``(*train, *unseen)``, from random ``draws`` ``[N]`` in [0, 1).
+
+        ``unseen``: whether they are chosen among the unseen voices rather than those of training.
+        """
+        pool, offset = (self.unseen, len(self.train)) if unseen else (self.train, 0)
+        return (offset + np.floor(draws * len(pool))).astype(np.int32)
+
+    def vary(self, speakers: np.ndarray, pitch: np.ndarray, speed: np.ndarray) -> list[Voice]:
+        """The voices of ``speakers`` ``[N]`` with pitch and speed varied a little.
+
+        ``pitch`` and ``speed``: random numbers ``[N]`` in [0, 1). 0.5 is the speaker's usual pitch or speed; the range
+        is 8 steps of pitch, or 8% of speed, to both sides.
+        """
+        voices, varied = (*self.train, *self.unseen), []
+        for speaker, p, s in zip(speakers.tolist(), pitch.tolist(), speed.tolist(), strict=True):
+            usual = voices[speaker]
+            speed_of_voice = round(usual.speed * (0.92 + 0.16 * s))
+            varied.append(replace(usual, pitch=usual.pitch + round(16 * p - 8), speed=speed_of_voice))
+        return varied
+
+
+ENGLISH = Voices(TRAIN_VOICES, UNSEEN_VOICES)
+
+
+def voices_of(language: str) -> Voices:
+    """The voices of a language by its name in eSpeak NG, such as ``es``; ``en``: those of several dialects of English.
+
+    Another language has eight variants of its voice, and four more as unseen voices. eSpeak NG names the languages that
+    it does not have when it speaks.
     """
-    pool, offset = (UNSEEN_VOICES, len(TRAIN_VOICES)) if unseen else (TRAIN_VOICES, 0)
-    return (offset + np.floor(draws * len(pool))).astype(np.int32)
-
-
-def vary_voices(speakers: np.ndarray, pitch: np.ndarray, speed: np.ndarray) -> list[Voice]:
-    """The voices of ``speakers`` ``[N]`` with pitch and speed varied a little.
-
-    ``pitch`` and ``speed``: random numbers ``[N]`` in [0, 1). 0.5 is the speaker's usual pitch or speed; the range is
-    8 steps of pitch, or 8% of speed, to both sides.
-    """
-    voices = []
-    for speaker, p, s in zip(speakers.tolist(), pitch.tolist(), speed.tolist(), strict=True):
-        usual = VOICES[speaker]
-        voices.append(
-            replace(
-                usual, pitch=usual.pitch + round(16 * p - 8), speed=round(usual.speed * (0.92 + 0.16 * s))
-            )
-        )
-    return voices
+    if language == "en":
+        return ENGLISH
+    names = lambda variants: " ".join(f"{language}+{variant}" for variant in variants.split())
+    varied = (215, 235, 225, 245, 220), (50, 40, 60), (50, 65, 40, 55)
+    return Voices(_voices(names("m1 m2 m3 m5 m7 f1 f2 f4"), *varied), _voices(names("m4 m6 f3 f5"), *varied))
 
 
 def default_cache_dir() -> Path:

@@ -10,12 +10,10 @@ import numpy as np
 from xmodal_jax.core.text_files import normalise, read_lines
 from xmodal_jax.data.shapes.scenes import uniform
 from xmodal_jax.data.shapes.speech import (
-    TRAIN_VOICES,
     Utterances,
     Voice,
-    choose_speakers,
     synthesize_all,
-    vary_voices,
+    voices_of,
 )
 from xmodal_jax.data.source import RawBatch, Source
 
@@ -38,6 +36,7 @@ class SpokenLines(Source):
       modalities: some of text and audio; None: both.
       max_seconds: length of ``audio``; lines that would take longer are spoken faster.
       seed: random seed of the voices.
+      voice_language: language that the lines are spoken in, by its name in eSpeak NG, see `speech.voices_of`.
       audio_cache: folder where speech is kept; None: `speech.default_cache_dir`.
       workers: number of processes that synthesise speech in parallel; None: one per CPU core. It does not change the
         audio.
@@ -56,6 +55,7 @@ class SpokenLines(Source):
         modalities: tuple[str, ...] | None = None,
         max_seconds: float = 4.0,
         seed: int = 0,
+        voice_language: str = "en",
         audio_cache: Path | None = None,
         workers: int | None = None,
     ):
@@ -81,6 +81,7 @@ class SpokenLines(Source):
         self.split, self.size, self.seed = split, size or len(self.lines), seed
         self.modalities = tuple(modalities or _MODALITIES)
         self.max_seconds, self._cache, self._workers = max_seconds, audio_cache, workers
+        self._voices = voices_of(voice_language)
         self._speech: Utterances | None = None
 
     def __getstate__(self):
@@ -94,7 +95,7 @@ class SpokenLines(Source):
     @property
     def speaker_names(self) -> tuple[str, ...]:
         """The training voices; ``speaker`` is an index into them, and beyond them in the split ``voices``."""
-        return tuple(voice.name for voice in TRAIN_VOICES)
+        return tuple(voice.name for voice in self._voices.train)
 
     def __len__(self) -> int:
         return self.size
@@ -104,12 +105,12 @@ class SpokenLines(Source):
 
     def _speakers(self, indices: np.ndarray) -> np.ndarray:
         draws = uniform(self.seed, self.split, indices, "line/voice")
-        return choose_speakers(draws, unseen=self.split == "voices")
+        return self._voices.choose(draws, unseen=self.split == "voices")
 
     def voices(self, indices: np.ndarray) -> list[Voice]:
         """The voice of each example: its speaker's voice with pitch and speed varied a little at random."""
         pitch, speed = (uniform(self.seed, self.split, indices, f"line/{k}") for k in ("pitch", "rate"))
-        return vary_voices(self._speakers(indices), pitch, speed)
+        return self._voices.vary(self._speakers(indices), pitch, speed)
 
     def prepare_speech(self) -> Utterances:
         """The speech of all examples, synthesised into the cache folder unless it is there already. The first batch

@@ -3,8 +3,12 @@
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
+# A shell lets the jobs that it starts in the background ignore Ctrl-C, and they hand this on to their children; the
+# tests send this signal to programs that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),

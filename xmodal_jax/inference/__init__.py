@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "approximate": "NeighbourGraph",
         "index_files": "DamagedIndex",
         "text": "Captioner SpeechRecognizer",
+        "long_audio": "Transcript Word WordDecoder",
         "speech": "SpeechSynthesizer",
         "images": "FlowSynthesizer ImageSynthesizer",
         "translators": "TranslationOptions Translator load_recognizer load_translator load_translators",

@@ -22,14 +22,13 @@ from xmodal_jax.inference.long_audio import (
     BLANK,
     LabelPredictor,
     Transcript,
-    WindowLayout,
     Word,
     WordDecoder,
-    keep_tokens,
     stream_words,
     transcribe_recordings,
 )
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
+from xmodal_jax.inference.windows import WindowLayout
 from xmodal_jax.models.seq2seq import Generation, GenerationConfig, Seq2SeqConfig, make_text_network
 from xmodal_jax.models.towers import encoder_of, max_audio_seconds, prefix_tokens
 from xmodal_jax.train.run import from_json
@@ -153,6 +152,7 @@ class SpeechRecognizer(TextModel):
         *,
         window_seconds: float | None = None,
         overlap_seconds: float | None = None,
+        pause_seconds: float = 0.3,
     ) -> list[Transcript]:
         """Transcribes recordings of any length by overlapping windows, with the time of each word.
 
@@ -176,7 +176,7 @@ class SpeechRecognizer(TextModel):
             (transcript,) = recogniser.transcribe_long("lecture.flac")
             [(word.text, word.start) for word in transcript.words]
         """
-        recogniser = self._label_predictor(window_seconds, overlap_seconds)
+        recogniser = self._label_predictor(window_seconds, overlap_seconds, pause_seconds)
         recordings = [self._read_blocks(k, value) for k, value in enumerate(as_list(self.source, audio))]
         return transcribe_recordings(recordings, recogniser, batch_size=WINDOWS_PER_BATCH)
 
@@ -187,6 +187,7 @@ class SpeechRecognizer(TextModel):
         *,
         window_seconds: float | None = None,
         overlap_seconds: float | None = None,
+        pause_seconds: float = 0.3,
     ) -> Iterator[Word]:
         """The words of a recording while it is being made: those of `transcribe_long`, each as soon as it is final.
 
@@ -208,7 +209,7 @@ class SpeechRecognizer(TextModel):
             for word in recogniser.stream(microphone_blocks(), 16_000, window_seconds=2.0):
                 print(word.text, end=" ", flush=True)
         """
-        recogniser = self._label_predictor(window_seconds, overlap_seconds)
+        recogniser = self._label_predictor(window_seconds, overlap_seconds, pause_seconds)
         if sample_rate < 1:
             raise ValueError(f"the sample rate must be positive, got {sample_rate}")
         floats = (to_float_samples(check_sound((block, sample_rate))[0]) for block in blocks)
@@ -248,7 +249,7 @@ class SpeechRecognizer(TextModel):
         recordings, texts = as_list(self.source, audio), as_list("text", texts)
         if len(recordings) != len(texts):
             raise ValueError(f"each recording has a text: got {len(recordings)} recordings and {len(texts)} texts")
-        recogniser = self._label_predictor(None, None)
+        recogniser = self._label_predictor()
         tokenize = self.format.transform.tokenize
         transcripts = []
         for k, (recording, text) in enumerate(zip(recordings, texts, strict=True)):
@@ -256,20 +257,26 @@ class SpeechRecognizer(TextModel):
             labels = tokenize.tokenizer.text_ids(clean)
             vocabulary, indices = np.unique([BLANK, *labels], return_inverse=True)
             predict = lambda *windows, ids=vocabulary: self._predict_chosen(self.params, *windows, ids)
-            kept = keep_tokens([self._read_blocks(k, recording)], recogniser.layout, predict, WINDOWS_PER_BATCH)
-            log_probs = np.concatenate([values for _, _, (values,) in kept])
+            aligner = recogniser._replace(predict=predict)
+            kept = list(aligner.keep_tokens([self._read_blocks(k, recording)], WINDOWS_PER_BATCH))
+            log_probs = np.concatenate([np.zeros((0, len(vocabulary))), *(values for _, _, (values,) in kept)])
             path = _best_path(log_probs, indices[1:])
             if path is None:
                 raise ValueError(
                     f"recording {k}: its {len(log_probs)} tokens are too few for the {len(labels)} labels of its text"
                 )
-            decoder = recogniser.decoder(pause=math.inf)
-            chosen = np.take_along_axis(log_probs, path[:, None], axis=1)[:, 0]
-            words = [*decoder.push(vocabulary[path], chosen), *decoder.finish()]
-            transcripts.append(Transcript.from_words(words))
+            decoder, words, first = recogniser.decoder(pause=math.inf), [], 0
+            for _, window, (values,) in kept:
+                own = path[first : first + len(values)]
+                chosen = np.take_along_axis(values, own[:, None], axis=1)[:, 0]
+                words += decoder.push(vocabulary[own], chosen, start=recogniser.first_time(window))
+                first += len(values)
+            transcripts.append(Transcript.from_words([*words, *decoder.finish()]))
         return transcripts
 
-    def _label_predictor(self, window_seconds: float | None, overlap_seconds: float | None) -> LabelPredictor:
+    def _label_predictor(
+        self, window_seconds: float | None = None, overlap_seconds: float | None = None, pause: float = 0.3
+    ) -> LabelPredictor:
         """The run as a function of windows of these lengths; see `transcribe_long`."""
         if not self.has_times:
             raise ValueError(
@@ -291,9 +298,10 @@ class SpeechRecognizer(TextModel):
         offset = features.window / 2 / rate if features.kind == "waveform" else 0.0
         decoder = functools.partial(
             WordDecoder, self.format.transform.tokenizer,
-            token_seconds=stride / rate, offset=offset, pause=PAUSE_SECONDS,
+            token_seconds=stride / rate, pause=PAUSE_SECONDS,
         )  # fmt: skip
-        return LabelPredictor(lambda *windows: self._predict(self.params, *windows), layout, decoder, rate)
+        predict = lambda *windows: self._predict(self.params, *windows)
+        return LabelPredictor(predict, layout, decoder, rate, offset, pause)
 
     def _log_probs(self, params: Any, samples: Any, lengths: Any) -> tuple[jax.Array, jax.Array]:
         """``(log_probs, mask)`` of CTC's labels at each token ``[B, N, vocab]`` of waveforms int16 ``[B, T]`` of which

@@ -15,25 +15,18 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import pathlib
-import resource
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import tyro
 
-from xmodal_jax.core import runtime
 from xmodal_jax.data.media import resample_and_cut
 from xmodal_jax.data.shapes import espeak
 from xmodal_jax.data.shapes.source import SpokenShapes
 from xmodal_jax.data.shapes.speech import Voice
-from xmodal_jax.inference import SpeechRecognizer, Transcript, load
+from xmodal_jax.inference import Transcript
 from xmodal_jax.metrics.text import error_rates
-from xmodal_jax.models.seq2seq import CTCBestPathConfig
 
 RATE = espeak.SAMPLE_RATE
 
@@ -82,7 +75,9 @@ class TimedEngine(espeak._Engine):
     def utter(self, text: str, voice: Voice) -> tuple[np.ndarray, list[float]]:
         """``(waveform, word_starts)``: floats ``[T]`` at 16 kHz, trimmed as the data set's, and seconds."""
         self.chunks, self.word_starts = [], []
-        pcm = np.frombuffer(self._speak(text, voice.name, voice.speed, voice.pitch, voice.pitch_range), np.int16)
+        pcm = np.frombuffer(
+            self._speak(text, voice.name, voice.speed, voice.pitch, voice.pitch_range), np.int16
+        )
         wave = resample_and_cut(pcm / np.float32(32768), self.rate, RATE, None)[0].astype(np.float32)
         loud = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
         first = max(0, loud[0] - RATE // 100)
@@ -141,7 +136,9 @@ def score(transcript: Transcript, sentences: list[Sentence]) -> dict[str, float]
     """Word error rate in %, errors of the beginnings of words in seconds, and words in pauses."""
     import difflib
 
-    true = [(word, start) for s in sentences for word, start in zip(s.text.split(), s.word_starts, strict=True)]
+    true = [
+        (word, start) for s in sentences for word, start in zip(s.text.split(), s.word_starts, strict=True)
+    ]
     matcher = difflib.SequenceMatcher(
         None, [w for w, _ in true], [w.text for w in transcript.words], autojunk=False
     )

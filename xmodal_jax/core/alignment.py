@@ -164,7 +164,9 @@ def ctc_alignment(
         """
         log_probs, valid = frame
         emitted = jnp.maximum(jnp.take_along_axis(log_probs, tokens, axis=1), low)
-        one, two = (jnp.pad(best[:, :-k], ((0, 0), (k, 0)), constant_values=low)[:, : best.shape[1]] for k in (1, 2))
+        one, two = (
+            jnp.pad(best[:, :-k], ((0, 0), (k, 0)), constant_values=low)[:, : best.shape[1]] for k in (1, 2)
+        )
         before = jnp.stack([best, one, jnp.where(may_skip, two, low)])
         advance = jnp.where(valid[:, None], before.argmax(axis=0), 0).astype(jnp.int8)
         extended = jnp.maximum(before.max(axis=0) + emitted, low)

@@ -485,9 +485,7 @@ def decode_audio_blocks(file: str | Path | bytes, sample_rate: int) -> Iterator[
         raise ValueError(f"cannot be decoded as audio ({reason}): {_beginning(file)}") from error
 
 
-def resample_blocks(
-    blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int
-) -> Iterator[np.ndarray]:
+def resample_blocks(blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int) -> Iterator[np.ndarray]:
     """`resample_and_cut` of a recording that comes in blocks, floats ``[t]`` or ``[t, channels]`` in [-1, 1] of any
     lengths: int16 ``[t]`` at ``sample_rate`` Hz, of lengths that differ from those of the blocks.
 

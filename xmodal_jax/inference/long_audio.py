@@ -36,8 +36,8 @@ class Word(NamedTuple):
     end: float
     """When it ends, in seconds."""
     confidence: float
-    """Geometric mean of the probabilities of its labels in CTC's best path, in (0, 1]. Models are often too sure: use it
-    to compare words, not as the probability that the word is right."""
+    """Geometric mean of the probabilities of its labels in CTC's best path, in (0, 1]. Models are often too sure: it
+    compares words, and is not the probability that the word is right."""
 
 
 class Transcript(NamedTuple):
@@ -69,8 +69,8 @@ class WordDecoder:
     """Turns the best label of each token into words, as the tokens come.
 
     Repetitions of a label are merged and blanks removed (CTC's best path, Graves et al. 2006, section 3.2). A word ends
-    where the tokenizer's text has a space, and where there is no label for ``pause`` seconds. It lasts from half a token
-    before the first token of its labels to half a token after the last one.
+    where the tokenizer's text has a space, and where there is no label for ``pause`` seconds. It lasts from half a
+    token before the first token of its labels to half a token after the last one.
 
     Args:
       tokenizer: of the labels.
@@ -115,7 +115,7 @@ class WordDecoder:
         return words
 
     def finish(self, seconds: float = math.inf) -> list[Word]:
-        """The word that has not ended, if there is one, which ends here. ``seconds``: when speech ends at the latest."""
+        """The word that has not ended, if there is one, which ends here. ``seconds``: when speech ends."""
         self._previous = BLANK
         return [word._replace(end=min(word.end, seconds)) for word in self._end_word()]
 
@@ -144,7 +144,7 @@ class LabelPredictor(NamedTuple):
     """A recogniser as a function of windows, and how recordings are cut."""
 
     predict: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
-    """``predict(samples, lengths)``, of int16 ``[B, window]`` and the numbers ``[B]`` of samples that are no padding, is
+    """``predict(samples, lengths)``, of int16 ``[B, window]`` and the numbers ``[B]`` of samples without padding, is
     ``(labels, log_probs, counts)``: the most probable label of each token ``[B, N]``, its log-probability, and the
     number of tokens ``[B]`` of each window."""
     layout: WindowLayout
@@ -171,7 +171,9 @@ class LabelPredictor(NamedTuple):
           For each window the number of its recording, the window, and its part of the arrays of `predict`, ``[n,
           ...]``.
         """
-        split = functools.partial(split_windows, layout=self.layout, sample_rate=self.sample_rate, pause=self.pause)
+        split = functools.partial(
+            split_windows, layout=self.layout, sample_rate=self.sample_rate, pause=self.pause
+        )
         numbered = ((k, window) for k, blocks in enumerate(recordings) for window in split(blocks))
         for batch in iter(lambda: list(itertools.islice(numbered, batch_size)), []):
             samples = np.zeros((batch_size, self.layout.window), np.int16)

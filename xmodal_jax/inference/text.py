@@ -37,6 +37,8 @@ WINDOWS_PER_BATCH = 16
 """Windows of long recordings that are recognised at a time."""
 PAUSE_SECONDS = 1.0
 """Seconds without a label of CTC after which a word has certainly ended."""
+SHORTEST_PAUSE = 0.1
+"""Seconds without speech at which a recording may be cut; stops are shorter."""
 
 
 class TextModel(TrainedModel):
@@ -248,7 +250,9 @@ class SpeechRecognizer(TextModel):
         """
         recordings, texts = as_list(self.source, audio), as_list("text", texts)
         if len(recordings) != len(texts):
-            raise ValueError(f"each recording has a text: got {len(recordings)} recordings and {len(texts)} texts")
+            raise ValueError(
+                f"each recording has a text: got {len(recordings)} recordings and {len(texts)} texts"
+            )
         recogniser = self._label_predictor()
         tokenize = self.format.transform.tokenize
         transcripts = []
@@ -259,7 +263,9 @@ class SpeechRecognizer(TextModel):
             predict = lambda *windows, ids=vocabulary: self._predict_chosen(self.params, *windows, ids)
             aligner = recogniser._replace(predict=predict)
             kept = list(aligner.keep_tokens([self._read_blocks(k, recording)], WINDOWS_PER_BATCH))
-            log_probs = np.concatenate([np.zeros((0, len(vocabulary))), *(values for _, _, (values,) in kept)])
+            log_probs = np.concatenate(
+                [np.zeros((0, len(vocabulary))), *(values for _, _, (values,) in kept)]
+            )
             path = _best_path(log_probs, indices[1:])
             if path is None:
                 raise ValueError(
@@ -289,6 +295,8 @@ class SpeechRecognizer(TextModel):
                 f"window_seconds must be above 0 and at most {self.trained_seconds:g}, the longest recordings of "
                 f"training, got {window:g}"
             )
+        if not pause >= SHORTEST_PAUSE:
+            raise ValueError(f"pause_seconds must be at least {SHORTEST_PAUSE:g}, got {pause:g}")
         overlap = window / 2 if overlap_seconds is None else overlap_seconds
         features, rate = self.config.features, self.format.sample_rate
         stride = features.hop * encoder_of(self.config, self.source).frames_per_token
@@ -325,7 +333,9 @@ class SpeechRecognizer(TextModel):
         log_probs, mask = self._log_probs(params, samples, lengths)
         return log_probs.argmax(axis=-1), log_probs.max(axis=-1), mask.sum(axis=1)
 
-    def _chosen_labels(self, params: Any, samples: Any, lengths: Any, ids: Any) -> tuple[jax.Array, jax.Array]:
+    def _chosen_labels(
+        self, params: Any, samples: Any, lengths: Any, ids: Any
+    ) -> tuple[jax.Array, jax.Array]:
         """``(log_probs, counts)``: the log-probabilities of the labels ``ids`` at each token."""
         log_probs, mask = self._log_probs(params, samples, lengths)
         return log_probs[:, :, ids], mask.sum(axis=1)
@@ -343,15 +353,17 @@ class SpeechRecognizer(TextModel):
                 yield from resample_blocks(parts, source_rate, rate)
         except (ValueError, OSError) as error:
             name = f" ({printable(str(value))})" if isinstance(value, (str, pathlib.Path)) else ""
-            raise ValueError(f"recording {position}{name}: {getattr(error, 'strerror', None) or error}") from error
+            raise ValueError(
+                f"recording {position}{name}: {getattr(error, 'strerror', None) or error}"
+            ) from error
 
 
 _align = jax.jit(ctc_alignment)
 
 
 def _best_path(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-    """The best path ``[T]`` of CTC through log-probabilities ``[T, vocab]`` for labels ``[L]``, the blank being 0; None:
-    there is none."""
+    """The best path ``[T]`` of CTC for labels ``[L]`` through log-probabilities ``[T, vocab]``, the blank being 0;
+    None: there is none."""
     # Padded to powers of two, so that few programs are compiled.
     frames, count = (1 << max(4, (n - 1).bit_length()) for n in (len(log_probs), max(1, len(labels))))
     vocab = 1 << (log_probs.shape[1] - 1).bit_length()

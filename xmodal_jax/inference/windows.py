@@ -165,7 +165,9 @@ class _Splitter:
         self.layout, self.pause = layout, pause * sample_rate
         self.padding = int(PADDING_SECONDS * sample_rate)
         self.detector = PauseDetector() if math.isfinite(pause) else None
-        self.held: collections.deque[np.ndarray] = collections.deque()  # the samples from `held_from` to `now`
+        self.held: collections.deque[np.ndarray] = (
+            collections.deque()
+        )  # the samples from `held_from` to `now`
         self.held_from = self.now = 0
         self.speech_start: int | None = None  # None: there is no speech
         self.speech_end = 0  # end of the last frame with speech
@@ -210,7 +212,9 @@ class _Splitter:
     def _end_speech(self) -> Window:
         """The last window of this speech, as long as the others if the speech is."""
         end, stride = min(self.speech_end + self.padding, self.now), self.layout.stride
-        missing = max(0, self.layout.window - end + self.speech_start)  # if the speech is shorter than a window
+        missing = max(
+            0, self.layout.window - end + self.speech_start
+        )  # if the speech is shorter than a window
         excess = end - self.speech_start - self.layout.window + missing
         start = self.speech_start + -(-excess // stride) * stride
         # Samples before the last window but one are not held.

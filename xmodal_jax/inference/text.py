@@ -156,22 +156,26 @@ class SpeechRecognizer(TextModel):
         overlap_seconds: float | None = None,
         pause_seconds: float = 0.3,
     ) -> list[Transcript]:
-        """Transcribes recordings of any length by overlapping windows, with the time of each word.
+        """Transcribes recordings of any length by windows, with the time of each word.
 
-        CTC's head labels the tokens of each window; the labels of the middle of each window are joined and decoded
-        once (best path). So no word is doubled or lost where two windows meet, if it is shorter than the overlap. Files
-        are read block by block, and windows are recognised in batches of one shape: the memory does not depend on the
-        length of a recording. Each window is normalised by itself.
+        Recordings are cut at pauses, where the level is that of the background (`windows.PauseDetector`), and speech
+        that lasts longer than a window is covered by overlapping ones. CTC's head labels the tokens of each window; the
+        labels of the middle of each window are joined and decoded once (best path). So no word is doubled or lost where
+        two windows meet, if half of the overlap is context enough. Pauses are not recognised, so that no words are
+        found in them. Files are read block by block, and windows are recognised in batches of one shape: the memory
+        does not depend on the length of a recording. Each window is normalised by itself.
 
         Args:
           audio: recordings, a list or a single one.
           window_seconds: length of the windows, at most `trained_seconds`; None: that.
           overlap_seconds: what two windows share. Half of it is the context that a label has on either side at least.
             None: half a window.
+          pause_seconds: silence between words that separates windows; ``math.inf``: recordings are not cut at pauses,
+            and everything is covered by overlapping windows.
 
         Raises:
           ValueError: the run has no CTC; windows are longer than the recordings of training, or do not overlap by less
-            than their length; or a recording cannot be read.
+            than their length; pauses are shorter than `SHORTEST_PAUSE`; or a recording cannot be read.
 
         Example::
 
@@ -200,8 +204,8 @@ class SpeechRecognizer(TextModel):
           blocks: samples as they come, in pieces of any lengths: int16, or floats in [-1, 1], ``[t]`` or ``[t,
             channels]``.
           sample_rate: samples per second.
-          window_seconds, overlap_seconds: see `transcribe_long`. A shorter window, or a longer overlap, means a shorter
-            latency.
+          window_seconds, overlap_seconds, pause_seconds: see `transcribe_long`. A shorter window, or a longer overlap,
+            means a shorter latency.
 
         Raises:
           ValueError: see `transcribe_long`.

@@ -40,8 +40,8 @@ class WindowLayout:
           ValueError: the overlap is not shorter than the window.
         """
         tokens = int(window * sample_rate / stride + 1e-6)
-        margin = max(1, int(overlap * sample_rate / (2 * stride) + 1e-6))
-        if not overlap >= 0 or 2 * margin >= tokens:
+        margin = max(1, int(overlap * sample_rate / (2 * stride) + 1e-6)) if 0 <= overlap < window else tokens
+        if 2 * margin >= tokens:
             raise ValueError(
                 f"windows overlap by less than their length: a window of {window:g} s cannot overlap the next one by "
                 f"{overlap:g} s (tokens are {stride / sample_rate:g} s apart)"

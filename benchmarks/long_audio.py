@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import difflib
+import itertools
 import math
 import pathlib
 import resource
@@ -76,12 +77,12 @@ class TimedEngine(espeak._Engine):
 
     def _receive(self, samples, count, events):
         """Keeps the time in milliseconds at which each word begins (events of type 1, up to one of type 0)."""
-        events = ctypes.cast(events, ctypes.POINTER(Event))
-        for k in iter(range(1 << 20)):
-            if events[k].type == 0:
+        array = ctypes.cast(events, ctypes.POINTER(Event))
+        for k in itertools.count() if events else ():
+            if array[k].type == 0:
                 break
-            if events[k].type == 1:
-                self.word_starts.append(events[k].audio_position / 1000)
+            if array[k].type == 1:
+                self.word_starts.append(array[k].audio_position / 1000)
         return super()._receive(samples, count, events)
 
     def utter(self, text: str, voice: Voice) -> tuple[np.ndarray, list[float]]:
@@ -98,20 +99,27 @@ class TimedEngine(espeak._Engine):
 
 
 class Sentence(NamedTuple):
-    """A sentence of a recording."""
+    """A sentence of a recording; times are in seconds from the recording's beginning."""
 
     text: str
+    """What is said."""
     wave: np.ndarray
+    """Its samples, floats ``[T]``."""
     start: float
+    """When it begins."""
     end: float
+    """When it ends."""
     word_starts: list[float]
+    """When each of its words begins."""
 
 
 class Recording(NamedTuple):
     """A recording, and what is said when."""
 
     wave: np.ndarray
+    """Floats ``[T]`` in [-1, 1]."""
     sentences: list[Sentence]
+    """What is said."""
 
 
 def speak_sentences(seconds: float, arguments: Arguments) -> Iterator[Sentence]:
@@ -174,8 +182,8 @@ def measure_words(recogniser: SpeechRecognizer, sentences: list[Sentence], argum
     for name, generation in (("as configured", None), ("by CTC", CTCBestPathConfig())):
         wer = error_rates(recogniser.transcribe(sounds, generation), texts)["wer"]
         print(f"The {len(texts)} sentences one by one, {name}: {100 * wer:.1f}% WER")
-    header = "| noise dB | window, overlap s | cut at s | WER % | bias s | error s | 95% s | worst s | words | in pauses |"
-    print(f"\n{header}\n|{'---:|' * 10}")
+    columns = "noise dB|window, overlap s|cut at s|WER %|bias s|error s|95% s|worst s|words|in pauses"
+    print(f"\n|{columns}|\n|{'---:|' * 10}")
     for noise_db in arguments.noise_db:
         recording = make_recording(sentences, 60 * arguments.minutes[0], noise_db, arguments.seed)
         for window in arguments.windows:

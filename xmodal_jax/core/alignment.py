@@ -164,10 +164,8 @@ def ctc_alignment(
         """
         log_probs, valid = frame
         emitted = jnp.maximum(jnp.take_along_axis(log_probs, tokens, axis=1), low)
-        one, two = (
-            jnp.pad(best[:, :-k], ((0, 0), (k, 0)), constant_values=low)[:, : best.shape[1]] for k in (1, 2)
-        )
-        before = jnp.stack([best, one, jnp.where(may_skip, two, low)])
+        padded = jnp.pad(best, ((0, 0), (2, 0)), constant_values=low)
+        before = jnp.stack([best, padded[:, 1:-1], jnp.where(may_skip, padded[:, :-2], low)])
         advance = jnp.where(valid[:, None], before.argmax(axis=0), 0).astype(jnp.int8)
         extended = jnp.maximum(before.max(axis=0) + emitted, low)
         return jnp.where(valid[:, None], extended, best), advance

@@ -85,7 +85,8 @@ class WordDecoder:
 
     def __init__(self, tokenizer: Tokenizer, *, token_seconds: float, pause: float = 1.0):
         """Nothing has been said so far."""
-        self._tokenizer, self._token_seconds, self._pause = tokenizer, token_seconds, pause
+        self._tokenizer, self._token_seconds = tokenizer, token_seconds
+        self._pause = pause - 1e-6  # times are rounded
         self._not_words = np.array([tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id])
         self._labels: list[_Label] = []  # of the word that has not ended
         self._previous = BLANK

@@ -266,9 +266,9 @@ class SpeechRecognizer(TextModel):
             vocabulary, indices = np.unique([BLANK, *labels], return_inverse=True)
             predict = lambda *windows, ids=vocabulary: self._predict_chosen(self.params, *windows, ids)
             aligner = recogniser._replace(predict=predict)
-            kept = list(aligner.keep_tokens([self._read_blocks(k, recording)], WINDOWS_PER_BATCH))
+            parts = list(aligner.keep_tokens([self._read_blocks(k, recording)], WINDOWS_PER_BATCH))
             log_probs = np.concatenate(
-                [np.zeros((0, len(vocabulary))), *(values for _, _, (values,) in kept)]
+                [np.zeros((0, len(vocabulary))), *(values for _, _, (values,) in parts)]
             )
             path = _best_path(log_probs, indices[1:])
             if path is None:
@@ -276,10 +276,10 @@ class SpeechRecognizer(TextModel):
                     f"recording {k}: its {len(log_probs)} tokens are too few for the {len(labels)} labels of its text"
                 )
             decoder, words, first = recogniser.decoder(pause=math.inf), [], 0
-            for _, window, (values,) in kept:
-                own = path[first : first + len(values)]
-                chosen = np.take_along_axis(values, own[:, None], axis=1)[:, 0]
-                words += decoder.push(vocabulary[own], chosen, start=recogniser.first_time(window))
+            for _, window, (values,) in parts:
+                part = path[first : first + len(values)]
+                chosen = np.take_along_axis(values, part[:, None], axis=1)[:, 0]
+                words += decoder.push(vocabulary[part], chosen, start=recogniser.first_time(window))
                 first += len(values)
             transcripts.append(Transcript.from_words([*words, *decoder.finish()]))
         return transcripts

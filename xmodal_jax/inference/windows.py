@@ -172,7 +172,7 @@ class _Splitter:
         self.speech_start: int | None = None  # None: there is no speech
         self.speech_end = 0  # end of the last frame with speech
         self.next_start = 0  # beginning of the next window
-        self.kept = 0  # tokens that are kept already
+        self.token_count = 0  # tokens that are kept already
 
     def push(self, frame: np.ndarray) -> Iterator[Window]:
         """The windows that are complete with the next frame."""
@@ -191,7 +191,7 @@ class _Splitter:
             kept_to = (end - self.speech_start) // self.layout.stride - self.layout.margin
             yield self._window(start, end, kept_to)
             self._drop(start)  # the last window may begin anywhere after this one
-            self.next_start, self.kept = start + self.layout.step, kept_to
+            self.next_start, self.token_count = start + self.layout.step, kept_to
 
     def finish(self, rest: np.ndarray) -> Iterator[Window]:
         """The last window, after ``rest``, the samples after the last frame."""
@@ -207,7 +207,7 @@ class _Splitter:
     def _begin_speech(self, position: int) -> None:
         """Speech begins a little before a position, but behind what has been recognised."""
         self.speech_start = self.next_start = max(position - self.padding, self.held_from)
-        self.kept = 0
+        self.token_count = 0
 
     def _end_speech(self) -> Window:
         """The last window of this speech, as long as the others if the speech is."""
@@ -218,18 +218,18 @@ class _Splitter:
         excess = end - self.speech_start - self.layout.window + missing
         start = self.speech_start + -(-excess // stride) * stride
         # Samples before the last window but one are not held.
-        oldest = self.speech_start if not self.kept else self.next_start - self.layout.step
+        oldest = self.speech_start if not self.token_count else self.next_start - self.layout.step
         window = self._window(max(start, oldest), end, None)
-        self._drop(max(end, self.speech_start + self.kept * stride))
+        self._drop(max(end, self.speech_start + self.token_count * stride))
         self.speech_start = None
         return window
 
     def _window(self, start: int, end: int, kept_to: int | None) -> Window:
-        """The window of these samples. Of the tokens of this speech those from ``kept`` to ``kept_to`` are kept; None:
-        to the last one, as speech ends."""
+        """The window of these samples. Of the tokens of this speech those from ``token_count`` to ``kept_to`` are kept;
+        None: to the last one, as speech ends."""
         first = (start - self.speech_start) // self.layout.stride
         samples = np.concatenate(self.held)[start - self.held_from : end - self.held_from]
-        keep = slice(self.kept - first, None if kept_to is None else kept_to - first)
+        keep = slice(self.token_count - first, None if kept_to is None else kept_to - first)
         padded = np.pad(samples, (0, self.layout.window - len(samples)))
         return Window(padded, len(samples), start, keep, kept_to is None)
 

@@ -47,7 +47,9 @@ def make_subtitles(words: Sequence[Word]) -> list[Subtitle]:
             line.append(word)
         else:
             lines.append([word])
-    begins = [line[0].start for line in lines[1:]] + [float("inf")]
+    if not lines:
+        return []
+    begins = [*(line[0].start for line in lines[1:]), float("inf")]
     return [
         Subtitle(
             line[0].start,

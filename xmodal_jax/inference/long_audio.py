@@ -138,7 +138,7 @@ class WordDecoder:
         spoken = [label for label in labels if self._tokenizer.decode([label.id]).strip()] or labels
         start, end = spoken[0].first - self._token_seconds / 2, spoken[-1].last + self._token_seconds / 2
         confidence = math.exp(np.mean([x for label in spoken for x in label.log_probs]))
-        return [Word(text, max(0.0, start), end, min(confidence, 1.0))]
+        return [Word(text, round(max(0.0, start), 6), round(end, 6), min(confidence, 1.0))]
 
 
 class LabelPredictor(NamedTuple):

@@ -14,7 +14,7 @@ from xmodal_jax.data.media import DEFAULT_RESIZE, Resize, decode_audio
 from xmodal_jax.inference.embed_data import ExampleReader
 from xmodal_jax.inference.index import Index
 from xmodal_jax.inference.loading import kind_of_run, load, make_model, restore
-from xmodal_jax.inference.long_audio import Transcript, Word
+from xmodal_jax.inference.long_audio import Word
 from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.inference.neighbours import nearest
 from xmodal_jax.inference.queries import load_for_index
@@ -64,11 +64,11 @@ class SpokenText(str):
     words: tuple[Word, ...]
     """Its words with their times."""
 
-    def __new__(cls, transcript: Transcript) -> SpokenText:
-        """The text of a transcript."""
-        text = super().__new__(cls, transcript.text)
-        text.words = transcript.words
-        return text
+    def __new__(cls, text: str, words: Sequence[Word]) -> SpokenText:
+        """A text and its words."""
+        spoken = super().__new__(cls, text)
+        spoken.words = tuple(words)
+        return spoken
 
 
 class TranslationOptions(NamedTuple):
@@ -228,7 +228,7 @@ def _recognition_translators(model: Any, options: TranslationOptions) -> list[Tr
         for wave, long in zip(waves, is_long, strict=True):
             if long:
                 (transcript,) = model.transcribe_long((wave, rate))
-                outputs.append(SpokenText(transcript) if options.times else transcript.text)
+                outputs.append(SpokenText(*transcript) if options.times else transcript.text)
             else:
                 text = next(texts)
                 outputs.append(_with_times(model, (wave, rate), text) if options.times else text)
@@ -242,13 +242,15 @@ def _recognition_translators(model: Any, options: TranslationOptions) -> list[Tr
 
 
 def _with_times(model: Any, recording: tuple[np.ndarray, int], text: str) -> SpokenText:
-    """A text with the times of its words in a recording; that of CTC, if the text has more labels than the recording
-    has tokens."""
+    """A text with the times of its words in a recording; those of CTC's words, if the text has more labels than the
+    recording has tokens."""
+    if not text:
+        return SpokenText(text, ())
     try:
-        (transcript,) = model.align(recording, text) if text else model.transcribe_long(recording)
+        (transcript,) = model.align(recording, text)
     except ValueError:
         (transcript,) = model.transcribe_long(recording)
-    return SpokenText(transcript)
+    return SpokenText(text, transcript.words)
 
 
 def _speech_translators(model: Any, options: TranslationOptions) -> list[Translator]:

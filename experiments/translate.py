@@ -1,12 +1,11 @@
 """Translates files or a text from one modality into another, by trained runs; several runs make a chain.
 
     python experiments/translate.py --from photo.png --to text --runs runs/captioning
-    python experiments/translate.py --from clip.wav --to text --runs runs/speech_recognition
+    python experiments/translate.py --from lecture.flac --to text --subtitles --runs runs/speech_recognition
     python experiments/translate.py --from "a red circle" --to speech --runs runs/speech_synthesis
     python experiments/translate.py --from "a red circle" --to image --copies 8 --runs runs/text_to_image_gan
     python experiments/translate.py --from photos/ --to speech --runs runs/captioning runs/speech_synthesis
     python experiments/translate.py --from photo.png --with "what colour is the star?" --to text --runs runs/fusion
-    python experiments/translate.py --from clip.wav --to image_sketch --runs runs/multimodal_vae
     python experiments/translate.py --from sketch.png --as image_sketch --to image --runs runs/multimodal_flow
     python experiments/translate.py --from "a red circle" --to image --candidates photos/ --runs runs/contrastive
 
@@ -61,6 +60,8 @@ class Config:
     """Speed of synthesised speech; above 1 is faster."""
     generation: Generation | None = None
     """How text is generated; None: as configured in the run that generates text."""
+    subtitles: bool = False
+    """Whether transcripts of speech are also written as subtitles (.srt, .vtt) and with the times of words (.json)."""
     on_bad_example: OnBadExample = "stop"
     """What to do with a file that cannot be read: stop, or skip, count and list it."""
     run_dir: pathlib.Path | None = None
@@ -83,13 +84,12 @@ def main(config: Config) -> None:
         further = tuple(map(translate.find_further_input, config.further_inputs))
         candidates = None if config.candidates is None else translate.find_candidates(config.candidates)
         general = (config.generation, config.speed, config.seed, config.copies > 1)
-        options = TranslationOptions(*general, further, candidates, config.class_name)
+        options = TranslationOptions(*general, further, candidates, config.class_name, config.subtitles)
         loaded = [load_translators(path, options, bad_examples=bad_examples) for path in config.runs]
         translators = [translator for of_run in loaded for translator in of_run]
-        constraints = dict(further_inputs=further, class_name=config.class_name)
+        constraints = dict(further_inputs=further, class_name=config.class_name, times=config.subtitles)
         steps = translate.find_chain(translators, source_inputs.modality, target, **constraints)
     run = Run.create(config.run_dir, config)
-
     with timer("data"):
         names, inputs = translate.read_inputs(source_inputs, steps[0], bad_examples)
         if config.copies > 1:
@@ -98,14 +98,14 @@ def main(config: Config) -> None:
     with timer("translate"):
         stages = translate.apply_chain(steps, inputs, speaker=config.speaker)
     rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
-    output = dict(sample_rate=rates[-1], modality=steps[-1].target)
-    translate.write_outputs(run.path / "out", names, stages[-1], **output)
+    titles = [source_inputs.modality, *(step.target for step in steps)]
+    translate.write_outputs(run.path / "out", names, stages[-1], sample_rate=rates[-1], modality=titles[-1])
+    translate.write_subtitles(run.path / "out", names, stages[1])  # of texts with times
 
     run.log(1, metrics := {"translate/inputs": len(names), "translate/seconds": timer.seconds["translate"]})
     for name, output in list(zip(names, stages[-1], strict=True))[:20]:
         if isinstance(output, str | pathlib.Path):
             print(f"{name}: {output}")
-    titles = [source_inputs.modality, *(step.target for step in steps)]
     title, details = " to ".join(titles), f"{len(names)} from {config.source}"
     with write_report(run, title, details, metrics, timer, bad_examples) as report:
         cells = [

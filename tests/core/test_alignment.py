@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.core.alignment import expand_durations, monotonic_alignment
+from xmodal_jax.core.alignment import ctc_alignment, expand_durations, monotonic_alignment
 
 
 def every_alignment(frames, tokens):
@@ -62,3 +62,47 @@ def test_spread_is_what_repeat_gives():
     token, _, mask = expand_durations(jnp.asarray(durations), int(durations.sum(axis=1).max()))
     for own, row, there in zip(durations, np.asarray(token), np.asarray(mask), strict=True):
         np.testing.assert_array_equal(row[there], np.repeat(np.arange(11), own))
+
+
+def collapse(path):
+    """The labels of a path of CTC: repetitions merged, blanks (0) removed."""
+    return [token for token, _ in itertools.groupby(path) if token != 0]
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [1, 1], [2], [], [2, 1, 2]])
+def test_a_ctc_path_is_the_best_of_all_paths(labels):
+    """Of all paths of five frames, one by one; behind the masks there is something else."""
+    rng = np.random.default_rng(len(labels))
+    frames, batch = 5, 4
+    log_probs = np.log(rng.dirichlet(np.ones(3), (batch, frames + 2))).astype(np.float32)
+    padded = np.array([[*labels, 1, 2]] * batch)
+    frame_mask = np.broadcast_to(np.arange(frames + 2) < frames, (batch, frames + 2))
+    label_mask = np.broadcast_to(np.arange(padded.shape[1]) < len(labels), padded.shape)
+    found = jax.jit(ctc_alignment)(log_probs, frame_mask, padded, label_mask)
+    paths = [path for path in itertools.product(range(3), repeat=frames) if collapse(path) == labels]
+    for own, label, log_prob in zip(log_probs, np.asarray(found.label), found.log_prob, strict=True):
+        value = lambda path, own=own: sum(own[t, token] for t, token in enumerate(path))
+        best = max(paths, key=value)
+        np.testing.assert_array_equal([0 if k < 0 else labels[k] for k in label[:frames]], best)
+        np.testing.assert_array_equal(label[frames:], -1)
+        assert (np.diff(label[label >= 0]) >= 0).all()
+        np.testing.assert_allclose(log_prob, value(best), rtol=1e-5)
+
+
+def test_labels_that_need_more_frames_have_no_ctc_path():
+    """Equal labels need a blank between them."""
+    log_probs, all_frames = jnp.zeros((1, 3, 3)), jnp.ones((1, 3), bool)
+    for labels, exists in (([1, 1, 2], False), ([1, 2, 1], True), ([1, 1], True), ([1, 2, 1, 2], False)):
+        found = ctc_alignment(log_probs, all_frames, jnp.array([labels]), jnp.ones((1, len(labels)), bool))
+        assert bool(jnp.isfinite(found.log_prob[0])) == exists
+        assert sorted(set(found.label[0].tolist()) - {-1}) == (list(range(len(labels))) if exists else [])
+
+
+def test_the_best_ctc_path_of_all_texts_is_that_of_its_own_text():
+    """So greedy decoding and a forced alignment of what it decodes agree."""
+    log_probs = np.log(np.random.default_rng(3).dirichlet(np.full(5, 0.3), (1, 60))).astype(np.float32)
+    best = log_probs[0].argmax(axis=-1)
+    labels = collapse(best.tolist())
+    masks = jnp.ones((1, 60), bool), jnp.ones((1, len(labels)), bool)
+    found = ctc_alignment(jnp.asarray(log_probs), masks[0], jnp.array([labels]), masks[1])
+    np.testing.assert_array_equal(np.where(found.label[0] < 0, 0, np.array(labels)[found.label[0]]), best)

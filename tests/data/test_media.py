@@ -327,6 +327,11 @@ def test_compressed_recordings_are_read(tmp_path, suffix):
     for file in (path, path.read_bytes()):
         samples, was_cut = media.decode_audio(file, 16000, 5.0)
         assert not was_cut and abs(len(samples) - 16000) < 400 and samples.dtype == np.int16
+        blocks = np.concatenate(list(media.decode_audio_blocks(file, 16000)))
+        n = min(len(blocks), len(samples))
+        assert (
+            abs(len(blocks) - len(samples)) <= 1 and np.abs(blocks[:n].astype(int) - samples[:n]).max() <= 1
+        )
         middle = samples[4000:12000] / 32768
         assert np.argmax(np.abs(np.fft.rfft(middle))) == 220 and abs(middle.std() - 0.3 / 2**0.5) < 0.02
     samples, was_cut = media.decode_audio(path, 16000, 0.25)
@@ -334,3 +339,31 @@ def test_compressed_recordings_are_read(tmp_path, suffix):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError):
         media.decode_audio(path, 16000)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_blocks_of_a_recording_are_the_whole(tmp_path, suffix, rate, monkeypatch):
+    monkeypatch.setattr(media, "BLOCK_SECONDS", 0.3)
+    rng = np.random.default_rng(0)
+    sound = np.cumsum(rng.normal(0, 0.02, (2 * rate + 77, 2)), axis=0)
+    soundfile.write(tmp_path / f"a.{suffix}", 0.5 * np.sin(sound), rate)
+    for file in (tmp_path / f"a.{suffix}", (tmp_path / f"a.{suffix}").read_bytes()):
+        whole, _ = media.decode_audio(file, 16_000)
+        blocks = list(media.decode_audio_blocks(file, 16_000))
+        assert len(blocks) > 5 and max(map(len, blocks)) < len(whole) / 2
+        joined = np.concatenate(blocks)
+        assert abs(len(joined) - len(whole)) <= 1  # the number of samples is rounded at the end
+        n = min(len(joined), len(whole))
+        assert np.abs(joined[:n].astype(int) - whole[:n]).max() <= 1
+
+
+def test_blocks_without_samples_are_a_mistake(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(0), 16_000)
+    with pytest.raises(ValueError, match="no samples"):
+        list(media.decode_audio_blocks(tmp_path / "a.wav", 16_000))
+    with pytest.raises(ValueError, match="not finite"):
+        list(media.resample_blocks([np.array([0.0, np.nan])], 8000, 16_000))
+    (tmp_path / "b.wav").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cannot be decoded as audio"):
+        list(media.decode_audio_blocks(tmp_path / "b.wav", 16_000))

@@ -84,11 +84,12 @@ def save_run(folder, config, params, variables=None, **metadata):
     return folder
 
 
-def save_text_run(folder, modality, kind, example, **config):
-    """A captioner or recogniser with random parameters; ``example``: a batch of its inputs; ``config``: options."""
+def save_text_run(folder, modality, kind, example, objective=None, **config):
+    """A captioner or recogniser with random parameters; ``example``: a batch of its inputs; ``objective``: None: that
+    of attention; ``config``: options."""
     tokenizer = train_tokenizer(COLOURS, "word")
     model = dataclasses.replace(
-        SEQ2SEQ, objective=AttentionObjective(), image=ConvNetConfig(width=16, norm="none"),
+        SEQ2SEQ, objective=objective or AttentionObjective(), image=ConvNetConfig(width=16, norm="none"),
         decoder=dataclasses.replace(SEQ2SEQ.decoder, dropout=0.0),
     )  # fmt: skip
     method = make_seq2seq(model, modality, vocab_size=tokenizer.vocab_size, length=5)

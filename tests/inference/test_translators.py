@@ -26,6 +26,7 @@ from xmodal_jax.inference.translate import (
     read_inputs,
     to_cell,
     write_outputs,
+    write_subtitles,
 )
 from xmodal_jax.inference.translators import (
     TranslationOptions,
@@ -33,6 +34,7 @@ from xmodal_jax.inference.translators import (
     load_translator,
     load_translators,
 )
+from xmodal_jax.models.seq2seq import BeamSearchConfig, JointObjective
 from xmodal_jax.models.vae.multimodal_models import MVTCAEConfig
 from xmodal_jax.models.vae.single_models import CVAEConfig, VAEConfig
 
@@ -306,3 +308,32 @@ def test_further_inputs_and_candidates_are_files_or_texts(tmp_path):
         find_candidates(tmp_path / "index")
     with pytest.raises(ValueError, match="holds no text"):
         find_candidates(tmp_path / "empty.txt")
+
+
+def test_long_recordings_are_transcribed_by_windows(tmp_path):
+    """Those of training's length stay as they are; subtitles have the words of both."""
+    example = {"audio": np.zeros((1, 1600), np.int16), "audio_mask": np.ones((1, 1600), bool)}
+    run = save_text_run(tmp_path / "run", "audio", "speech_recognition", example, objective=JointObjective())
+    model, rng = load(run), np.random.default_rng(0)
+    for name, seconds in (("long", 9), ("short", 2)):
+        wave = rng.integers(-9000, 9000, seconds * 16_000).astype(np.int16)
+        soundfile.write(tmp_path / f"{name}.wav", wave, 16_000, subtype="PCM_16")
+    files = [tmp_path / "long.wav", tmp_path / "short.wav"]
+    expected = [model.transcribe_long(files[0])[0].text, model.transcribe(files[1])[0]]
+    (step,) = find_chain(load_translators(run), "audio", "text")
+    inputs = [read_inputs(find_inputs(str(file)), step, BadExamples())[1][0] for file in files]
+    assert len(inputs[0]) == 9 * 16_000 and step.apply(inputs) == step.apply(files) == expected
+    assert not write_subtitles(tmp_path, ["long", "short"], step.apply(inputs))
+
+    (timed,) = find_chain(load_translators(run, TranslationOptions(times=True)), "audio", "text", times=True)
+    texts = timed.apply(inputs)
+    assert texts == expected and [w.text for w in texts[0].words] == expected[0].split()
+    written = write_subtitles(tmp_path / "out", ["long.wav", "short.wav"], texts)
+    assert [path.name for path in written[:3]] == ["long.wav.srt", "long.wav.vtt", "long.wav.json"]
+    assert json.loads(written[2].read_text())["text"] == expected[0] and len(written) == 6
+    # Another decoding than CTC's best path takes a recording as a whole.
+    (beam,) = load_translators(run, TranslationOptions(BeamSearchConfig(beams=2)))
+    assert beam.apply(inputs[:1]) == model.transcribe(files[0], BeamSearchConfig(beams=2))
+    without = save_text_run(tmp_path / "attention", "audio", "speech_recognition", example)
+    with pytest.raises(ValueError, match="--subtitles: .*--model.objective joint"):
+        find_chain(load_translators(without, TranslationOptions(times=True)), "audio", "text", times=True)

@@ -5,7 +5,7 @@ from xmodal_jax.core.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "alignment": "monotonic_alignment expand_durations FrameTokens",
+        "alignment": "monotonic_alignment expand_durations FrameTokens ctc_alignment CTCAlignment",
         "checks": "check_shapes",
         "cluster": "Cluster detect is_writer agree",
         "collectives": "psum all_gather axis_index axis_size batch_mean global_mean share shard_examples mesh_size "

@@ -40,7 +40,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "Subset TransformedSource IncompleteSource keep_complete keep_labelled hold_out one_per_picture "
             "read_into_memory"
         ),
-        "media": "decode_audio decode_image decode_video to_pcm",
+        "media": "decode_audio decode_audio_blocks decode_image decode_video resample_blocks to_pcm",
         "metadata": "Record read_metadata",
         "table": "Table Row Content FolderFile",
     },

@@ -10,12 +10,13 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import stat
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -401,18 +402,118 @@ def decode_audio(
 def _decode_m4a(file: str | Path | bytes, max_seconds: float | None) -> tuple[np.ndarray, int]:
     """``(waveform, rate)`` of an .m4a file, by ffmpeg: float32 ``[t, channels]`` in [-1, 1], a little longer than
     ``max_seconds`` at most, and its sample rate in Hz."""
+    limit = () if max_seconds is None else ("-t", f"{max_seconds + 0.2:.3f}")
+    with _m4a_to_au(file, *limit) as stream:
+        blocks, rate, channels = _read_au(stream, -1)
+        data = b"".join(blocks)
+    return _au_samples(data, channels), rate
+
+
+@contextlib.contextmanager
+def _m4a_to_au(file: str | Path | bytes, *options: str) -> Iterator[BinaryIO]:
+    """A stream of an .m4a file as an .au file of 32-bit floats, by ffmpeg with these ``options``."""
     if isinstance(file, bytes):  # FFmpeg has to seek in it
         with tempfile.NamedTemporaryFile(suffix=".m4a") as copy:
             copy.write(file)
             copy.flush()
-            return _decode_m4a(copy.name, max_seconds)
-    limit = () if max_seconds is None else ("-t", f"{max_seconds + 0.2:.3f}")
-    options = ("-xerror", "-vn", *limit, "-f", "au", "-c:a", "pcm_f32be")
+            with _m4a_to_au(copy.name, *options) as stream:
+                yield stream
+        return
+    options = ("-xerror", "-vn", *options, "-f", "au", "-c:a", "pcm_f32be")
     with _run_ffmpeg(file, time.monotonic() + VIDEO_SECONDS, *options) as stream:
-        data = stream.read()
+        yield stream
+
+
+def _read_au(stream: BinaryIO, frames: int) -> tuple[Iterator[bytes], int, int]:
+    """``(blocks, rate, channels)`` of a stream of `_m4a_to_au`: the bytes of ``frames`` samples of all channels at a
+    time (-1: of all), its sample rate in Hz and its number of channels."""
     # The header of an .au file: big-endian, the offset of the samples first, and the rate and the channels last.
-    if len(data) < 24:
+    head = stream.read(24)
+    if len(head) < 24:
         raise ValueError("the recording has no samples")
-    offset, rate, channels = (int.from_bytes(data[k : k + 4], "big") for k in (4, 16, 20))
-    samples = np.frombuffer(data, ">f4", offset=offset).astype(np.float32)
-    return samples[: len(samples) // channels * channels].reshape(-1, channels), rate
+    offset, rate, channels = (int.from_bytes(head[k : k + 4], "big") for k in (4, 16, 20))
+    stream.read(offset - 24)
+    size = -1 if frames < 0 else 4 * channels * frames
+    return iter(lambda: stream.read(size), b""), rate, channels
+
+
+def _au_samples(data: bytes, channels: int) -> np.ndarray:
+    """Float32 ``[t, channels]`` of the bytes of `_read_au`; an incomplete sample at the end is left out."""
+    samples = np.frombuffer(data, ">f4", count=len(data) // (4 * channels) * channels)
+    return samples.astype(np.float32).reshape(-1, channels)
+
+
+BLOCK_SECONDS = 5.0
+"""Seconds of a recording that `decode_audio_blocks` holds in memory at a time."""
+
+
+def decode_audio_blocks(file: str | Path | bytes, sample_rate: int) -> Iterator[np.ndarray]:
+    """The samples of `decode_audio`, block by block: int16 ``[t]`` at ``sample_rate`` Hz.
+
+    The memory does not grow with the length of the recording; .m4a files are decoded to a temporary file first. Blocks
+    have about `BLOCK_SECONDS`.
+
+    Raises:
+      ValueError, OSError: the file cannot be decoded; some blocks of a damaged one may come first.
+
+    Example::
+
+        sum(len(block) for block in decode_audio_blocks("lecture.flac", 16_000)) / 16_000  # seconds
+    """
+    import soundfile
+
+    if not isinstance(file, bytes):
+        require_file(file)
+    if _brand(file) is not None:
+        with tempfile.TemporaryFile() as copy:
+            with _m4a_to_au(file) as stream:
+                shutil.copyfileobj(stream, copy)
+            copy.seek(0)
+            rate = int.from_bytes(copy.read(24)[16:20], "big")
+            copy.seek(0)
+            blocks, rate, channels = _read_au(copy, int(BLOCK_SECONDS * rate))
+            yield from resample_blocks((_au_samples(data, channels) for data in blocks), rate, sample_rate)
+        return
+    check_wav(file)
+    check_ogg(file)
+    try:
+        with soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as sound:
+            blocks = sound.blocks(int(BLOCK_SECONDS * sound.samplerate), dtype="float32")
+            yield from resample_blocks(blocks, sound.samplerate, sample_rate)
+    except soundfile.SoundFileError as error:
+        reason = re.sub(r"^Error opening .*?: ", "", str(error).rstrip("."))
+        raise ValueError(f"cannot be decoded as audio ({reason}): {_beginning(file)}") from error
+
+
+def resample_blocks(blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    """`resample_and_cut` of a recording that comes in blocks, floats ``[t]`` or ``[t, channels]`` in [-1, 1] of any
+    lengths: int16 ``[t]`` at ``sample_rate`` Hz, of lengths that differ from those of the blocks.
+
+    Where both rates are equal, a block is passed on as soon as it comes. Otherwise the filter (soxr, high quality)
+    delays samples by some ten milliseconds.
+
+    Raises:
+      ValueError: there are no samples, or values that are not finite.
+    """
+    import soxr
+
+    resampler = None
+    if source_rate != sample_rate:
+        resampler = soxr.ResampleStream(source_rate, sample_rate, 1, dtype="float32")
+    empty = True
+    for block in blocks:
+        waveform = block.mean(axis=1) if block.ndim == 2 else block
+        if not np.isfinite(waveform).all():
+            raise ValueError("the recording holds values that are not finite")
+        if resampler is not None:
+            waveform = resampler.resample_chunk(waveform.astype(np.float32))
+        if waveform.size:
+            empty = False
+            yield to_pcm(waveform)
+    rest = np.zeros(0, np.float32)
+    if resampler is not None:
+        rest = resampler.resample_chunk(rest, last=True)
+    if rest.size:
+        yield to_pcm(rest)
+    elif empty:
+        raise ValueError("the recording has no samples")

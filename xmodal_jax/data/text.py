@@ -111,6 +111,10 @@ class Tokenizer:
             self.token(k) or "" for k in self._cut(encoding.ids, encoding.special_tokens_mask, max_length)
         ]
 
+    def text_ids(self, caption: str) -> list[int]:
+        """The ids of a caption's tokens without the special ones, such as begin and end."""
+        return self._backend.encode(caption, add_special_tokens=False).ids
+
     def unknown_words(self, caption: str) -> list[str]:
         """The parts of a caption whose token is ``unk``, as they are written in it."""
         encoding = self._backend.encode(caption)

@@ -26,10 +26,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "approximate": "NeighbourGraph",
         "index_files": "DamagedIndex",
         "text": "Captioner SpeechRecognizer",
+        "long_audio": "Transcript Word WordDecoder",
+        "subtitles": "Subtitle make_subtitles to_srt to_vtt",
+        "windows": "PauseDetector Window WindowLayout split_windows",
         "speech": "SpeechSynthesizer",
         "images": "FlowSynthesizer ImageSynthesizer",
-        "translators": "TranslationOptions Translator load_recognizer load_translator load_translators",
+        "translators": "SpokenText TranslationOptions Translator load_recognizer load_translator load_translators",
         "translate": "TranslationInput apply_chain find_candidates find_chain find_further_input find_inputs "
-        "read_inputs to_cell write_outputs",
+        "read_inputs to_cell write_outputs write_subtitles",
     },
 )

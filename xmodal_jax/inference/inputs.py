@@ -371,6 +371,17 @@ def _read_audio(value: Any, format: InputFormat, modality: str) -> np.ndarray:
     """Samples int16 ``[t]`` at the run's rate, from a path, the bytes of a file, or (waveform, rate)."""
     if isinstance(value, (str, Path, bytes)):
         return decode_audio(value, format.sample_rate, format.max_seconds)[0]
+    waveform, rate = check_sound(value)
+    waveform = to_float_samples(waveform)
+    return resample_and_cut(waveform, rate, format.sample_rate, format.max_seconds)[0]
+
+
+def check_sound(value: Any) -> tuple[np.ndarray, int]:
+    """``(waveform, rate)`` of an input that is no file: ``[T]`` or ``[T, channels]``, and samples per second.
+
+    Raises:
+      ValueError: it is no such pair.
+    """
     if not _is_sound(value):
         raise ValueError("a sound is a path, the bytes of a file, or a pair (waveform, samples per second)")
     waveform, rate = np.asarray(value[0]), int(value[1])
@@ -383,11 +394,20 @@ def _read_audio(value: Any, format: InputFormat, modality: str) -> np.ndarray:
             f"a waveform has the shape [T] or [T, channels], got {waveform.shape}, which has more channels than "
             "samples: transpose it"
         )
+    return waveform, rate
+
+
+def to_float_samples(waveform: np.ndarray) -> np.ndarray:
+    """Samples as floats in [-1, 1]: int16 and int32 are divided by their range.
+
+    Raises:
+      ValueError: they are of another type, or floats out of range.
+    """
     if waveform.dtype in (np.int16, np.int32):
-        waveform = waveform / np.float32(np.iinfo(waveform.dtype).max + 1)
-    elif waveform.dtype.kind != "f" or np.abs(waveform).max(initial=0) > 1.01:
+        return waveform / np.float32(np.iinfo(waveform.dtype).max + 1)
+    if waveform.dtype.kind != "f" or np.abs(waveform).max(initial=0) > 1.01:
         raise ValueError("a waveform holds floats in [-1, 1], or int16 or int32")
-    return resample_and_cut(waveform, rate, format.sample_rate, format.max_seconds)[0]
+    return waveform
 
 
 def _is_sound(value: Any) -> bool:

@@ -23,7 +23,9 @@ from xmodal_jax.data.media import (
     to_pcm,
 )
 from xmodal_jax.inference.index import Index
-from xmodal_jax.inference.translators import Translator
+from xmodal_jax.inference.long_audio import Transcript
+from xmodal_jax.inference.subtitles import SUBTITLE_WRITERS
+from xmodal_jax.inference.translators import SpokenText, Translator
 from xmodal_jax.report.page import Audio, png
 from xmodal_jax.train.run import write_atomic
 from xmodal_jax.types import kind_of
@@ -131,13 +133,15 @@ def find_chain(
     *,
     further_inputs: Sequence[Any] = (),
     class_name: str | None = None,
+    times: bool = False,
 ) -> list[Translator]:
     """The shortest chain of translators from one modality to another, by breadth-first search; each is used at most
     once.
 
     ``source`` may be the kind of a modality with another name, such as image of image_sketch, if no translator takes
     the kind itself. ``further_inputs``: all of which some translator of the chain must take. ``class_name``: of
-    the examples, on which some translator of the chain must be conditional.
+    the examples, on which some translator of the chain must be conditional. ``times``: whether the first translator
+    must say when words are said (`Translator.has_times`).
 
     Raises:
       ValueError: there is none.
@@ -157,6 +161,11 @@ def find_chain(
                 if class_name is not None and not any(t.classes for t in chain):
                     raise ValueError(
                         f"--class {class_name}: none of the runs from {source} to {target} is conditional on a class"
+                    )
+                if times and not chain[0].has_times:
+                    raise ValueError(
+                        f"--subtitles: the run from {chain[0].source} to {chain[0].target} does not know when words "
+                        "are said: give a run of speech_recognition.py with --model.objective joint or ctc"
                     )
                 return chain
             refused = chain
@@ -318,6 +327,26 @@ def write_outputs(
             rows = np.atleast_2d(content)
             np.savetxt(path, rows.reshape(-1, rows.shape[-1]), fmt="%.9g", delimiter=",")
         paths.append(path)
+    return paths
+
+
+def write_subtitles(folder: Path, names: Sequence[str], outputs: Sequence[Any]) -> list[Path]:
+    """Writes the words of each recording with their times, as subtitles (``.srt``, ``.vtt``) and as ``.json``; nothing
+    for outputs that are no `SpokenText`.
+
+    Returns:
+      The files.
+    """
+    paths = []
+    for name, text in zip(names, outputs, strict=True):
+        if not isinstance(text, SpokenText):
+            continue
+        transcript = Transcript(str(text), text.words)
+        for suffix, write in SUBTITLE_WRITERS.items():
+            path = folder / (name + suffix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, write(transcript))
+            paths.append(path)
     return paths
 
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xmodal_jax.data.bad_examples import BadExamples
-from xmodal_jax.data.media import DEFAULT_RESIZE, Resize
+from xmodal_jax.data.media import DEFAULT_RESIZE, Resize, decode_audio
 from xmodal_jax.inference.embed_data import ExampleReader
 from xmodal_jax.inference.index import Index
 from xmodal_jax.inference.loading import kind_of_run, load, make_model, restore
+from xmodal_jax.inference.long_audio import Word
 from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.inference.neighbours import nearest
 from xmodal_jax.inference.queries import load_for_index
@@ -53,6 +54,21 @@ class Translator(NamedTuple):
     """The modalities of the further inputs that every example has."""
     classes: tuple[str, ...] = ()
     """Names of the classes that the model is conditional on; empty: it is not conditional."""
+    has_times: bool = False
+    """Whether the outputs are `SpokenText`, which says when words are said."""
+
+
+class SpokenText(str):
+    """A text that was said in a recording, and when: a str with the attribute ``words``."""
+
+    words: tuple[Word, ...]
+    """Its words with their times."""
+
+    def __new__(cls, text: str, words: Sequence[Word]) -> SpokenText:
+        """A text and its words."""
+        spoken = super().__new__(cls, text)
+        spoken.words = tuple(words)
+        return spoken
 
 
 class TranslationOptions(NamedTuple):
@@ -74,6 +90,8 @@ class TranslationOptions(NamedTuple):
     or an index of them, which the same run has made."""
     class_name: str | None = None
     """For conditional autoencoders: the name of the class of all examples."""
+    times: bool = False
+    """For speech recognisers with CTC: whether texts say when their words are said (`SpokenText`)."""
 
 
 def load_translators(
@@ -172,7 +190,7 @@ def load_recognizer(
             f"--recogniser: {run} takes speech of {model.format.sample_rate} Hz, and what is to be transcribed has "
             f"{sample_rate} Hz: give a run of speech_recognition.py --sample-rate {sample_rate}"
         )
-    (translator,) = _text_translators(model, TranslationOptions())
+    (translator,) = _recognition_translators(model, TranslationOptions())
     return translator.apply
 
 
@@ -185,6 +203,54 @@ def _text_translators(model: Any, options: TranslationOptions) -> list[Translato
 
     shape = tuple(model.metadata["shape"])
     return [_translator(model, model.source, "text", apply)._replace(shape=shape)]
+
+
+def _recognition_translators(model: Any, options: TranslationOptions) -> list[Translator]:
+    """The translator of a speech recognition run.
+
+    Recordings longer than those of training are transcribed by windows if the run has CTC, unless another decoding is
+    asked for; all others as a whole.
+    """
+    (whole,) = _text_translators(model, options)
+    generation = options.generation
+    if not model.has_times or not (generation is None or generation.uses_ctc or options.times):
+        return [whole]
+    rate = model.format.sample_rate
+    limit = int(model.trained_seconds * rate)
+    by_windows = generation is None or generation.uses_ctc
+
+    def apply(examples: Sequence[Any]) -> list[str]:
+        """The text of each waveform, or file."""
+        waves = [decode_audio(x, rate)[0] if isinstance(x, pathlib.Path) else x for x in examples]
+        is_long = [by_windows and len(wave) > limit for wave in waves]
+        texts = iter(whole.apply([wave for wave, long in zip(waves, is_long, strict=True) if not long]))
+        outputs: list[str] = []
+        for wave, long in zip(waves, is_long, strict=True):
+            if long:
+                (transcript,) = model.transcribe_long((wave, rate))
+                outputs.append(SpokenText(*transcript) if options.times else transcript.text)
+            else:
+                text = next(texts)
+                outputs.append(_with_times(model, (wave, rate), text) if options.times else text)
+        return outputs
+
+    return [
+        whole._replace(
+            apply=apply, max_seconds=None if by_windows else whole.max_seconds, has_times=options.times
+        )
+    ]
+
+
+def _with_times(model: Any, recording: tuple[np.ndarray, int], text: str) -> SpokenText:
+    """A text with the times of its words in a recording; those of CTC's words, if the text has more labels than the
+    recording has tokens."""
+    if not text:
+        return SpokenText(text, ())
+    try:
+        (transcript,) = model.align(recording, text)
+    except ValueError:
+        (transcript,) = model.transcribe_long(recording)
+    return SpokenText(text, transcript.words)
 
 
 def _speech_translators(model: Any, options: TranslationOptions) -> list[Translator]:
@@ -323,7 +389,7 @@ def _index_translators(model: Any, index: Index) -> list[Translator]:
 
 _TRANSLATORS: dict[str, Callable[[Any, TranslationOptions], list[Translator]]] = {
     "captioning": _text_translators,
-    "speech_recognition": _text_translators,
+    "speech_recognition": _recognition_translators,
     "speech_synthesis": _speech_translators,
     "fusion": _fusion_translators,
     "contrastive": _embedding_translators,

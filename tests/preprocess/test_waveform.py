@@ -10,6 +10,7 @@ from xmodal_jax.models.towers import AudioFeatures, Augmentation, precompute_spe
 from xmodal_jax.preprocess.waveform import (
     WaveformAugmentConfig,
     add_noise,
+    add_silence,
     augment_waveform,
     change_speed,
     reverberate,
@@ -18,7 +19,9 @@ from xmodal_jax.preprocess.waveform import (
 
 RATE, COUNT, LENGTH = 8000, 24, 6007
 KEYS = example_keys(jax.random.key(5), jnp.arange(COUNT))
-ALL = WaveformAugmentConfig(speed=0.2, reverberation=0.5, noise=0.5, gain_db=6.0, telephone=0.5)
+ALL = WaveformAugmentConfig(
+    speed=0.2, reverberation=0.5, noise=0.5, gain_db=6.0, telephone=0.5, silence_seconds=0.1
+)
 
 
 def noise(seed=0):
@@ -65,6 +68,22 @@ def test_speed_moves_the_pitch_and_the_length_by_one_factor():
         factors.append(spectrum.argmax() * RATE / (1 << 18) / 500)
         assert length == pytest.approx(4000 / factors[-1], rel=2e-3)
     assert 0.8 <= min(factors) < 0.87 and 1.13 < max(factors) <= 1.2
+
+
+def test_silence_is_put_before_and_after():
+    x, mask = noise()
+    moved, valid = add_silence(x, mask, KEYS, longest=700)
+    starts, ends = [], []
+    for wave, heard, before, count in zip(*map(np.asarray, (moved, valid, x, mask.sum(axis=1))), strict=True):
+        start = int(np.argmax(wave != 0))
+        fits = min(count, LENGTH - start)
+        np.testing.assert_array_equal(wave[start : start + fits], before[:fits])
+        assert not wave[start + fits :].any() and heard[: start + fits].all()
+        starts.append(start)
+        if start + fits < LENGTH - 700:
+            ends.append(int(heard.sum()) - start - fits)
+    assert 0 <= min(starts) < 100 and 600 < max(starts) <= 700
+    assert 0 <= min(ends) < 150 and 500 < max(ends) <= 700
 
 
 def test_a_room_decays_as_its_reverberation_time_says():
@@ -129,6 +148,7 @@ def test_recognition_is_trained_on_waveforms_that_are_augmented():
         ({"room_seconds": 0.0}, "positive"),
         ({"noise_db": (9.0, 1.0)}, "range"),
         ({"gain_db": -1.0}, "0 or more"),
+        ({"silence_seconds": -1.0}, "0 or more"),
     ],
 )
 def test_options_out_of_range_are_explained(options, message):

@@ -28,6 +28,7 @@ from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_wavefor
 from xmodal_jax.preprocess.waveform import (
     WaveformAugmentConfig,
     add_noise,
+    add_silence,
     augment_waveform,
     change_speed,
     reverberate,
@@ -42,6 +43,7 @@ __all__ = [
     "ada_augment",
     "ada_update",
     "add_noise",
+    "add_silence",
     "augment",
     "augment_measured",
     "augment_waveform",

@@ -40,6 +40,9 @@ class WaveformAugmentConfig:
     """Probability that noise is added to a recording; 0: never."""
     noise_db: tuple[float, float] = (0.0, 30.0)
     """Range of the ratio of the speech's power to the noise's, in dB."""
+    silence_seconds: float = 0.0
+    """Longest silence that is put before a recording, and after it; 0: none. Without it recognisers learn that speech
+    begins with the first sample, and fail on recordings with pauses. What then is too long is cut."""
     gain_db: float = 0.0
     """Largest change of the loudness in dB, to both sides; 0: none."""
     telephone: float = 0.0
@@ -55,13 +58,14 @@ class WaveformAugmentConfig:
             raise ValueError(f"room_seconds must be positive, got {self.room_seconds}")
         if self.noise_db[0] > self.noise_db[1]:
             raise ValueError(f"noise_db must be a range, the smaller value first, got {self.noise_db}")
-        if self.gain_db < 0.0:
-            raise ValueError(f"gain_db must be 0 or more, got {self.gain_db}")
+        for name in ("gain_db", "silence_seconds"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
     @property
     def is_identity(self) -> bool:
         """Whether nothing is changed."""
-        return not (self.speed or self.reverberation or self.noise or self.gain_db or self.telephone)
+        return self == WaveformAugmentConfig(room_seconds=self.room_seconds, noise_db=self.noise_db)
 
 
 def augment_waveform(
@@ -91,6 +95,9 @@ def augment_waveform(
     waveform = jnp.where(mask, waveform, 0.0)
     if config.speed:
         waveform, mask = change_speed(waveform, mask, keys, largest=config.speed)
+    if config.silence_seconds:
+        longest = int(config.silence_seconds * sample_rate)
+        waveform, mask = add_silence(waveform, mask, keys, longest=longest)
     if config.reverberation:
         echoed = reverberate(waveform, keys, sample_rate=sample_rate, seconds=config.room_seconds)
         waveform = _with_probability(config.reverberation, echoed, waveform, fold_in_name(keys, "room?"))
@@ -129,6 +136,28 @@ def change_speed(
     cubic = b + 0.5 * x * (c - a + x * (2.0 * a - 5.0 * b + 4.0 * c - d + x * (3.0 * (b - c) + d - a)))
     valid = place <= mask.sum(axis=1)[:, None] - 1.0
     return jnp.where(valid, cubic, 0.0), valid
+
+
+@check_shapes
+def add_silence(
+    waveform: Float[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+    keys: ExampleKeys,
+    *,
+    longest: int,
+) -> tuple[Float[Array, "batch time"], Bool[Array, "batch time"]]:
+    """``(waveform, mask)`` with silence before and after the valid samples, each of 0 to ``longest`` samples, uniformly
+    drawn. The silence is valid; what lies beyond the end of the array is cut."""
+    length = waveform.shape[1]
+    before, after = (
+        jnp.floor(_uniform(fold_in_name(keys, name), 0.0, longest + 1.0)).astype(jnp.int32)[:, None]
+        for name in ("before", "after")
+    )
+    place = jnp.arange(length)[None, :] - before
+    moved = jnp.take_along_axis(jnp.where(mask, waveform, 0.0), jnp.clip(place, 0, length - 1), axis=1)
+    count = mask.sum(axis=1)[:, None]
+    valid = (place < count + after) & (count > 0)
+    return jnp.where((place >= 0) & (place < count), moved, 0.0), valid
 
 
 @check_shapes

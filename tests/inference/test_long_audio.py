@@ -297,7 +297,7 @@ def test_mistakes_say_what_to_do(recogniser, tmp_path):
     without = load(save_text_run(tmp_path, "audio", "speech_recognition", example))
     for call in (
         without.transcribe_long,
-        lambda x: without.stream([x], 16_000),
+        lambda x: without.stream([x[0]], 16_000),
         lambda x: without.align(x, "red"),
     ):
         with pytest.raises(ValueError, match="has no CTC.*--model.objective joint"):

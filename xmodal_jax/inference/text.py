@@ -376,13 +376,13 @@ def _best_path(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
     frames, count = (1 << max(4, (n - 1).bit_length()) for n in (len(log_probs), max(1, len(labels))))
     vocab = 1 << (log_probs.shape[1] - 1).bit_length()
     padded = np.pad(log_probs, ((0, frames - len(log_probs)), (0, vocab - log_probs.shape[1])))
-    found = _align(
+    aligned = _align(
         jnp.asarray(padded)[None],
         jnp.arange(frames)[None] < len(log_probs),
         jnp.asarray(np.pad(labels, (0, count - len(labels))))[None],
         jnp.arange(count)[None] < len(labels),
     )
-    if not np.isfinite(found.log_prob[0]):
+    if not np.isfinite(aligned.log_prob[0]):
         return None
-    label = np.asarray(found.label[0])[: len(log_probs)]
+    label = np.asarray(aligned.label[0])[: len(log_probs)]
     return np.where(label < 0, BLANK, labels[label] if len(labels) else BLANK)

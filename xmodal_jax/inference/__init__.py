@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "index_files": "DamagedIndex",
         "text": "Captioner SpeechRecognizer",
         "speech": "SpeechSynthesizer",
+        "vocoder": "Vocoder load_vocoder",
         "images": "FlowSynthesizer ImageSynthesizer",
         "translators": "TranslationOptions Translator load_recognizer load_translator load_translators",
         "translate": "TranslationInput apply_chain find_candidates find_chain find_further_input find_inputs "

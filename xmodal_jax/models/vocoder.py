@@ -18,9 +18,9 @@ from xmodal_jax.core import collectives
 from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.core.random import batch_keys, fold_in_name
 from xmodal_jax.losses.spectral import SpectralTerms, log_mel_distance, multi_resolution_stft_loss
-from xmodal_jax.models.towers import AudioFeatures, compute_log_mel, first_example, presence_masks
+from xmodal_jax.models.towers import AudioFeatures, compute_log_mel, presence_masks
 from xmodal_jax.nets.vocoder import VocoderFrames, VocoderNet
-from xmodal_jax.preprocess.audio import hann, mel_filters, mel_to_hz, hz_to_mel, stft, to_float_waveform
+from xmodal_jax.preprocess.audio import hann, hz_to_mel, mel_filters, stft, to_float_waveform
 from xmodal_jax.preprocess.pitch import estimate_pitch, harmonic_source, noise_source
 from xmodal_jax.preprocess.vocoder import istft
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
@@ -78,6 +78,12 @@ class VocoderConfig:
             raise ValueError(
                 f"window must be longer than features.hop, so that frames overlap, got {self.window} and "
                 f"{self.features.hop}"
+            )
+        low, high = self.pitch_range
+        if not 0 < low < high <= self.features.sample_rate / 4:
+            raise ValueError(
+                f"pitch_range must be the lowest and the highest pitch, up to a quarter of the sample rate, got "
+                f"{self.pitch_range}"
             )
         if self.features.kind != "log_mel":
             raise ValueError(f"a vocoder needs features.kind 'log_mel', got {self.features.kind!r}")
@@ -181,7 +187,9 @@ class _Model:
         c, hop = self.config, self.config.features.hop
         audio, mask = recordings(batch)
         inner = (c.crop - 1) * hop
-        margin = -(-max(c.features.window, self.pitch_window) // (2 * hop))  # frames that overlap the crop's ends
+        margin = -(
+            -max(c.features.window, self.pitch_window) // (2 * hop)
+        )  # frames that overlap the crop's ends
         length = mask.sum(axis=1)
         audio = jnp.pad(audio, [(0, 0), (margin * hop, margin * hop + inner)])
         draws = jax.vmap(jax.random.uniform)(fold_in_name(keys, "crop"))
@@ -193,9 +201,7 @@ class _Model:
             wide, sample_rate=c.features.sample_rate, n_fft=self.pitch_window, hop=hop,
             f_min=c.pitch_range[0], f_max=c.pitch_range[1],
         )  # fmt: skip
-        log_mel, pitch, periodicity = (
-            x[:, margin : margin + c.crop] for x in (log_mel, pitch, periodicity)
-        )
+        log_mel, pitch, periodicity = (x[:, margin : margin + c.crop] for x in (log_mel, pitch, periodicity))
         remaining = (length - start)[:, None]
         frame_mask = (np.arange(c.crop)[None, :] * hop <= remaining) & (length > 0)[:, None]
         samples = wide[:, margin * hop : margin * hop + inner]
@@ -244,8 +250,8 @@ class _Model:
 
 
 def recordings(batch: Batch) -> tuple[Float[Array, "batch time"], Bool[Array, "batch time"]]:
-    """``(audio, mask)`` of a batch's recordings: floats, 0 where they are padding; the mask is False throughout where an
-    example lacks audio."""
+    """``(audio, mask)`` of a batch's recordings: floats, 0 where they are padding; the mask is False throughout where
+    an example lacks audio."""
     audio = to_float_waveform(batch["audio"])
     mask = batch.get("audio_mask", jnp.ones(audio.shape, bool))
     mask = mask & presence_masks(batch, ("audio",))["audio"][:, None]
@@ -278,11 +284,66 @@ def _mean_over(x: Float[Array, "batch frames"], mask: Bool[Array, "batch frames"
 
 
 def make_vocoder(config: VocoderConfig) -> Method:
-    """TODO"""
+    """A method that learns to turn log-mel frames into waveforms, from recordings alone.
+
+    A network over the frames predicts two filters for each frame, as log-magnitude and phase of its spectrum (Siuzdak
+    2023, arXiv:2306.00814, sec. 3.2), the pitch, and whether there is one. The first filter is applied to pulses of
+    that pitch, the second to noise, by products of spectra,
+
+        ``S = exp(m_h + i p) stft(pulses) + exp(m_n) stft(noise)``,
+
+    and an inverse STFT makes the waveform of S. Harmonics and noise as sources: Wang et al. 2019, arXiv:1904.12088;
+    with an inverse STFT and a predicted pitch: Li et al. 2023, arXiv:2309.09493. The pulses carry the phase from one
+    frame to the next, which the network would otherwise have to find in frames that hardly show it.
+
+    The batch holds ``audio`` ``[B, T]``, int16 or floats in [-1, 1], and optionally ``audio_mask`` ``[B, T]``. Each
+    step draws a crop of ``config.crop`` frames from each recording and compares it with its resynthesis, which takes
+    the pitch that `preprocess.pitch.estimate_pitch` finds in the recording. The loss is the sum of
+
+    - spectral convergence and the distance of log-magnitudes at several resolutions (`losses.spectral`; Yamamoto et al.
+      2020, arXiv:1910.11480, eq. 6), means over valid samples;
+    - ``mel_weight`` times the mean absolute error of the log-mel frames;
+    - ``pitch_weight`` times the cross-entropies of the pitch, as a class of its logarithm, and of voicing.
+
+    An example without audio has no influence. aux: ``convergence``, ``log_magnitude``, ``mel``, ``pitch``, ``voicing``.
+
+    Returns:
+      The method; ``predict(params, batch)`` gives a `ReconstructedAudio`.
+
+    Example::
+
+        method = make_vocoder(VocoderConfig())
+        params = method.init(key, batch)
+        loss, aux = method.loss(params, batch, key)
+    """
     model = _Model(config)
     return Method(model.init, model.loss, model.predict)
 
 
-def make_vocode(config: VocoderConfig) -> Callable:
-    """TODO"""
+def make_vocode(
+    config: VocoderConfig,
+) -> Callable[..., tuple[Float[Array, "batch time"], Bool[Array, "batch time"]]]:
+    """``vocode(params, log_mel, mask)``: the waveforms of log-mel frames by a trained `make_vocoder`.
+
+    ``log_mel`` are frames ``[B, F, mels]`` in nats with the settings of ``config.features``, F at least 2; ``mask``
+    ``[B, F]`` is True on valid frames, which come first. The results are waveforms ``[B, (F - 1) * hop]`` in [-1, 1]
+    and the mask of their valid samples. Padding has no influence, and the same frames always give the same waveform. A
+    waveform that exceeds the range is scaled down.
+
+    Example::
+
+        vocode = jax.jit(make_vocode(config))
+        waveform, valid = vocode(params, speech.log_mel, speech.frame_mask)
+    """
     return _Model(config).vocode
+
+
+def spectrogram_differences(config: VocoderConfig, features: AudioFeatures, floor: float) -> list[str]:
+    """The settings in which the spectrogram of a vocoder differs from another one, such as "hop 200 instead of 160"
+    where the vocoder has 200; empty: it can turn the other one's frames into sound."""
+    pairs = [
+        (f.name, getattr(config.features, f.name), getattr(features, f.name))
+        for f in dataclasses.fields(features)
+    ]
+    pairs.append(("floor", config.floor, floor))
+    return [f"{name} {ours} instead of {other}" for name, ours, other in pairs if ours != other]

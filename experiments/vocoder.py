@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from xmodal_jax.core.checks import check_at_least
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.data.splits import open_splits
 from xmodal_jax.evaluation import speech
@@ -49,8 +50,7 @@ class Config(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.examples < 1:
-            raise ValueError(f"--examples must be at least 1, got {self.examples}")
+        check_at_least(self, 1, "examples")
 
 
 def main(config: Config) -> None:
@@ -110,10 +110,11 @@ def main(config: Config) -> None:
         headline = [k for k in metrics if k.endswith(("/pesq", "/stoi", "/mel_distance", "/wer"))]
         report.add_metrics(metrics, headline=headline)
         if missing := missing_score_packages():
-            note = f"Without STOI or PESQ: {', '.join(missing)} is not installed (requirements-speech.txt)."
-            report.add_text("Scores", note)
-        utterances = {"as recorded": recorded, "Griffin-Lim": baseline, "vocoder": vocoded}
-        panels.add_vocoders(report, utterances, model)
+            report.add_text(
+                "Scores left out", f"Not installed: {', '.join(missing)} (requirements-speech.txt)."
+            )
+        sounds = {"as recorded": recorded, "Griffin-Lim": baseline, "vocoder": vocoded}
+        panels.add_vocoders(report, sounds, model)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
 
 

@@ -58,9 +58,9 @@ def test_pulses_are_the_sum_of_all_harmonics():
 
 def test_pulses_have_variance_1_and_stay_in_phase_for_minutes():
     frames = 60 * RATE // HOP + 1
-    pitch = np.full((1, frames), 125.0, np.float32)  # a period of 128 samples
+    pitch = np.full((1, frames), 128.0, np.float32)  # a period of 125 samples
     source = jax.jit(lambda p: harmonic_source(p, jnp.ones(p.shape, bool), sample_rate=RATE, hop=HOP))
-    periods = np.asarray(source(pitch))[0].reshape(-1, 128)
+    periods = np.asarray(source(pitch))[0].reshape(-1, 125)
     assert np.mean(periods**2) == pytest.approx(1.0, abs=0.05)
     np.testing.assert_allclose(periods[-1], periods[0], atol=0.02 * periods[0].max())
 

@@ -158,7 +158,7 @@ class _Model:
     def predicted_pitch(self, frames: VocoderFrames) -> Float[Array, "batch frames"]:
         """The pitch in Hz: the geometric mean of the most probable class and its neighbours, by their probabilities (as
         Kim et al. 2018, arXiv:1802.06182, eq. 2, who take all classes)."""
-        classes = np.arange(self.config.pitches)
+        classes = np.arange(self.config.pitches)[None, None]
         best = frames.pitch_logits.argmax(axis=-1)[..., None]
         near = jnp.where(jnp.abs(classes - best) <= 3, frames.pitch_logits, -jnp.inf)
         return jnp.exp(jax.nn.softmax(near, axis=-1) @ np.log(self.pitch_classes))
@@ -172,7 +172,7 @@ class _Model:
         """
         low, high = np.log(self.config.pitch_range)
         position = (jnp.log(pitch) - low) / (high - low) * (self.config.pitches - 1)  # in classes
-        distance = np.arange(self.config.pitches) - position[..., None]
+        distance = np.arange(self.config.pitches)[None, None] - position[..., None]
         target = jax.nn.softmax(-0.5 * jnp.square(distance), axis=-1)
         entropy = -(target * jax.nn.log_softmax(frames.pitch_logits, axis=-1)).sum(axis=-1)
         wrong = jax.nn.softplus(jnp.where(voiced, -frames.voicing_logit, frames.voicing_logit))
@@ -275,7 +275,7 @@ def spectral_envelope(
     # The power of noise of variance 1 in a bin is the sum of the squared window. A filter can be too narrow to hold a
     # bin: its sum is then that of the continuous filter, whose area is 1.
     gain = np.maximum(filters.sum(axis=0), 1e-3) * np.square(hann(window).astype(np.float64)).sum()
-    return 0.5 * (log_mel - np.log(gain).astype(np.float32)) @ interpolate.astype(np.float32)
+    return 0.5 * (log_mel - np.log(gain).astype(np.float32)[None, None]) @ interpolate.astype(np.float32)
 
 
 def _mean_over(x: Float[Array, "batch frames"], mask: Bool[Array, "batch frames"]) -> Float[Array, "batch"]:
@@ -341,9 +341,6 @@ def make_vocode(
 def spectrogram_differences(config: VocoderConfig, features: AudioFeatures, floor: float) -> list[str]:
     """The settings in which the spectrogram of a vocoder differs from another one, such as "hop 200 instead of 160"
     where the vocoder has 200; empty: it can turn the other one's frames into sound."""
-    pairs = [
-        (f.name, getattr(config.features, f.name), getattr(features, f.name))
-        for f in dataclasses.fields(features)
-    ]
-    pairs.append(("floor", config.floor, floor))
-    return [f"{name} {ours} instead of {other}" for name, ours, other in pairs if ours != other]
+    ours = vars(config.features) | {"floor": config.floor}
+    others = vars(features) | {"floor": floor}
+    return [f"{name} {ours[name]} instead of {others[name]}" for name in ours if ours[name] != others[name]]

@@ -14,8 +14,8 @@ from xmodal_jax.nets.conv import Conv, apply_mask
 class DepthwiseConv(nn.Module):
     """A convolution over time of each channel by itself, ``[B, T, D]`` to ``[B, T, D]``; zeros beyond the ends.
 
-    ``y[t, d] = bias[d] + sum_j kernel[j, d] x[t + j - kernel // 2, d]``. It is a sum of shifted arrays, which a compiler
-    makes one loop of, and whose gradients are as fast on every platform.
+    ``y[t, d] = bias[d] + sum_j kernel[j, d] x[t + j - kernel // 2, d]``. It is a sum of shifted arrays, which a
+    compiler makes one loop of, and whose gradients are as fast on every platform.
     """
 
     kernel: int
@@ -32,7 +32,9 @@ class DepthwiseConv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         half, length = self.kernel // 2, x.shape[1]
         padded = jnp.pad(x, [(0, 0), (half, self.kernel - 1 - half), (0, 0)])
-        return bias + sum(kernel[j] * padded[:, j : j + length] for j in range(self.kernel))
+        return bias[None, None] + sum(
+            kernel[j][None, None] * padded[:, j : j + length] for j in range(self.kernel)
+        )
 
 
 class ConvNeXtStack(nn.Module):
@@ -64,8 +66,10 @@ class ConvNeXtStack(nn.Module):
             y = nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(y)
             y = nn.gelu(nn.Dense(self.expansion * width, dtype=self.dtype, name=f"expand_{i}")(y))
             y = nn.Dense(width, dtype=self.dtype, name=f"reduce_{i}")(y)
-            scale = self.param(f"scale_{i}", nn.initializers.constant(1.0 / self.depth), (width,), jnp.float32)
-            x = x + y * scale.astype(y.dtype)
+            scale = self.param(
+                f"scale_{i}", nn.initializers.constant(1.0 / self.depth), (width,), jnp.float32
+            )
+            x = x + y * scale.astype(y.dtype)[None, None]
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
 

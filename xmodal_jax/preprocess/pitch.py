@@ -49,14 +49,14 @@ def estimate_pitch(
         )
     frames = frame_waveform(waveform, n_fft, hop)
     frames = frames - frames.mean(axis=-1, keepdims=True)
-    correlation = _autocorrelation(frames * hann(n_fft))
+    correlation = _autocorrelation(frames * hann(n_fft)[None, None])
     of_window = np.maximum(np.asarray(_autocorrelation_numpy(hann(n_fft))), 1e-6)
     # Silence has no pitch: the small constant keeps its correlation at 0.
-    r = correlation / (correlation[..., :1] + 1e-7) / (of_window / of_window[0])
+    r = correlation / (correlation[..., :1] + 1e-7) / (of_window / of_window[0])[None, None]
     shortest, longest = int(sample_rate / f_max), int(np.ceil(sample_rate / f_min))
     lags = np.arange(shortest, longest + 1)
     before, here, after = (r[..., shortest + i : longest + 1 + i] for i in (-1, 0, 1))
-    strength = here - octave_cost * np.log2(lags * f_min / sample_rate)
+    strength = here - octave_cost * np.log2(lags * f_min / sample_rate).astype(np.float32)[None, None]
     is_peak = (here >= before) & (here > after)
     best = jnp.argmax(jnp.where(is_peak, strength, -2.0), axis=-1)[..., None]
     low, middle, high = (jnp.take_along_axis(x, best, axis=-1)[..., 0] for x in (before, here, after))
@@ -87,10 +87,10 @@ def harmonic_source(
 ) -> Float[Array, "batch time"]:
     """A train of band-limited pulses of variance 1 with this pitch, ``(frames - 1) * hop`` samples; 0 where unvoiced.
 
-    ``sqrt(4 f / sample_rate) * sum_{h=1}^H cos(2 pi h phi)`` with the phase ``phi`` in cycles, the integral of the pitch
-    f, and all H harmonics below half the sample rate (Wang et al. 2019, arXiv:1904.12088, sec. 2.2, with the harmonics
-    of a pulse in place of a single sine). The pitch is interpolated between frames. Between a voiced and an unvoiced
-    frame the sound fades.
+    ``sqrt(4 f / sample_rate) * sum_{h=1}^H cos(2 pi h phi)`` with the phase ``phi`` in cycles, the integral of the
+    pitch f, and all H harmonics up to half the sample rate (Wang et al. 2019, arXiv:1904.12088, sec. 2.2, with the
+    harmonics of a pulse in place of a single sine). The pitch is interpolated between frames. Between a voiced and an
+    unvoiced frame the sound fades.
 
     Args:
       pitch: in Hz, positive.
@@ -114,7 +114,9 @@ def harmonic_source(
     starts = jnp.pad(ends[:, :-1], [(0, 0), (1, 0)])
     phase = (starts[:, :, None] + cycles(samples)) % 1.0
     frequency = left + (right - left) * samples / hop
-    pulses = jnp.sqrt(4.0 * frequency / sample_rate) * _cosine_sum(phase, jnp.floor(0.5 * sample_rate / frequency))
+    pulses = jnp.sqrt(4.0 * frequency / sample_rate) * _cosine_sum(
+        phase, jnp.floor(0.5 * sample_rate / frequency)
+    )
     gains = voiced.astype(jnp.float32)
     gain = gains[:, :-1, None] + (gains[:, 1:] - gains[:, :-1])[:, :, None] * samples / hop
     return (pulses * gain).reshape(pitch.shape[0], -1)

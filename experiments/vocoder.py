@@ -48,12 +48,9 @@ class Config(RunConfig):
     optimizer: Optimizer = Optimizer(name="adamw", learning_rate=2e-3)
     """Update rule and learning-rate schedule."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_at_least(self, 1, "examples")
-
 
 def main(config: Config) -> None:
+    check_at_least(config, 1, "examples")
     config, run, timer, bad_examples, _ = start(config, smoke={"examples": 4})
 
     # Data: recordings of the training split, and the first ones of the others.

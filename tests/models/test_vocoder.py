@@ -153,7 +153,7 @@ def test_mistakes():
     for changes, message in [
         (dict(floor=0.0), "floor and scale"), (dict(kernel=4), "kernel must be odd"), (dict(depth=0), "depth"),
         (dict(window=32), "so that frames overlap"), (dict(crop=1), "crop"),
-        (dict(features=AudioFeatures(kind="waveform")), "log_mel"),
+        (dict(features=AudioFeatures(kind="waveform", hop=32)), "log_mel"),
         (dict(pitch_range=(300.0, 200.0)), "pitch_range"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -57,7 +57,8 @@ class Vocoder(TrainedModel):
         Raises:
           ValueError: an array has another shape, or fewer than two frames.
         """
-        arrays = [np.asarray(log_mel)] if np.ndim(log_mel) == 2 else [np.asarray(x) for x in log_mel]
+        is_one = getattr(log_mel, "ndim", None) == 2  # a list may hold arrays of different lengths
+        arrays = [np.asarray(x) for x in ([log_mel] if is_one else log_mel)]
         mels = self.config.features.mels
         for k, x in enumerate(arrays):
             if x.ndim != 2 or x.shape[1] != mels or len(x) < 2:

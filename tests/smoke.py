@@ -59,6 +59,7 @@ SMOKES = {
     "fusion": Smoke("fusion"),
     "voice_command": Smoke("fusion", "--task commands"),
     "vae": Smoke("vae"),
+    "vocoder": Smoke("vocoder"),
     "clip": Smoke(
         "contrastive",
         f"--modalities text image --model.head own --lora.rank 2 {pretrained(text='clip', image='clip')}",

@@ -36,6 +36,7 @@ INSIDE = {
         "fusion",
         "seq2seq",
         "speech",
+        "vocoder",
         "conditions",
         "gan",
         "vae",

@@ -9,6 +9,7 @@ from tests.inference.runs import plain_picture, save_text_run, train_contrastive
 from tests.inference.test_autoencoders import SMALL, save
 from tests.inference.test_fusion import ANSWERS, save_fusion
 from tests.inference.test_generation import draw_from, save_speaker, save_text_flow, save_text_gan
+from tests.inference.test_vocoder import save_vocoder
 from xmodal_jax.inference import load
 from xmodal_jax.models.gan import ClassCondition
 from xmodal_jax.models.vae.multimodal_models import MVTCAEConfig
@@ -26,6 +27,7 @@ def runs(tmp_path_factory):
     audio = {"audio": np.zeros((1, 1600), np.int16), "audio_mask": np.ones((1, 1600), bool)}
     save_text_run(folder("recognizer"), "audio", "speech_recognition", audio)
     save_speaker(folder("speaker"))
+    save_vocoder(folder("vocoder"))
     save_fusion(folder("answers"), ("text", "image"), ANSWERS)
     draw_from(folder("painter"), ClassCondition(), classes=2, class_names=["cat", "dog"])
     save_text_gan(folder("illustrator"))
@@ -33,7 +35,10 @@ def runs(tmp_path_factory):
     save(folder("vae"), VAEConfig(**SMALL), ("image",), kind="vae")
     save(folder("anything"), MVTCAEConfig(**SMALL))
     test_multimodal_flow.save(folder("codes"))
-    names = "space listener captioner recognizer speaker answers painter illustrator flow vae anything codes"
+    names = (
+        "space listener captioner recognizer speaker vocoder answers painter illustrator flow vae anything "
+    )
+    names += "codes"
     return {name: folder(name) for name in names.split()}
 
 

@@ -82,6 +82,13 @@ def test_texts_and_sounds(models, photos, sound):
     np.testing.assert_allclose(wave / 32768, np.clip(expected, -1, 32767 / 32768), atol=2e-5)
 
 
+def test_a_vocoder_copies_a_recording(models, sound):
+    rate, wave = actions.resynthesize(models["vocoder"], str(sound))
+    ((expected, expected_rate),) = models["vocoder"].reconstruct(sound)
+    assert rate == expected_rate and wave.dtype == np.int16
+    np.testing.assert_allclose(wave / 32768, np.clip(expected, -1, 32767 / 32768), atol=2e-5)
+
+
 def test_answers_and_where_the_model_looks(models, photos):
     answers = models["answers"]
     question, picture = "is it red", str(photos / "red.png")

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 
-from tests.inference import test_autoencoders, test_fusion, test_generation
+from tests.inference import test_autoencoders, test_fusion, test_generation, test_vocoder
 from tests.inference.runs import COLOURS, save_run, save_text_run
 from tests.support import random_params
 from xmodal_jax.data.splits import FittedTransforms
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.deploy import export_formats
 from xmodal_jax.deploy.programs import input_fields, prepare_inputs
+from xmodal_jax.evaluation.vocoder import pad_frames
 from xmodal_jax.models.contrastive import ContrastiveConfig, make_contrastive
 from xmodal_jax.models.gan import ClassCondition
 from xmodal_jax.models.seq2seq import GreedySearchConfig
@@ -79,6 +80,7 @@ RUNS = {
     "fusion": save_fusion,
     "multimodal_vae": save_autoencoder,
     "speech_synthesis": test_generation.save_speaker,
+    "vocoder": test_vocoder.save_vocoder,
 }
 """What saves a run of each kind. Speech recognition and VAEs of one modality have the programs of captioning and of
 multimodal VAEs."""
@@ -180,6 +182,18 @@ def of_speaker(model):
     return {"synthesize": (values, {"lengths": [len(wave) for wave, _ in spoken]})}
 
 
+def of_vocoder(model):
+    frames = [x[:40] for x in test_vocoder.log_mels(COUNT)]
+    length = input_fields(model, "audio")["audio"].shape[0] // model.config.features.hop + 1
+    values = pad_frames(frames, length, model.config.floor)
+    waves = [wave for wave, _ in model.decode(frames)]
+    waveform = np.zeros((COUNT, (length - 1) * model.config.features.hop), np.float32)
+    for padded, wave in zip(waveform, waves, strict=True):
+        padded[: len(wave)] = wave
+    inputs = {"log_mel": values["audio"], "log_mel_mask": values["audio_mask"]}
+    return {"decode": (inputs, {"waveform": waveform})}
+
+
 CASES = {
     "contrastive": of_contrastive,
     "captioning": of_captioner,
@@ -188,6 +202,7 @@ CASES = {
     "fusion": of_fusion,
     "multimodal_vae": of_autoencoder,
     "speech_synthesis": of_speaker,
+    "vocoder": of_vocoder,
 }
 """For each kind of run, ``cases(model)``: by program its inputs, and the library's results for them through its public
 methods, which pad batches and compile programs of their own."""

@@ -46,6 +46,7 @@ PROGRAM_NAMES = [
     ("multimodal_vae", "encode"),
     ("multimodal_vae", "decode"),
     ("speech_synthesis", "synthesize"),
+    ("vocoder", "decode"),
 ]
 
 

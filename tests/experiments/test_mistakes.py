@@ -13,7 +13,7 @@ from xmodal_jax.train.command_line import choose_class, run_script
 ROOT = pathlib.Path(__file__).parents[2]
 TRAINING = (
     "captioning contrastive fusion gan_zoo multimodal_flow multimodal_vae speech_recognition speech_synthesis "
-    "text_to_image_flow text_to_image_gan vae"
+    "text_to_image_flow text_to_image_gan vae vocoder"
 ).split()
 SHARED = """
     --nonsense 1
@@ -57,6 +57,7 @@ OF_SCRIPT = {
     "text_to_image_gan": "--learning.steps -1\n--learning.ratios nan\n"
     "--redescribe nowhere\n--read-with full\n--model.d-steps 0\n--model.penalty nonsense\n"
     "--first-stage nowhere\n--model.generator stackgan --model.reconstruction none --first-stage nowhere",
+    "vocoder": "--recogniser nowhere\n--examples 0\n--model.floor 0\n--model.window 100\n--model.kernel 4",
     "vae": "--evaluation.latents 19\n--model nonsense\n--model.samples 0\n--critic.name nonsense\n--model.latent 0",
 }
 OTHERS = {
@@ -140,7 +141,7 @@ OTHERS = {
 
 EARLY = {
     "gan_zoo": "--judge", "text_to_image_flow": "--judge", "text_to_image_gan": "--judge",
-    "multimodal_flow": "--recogniser", "speech_synthesis": "--recogniser",
+    "multimodal_flow": "--recogniser", "speech_synthesis": "--recogniser", "vocoder": "--recogniser",
 }  # fmt: skip
 """The scripts that a trained run judges, and the flag that names it."""
 

@@ -6,6 +6,7 @@ from tests.inference.runs import save_text_run, train_contrastive
 from tests.inference.test_autoencoders import SMALL, save
 from tests.inference.test_fusion import ANSWERS, save_fusion
 from tests.inference.test_generation import save_speaker, save_text_flow, save_text_gan
+from tests.inference.test_vocoder import save_vocoder
 from xmodal_jax.models.seq2seq import JointObjective
 from xmodal_jax.models.vae.multimodal_models import MVTCAEConfig
 from xmodal_jax.models.vae.single_models import VAEConfig
@@ -26,5 +27,6 @@ def save_all_kinds(folder, latent=("image", "text")):
         folder / "speech_recognition", "audio", "speech_recognition", sound, objective=JointObjective()
     )
     save_speaker(folder / "speech_synthesis")
+    save_vocoder(folder / "vocoder")
     save_text_gan(folder / "text_to_image_gan")
     save_text_flow(folder / "text_to_image_flow")

@@ -19,6 +19,7 @@ from xmodal_jax.inference.images import ImageSynthesizer
 from xmodal_jax.inference.inputs import InputFormat
 from xmodal_jax.inference.speech import SpeechSynthesizer
 from xmodal_jax.inference.text import TextModel
+from xmodal_jax.inference.vocoder import Vocoder
 from xmodal_jax.types import kind_of
 
 Shown = list[tuple[Image.Image, str]]
@@ -91,6 +92,12 @@ def speak(model: SpeechSynthesizer, text: Any, voice: str, speed: Any) -> tuple[
         raise ValueError(f"the speed is one of {', '.join(map(str, SPEEDS))}")
     nearest = min(SPEEDS, key=lambda x: abs(x - speed))
     (sound,) = model.synthesize([content], voice, speed=nearest)
+    return widget_of("audio").show(sound)
+
+
+def resynthesize(model: Vocoder, value: Any) -> tuple[int, np.ndarray]:
+    """A recording that a vocoder turns into log-mel frames and back, as the page plays it."""
+    (sound,) = model.reconstruct([require_value(value, model.format, "audio")])
     return widget_of("audio").show(sound)
 
 

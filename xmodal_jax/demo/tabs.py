@@ -17,6 +17,7 @@ from xmodal_jax.inference.images import ImageSynthesizer
 from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.inference.speech import SpeechSynthesizer
 from xmodal_jax.inference.text import Captioner, SpeechRecognizer, TextModel
+from xmodal_jax.inference.vocoder import Vocoder
 from xmodal_jax.types import kind_of
 
 SLIDERS = 8
@@ -178,6 +179,20 @@ def build_synthesis(model: SpeechSynthesizer, context: TabContext) -> None:
             sound = widget_of("audio").build_output(gr, "Speech")
     action = functools.partial(actions.speak, model)
     context.connect(model, [button.click, text.submit], action, [text, voice, speed], [sound])
+
+
+def build_resynthesis(model: Vocoder, context: TabContext) -> None:
+    """A recording, and the vocoder's copy of it."""
+    gr = context.gr
+    with gr.Row():
+        left, right = _columns(gr)
+        with left:
+            source = widget_of("audio").build_input(gr, label_of_input(model.format, "audio"))
+            button = gr.Button("Resynthesise", variant="primary")
+        with right:
+            copy = widget_of("audio").build_output(gr, "Copy")
+    action = functools.partial(actions.resynthesize, model)
+    context.connect(model, [button.click], action, [source], [copy])
 
 
 def build_drawing(model: ImageSynthesizer, context: TabContext) -> None:
@@ -348,6 +363,7 @@ TABS: dict[type[TrainedModel], tuple[Tab, ...]] = {
     Captioner: (Tab("Caption", functools.partial(build_writer, "Caption")),),
     SpeechRecognizer: (Tab("Recognise speech", functools.partial(build_writer, "Transcribe")),),
     SpeechSynthesizer: (Tab("Speak", build_synthesis),),
+    Vocoder: (Tab("Resynthesise", build_resynthesis),),
     FusionModel: (Tab("Answer", build_answers),),
     ImageSynthesizer: (Tab("Draw", build_drawing),),
     MultimodalAutoencoder: (Tab("Translate", build_translation), *_LATENT_TABS),

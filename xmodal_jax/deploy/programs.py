@@ -20,6 +20,7 @@ from xmodal_jax.models.seq2seq import (
     make_text_network,
 )
 from xmodal_jax.models.speech import make_synthesizer
+from xmodal_jax.models.vocoder import make_vocode
 from xmodal_jax.types import Tokens, kind_of
 
 LONGEST_SECONDS = 30.0
@@ -262,6 +263,27 @@ def _synthesis(model: Any) -> list[Program]:
     return [Program("synthesize", "speech of a text", inputs, outputs, synthesize)]
 
 
+def _vocoder(model: Any) -> list[Program]:
+    """Sound of log-mel frames, as many as a recording of the training has."""
+    config, vocode = model.config, make_vocode(model.config)
+    samples = input_fields(model, "audio")["audio"].shape[0]
+    frames = 1 + samples // config.features.hop
+
+    def decode(params, inputs):
+        waveform, mask = vocode(params, inputs["log_mel"], inputs["log_mel_mask"])
+        return {"waveform": waveform, "waveform_mask": mask}
+
+    inputs = {
+        "log_mel": Field((frames, config.features.mels), "float32", "natural logarithm of mel frames"),
+        "log_mel_mask": Field((frames,), "bool", "False behind the last frame"),
+    }
+    outputs = {
+        "waveform": f"in [-1, 1], {model.sample_rate} samples per second",
+        "waveform_mask": "False behind the end of the sound",
+    }
+    return [Program("decode", "the sound of log-mel frames", inputs, outputs, decode)]
+
+
 def _image_conditions(model: Any) -> dict[str, Field]:
     """The inputs that say what an image is to show."""
     conditions = input_fields(model, "text") if model.reads_text else {}
@@ -354,5 +376,6 @@ PROGRAMS: dict[str, Callable[[Any], list[Program]]] = {
     "text_to_image_flow": _flow,
     "text_to_image_gan": _images,
     "vae": _latent,
+    "vocoder": _vocoder,
 }
 """For each kind of run what makes its programs."""

@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "scene_factors": "SceneResults SceneTests factor_scores",
         "speech": "RecognizedSpeech Synthesizer Utterances Vocoder first_examples mel_distances recognize "
         "recordings_of synthesis_scores",
+        "vocoder": "NeuralVocoder real_time_factor vocoder_scores",
         "text_only_captions": "TextOnlyCaptioner",
         "text": "LanguageModelConfig ReferenceTexts TextGenerationConfig TextGenerator read_language_model "
         "source_modality source_text_retrieval",

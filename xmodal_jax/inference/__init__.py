@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "subtitles": "Subtitle make_subtitles to_srt to_vtt",
         "windows": "PauseDetector Window WindowLayout split_windows",
         "speech": "SpeechSynthesizer",
+        "vocoder": "Vocoder load_vocoder",
         "images": "FlowSynthesizer ImageSynthesizer",
         "translators": "SpokenText TranslationOptions Translator load_recognizer load_translator load_translators",
         "translate": "TranslationInput apply_chain find_candidates find_chain find_further_input find_inputs "

@@ -24,6 +24,7 @@ MODEL_CLASSES: dict[str, str] = {
     "text_to_image_flow": "images.FlowSynthesizer",
     "text_to_image_gan": "images.ImageSynthesizer",
     "vae": "autoencoders.Autoencoder",
+    "vocoder": "vocoder.Vocoder",
 }
 """The class that loads each kind of run, as MODULE.CLASS in `inference`. A kind is named after the script that trains
 such runs, which stores it as ``kind`` in the metadata of its checkpoints."""

@@ -70,6 +70,12 @@ from xmodal_jax.losses.penalties import (
     squared_gradient,
 )
 from xmodal_jax.losses.sequence import ctc, ctc_fits, token_cross_entropy
+from xmodal_jax.losses.spectral import (
+    SpectralTerms,
+    log_mel_distance,
+    multi_resolution_stft_loss,
+    stft_loss,
+)
 from xmodal_jax.losses.word_region import word_region_loss, word_region_scores
 
 __all__ = [
@@ -80,6 +86,7 @@ __all__ = [
     "FeatureObjective",
     "ObjectiveInputs",
     "ObjectiveTerms",
+    "SpectralTerms",
     "centroid_uniformity",
     "changed_text_loss",
     "chunked",
@@ -108,6 +115,7 @@ __all__ = [
     "kl_warmup",
     "kl_with_free_bits",
     "lecam",
+    "log_mel_distance",
     "logit_normal_times",
     "matching_aware",
     "matching_aware_penalty",
@@ -122,6 +130,7 @@ __all__ = [
     "mmvm",
     "mopoe",
     "mvae",
+    "multi_resolution_stft_loss",
     "mvtcae",
     "nexus",
     "prior_log_ratio",
@@ -129,6 +138,7 @@ __all__ = [
     "pair_distance",
     "sigmoid_loss",
     "squared_gradient",
+    "stft_loss",
     "token_cross_entropy",
     "triplet_loss",
     "uniform_times",

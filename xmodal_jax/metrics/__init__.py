@@ -42,6 +42,7 @@ from xmodal_jax.metrics.neighbours import (
     nearest_neighbours,
     precision_recall,
 )
+from xmodal_jax.metrics.perceptual import missing_score_packages, perceptual_scores
 from xmodal_jax.metrics.reconstruction import mse, psnr, ssim
 from xmodal_jax.metrics.retrieval import mixed_retrieval, ranks, retrieval
 from xmodal_jax.metrics.speech import dynamic_time_warping, mel_distance
@@ -88,12 +89,14 @@ __all__ = [
     "mel_distance",
     "merge_moments",
     "modality_gap",
+    "missing_score_packages",
     "mixed_retrieval",
     "mode_coverage",
     "moments",
     "mse",
     "mutual_information_gap",
     "nearest_neighbours",
+    "perceptual_scores",
     "precision_recall",
     "predict_classes",
     "psnr",

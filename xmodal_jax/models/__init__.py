@@ -24,5 +24,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "make_text_generator make_feature_extractor start_decoding",
         "speech": "SpeechConfig AlignedSpeech SynthesizedSpeech make_speech make_synthesizer",
         "towers": "AudioFeatures Augmentation make_encoder make_tower",
+        "vocoder": "ReconstructedAudio VocoderConfig make_vocode make_vocoder spectral_envelope",
     },
 )

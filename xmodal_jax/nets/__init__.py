@@ -47,6 +47,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "text": "TextDecoder TextTransformer",
         "transformer": "PositionEmbedding Transformer TransformerBlock TransformerEncoder TransformerStyle "
         "sincos_grid sincos_positions stack_layers",
+        "vocoder": "ConvNeXtStack DepthwiseConv VocoderFrames VocoderNet",
         "video": "FrameTransformer StackedFrames TubeletViT cut_tubelets",
     },
 )

@@ -24,6 +24,7 @@ from xmodal_jax.preprocess.image import (
     to_float,
 )
 from xmodal_jax.preprocess.measured import MeasuredAugmentConfig, augment_measured, jitter
+from xmodal_jax.preprocess.pitch import estimate_pitch, harmonic_source, noise_source
 from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_waveform, mel_to_power
 from xmodal_jax.preprocess.waveform import (
     WaveformAugmentConfig,
@@ -50,14 +51,17 @@ __all__ = [
     "change_speed",
     "color_jitter",
     "diff_augment",
+    "estimate_pitch",
     "griffin_lim",
     "hann",
+    "harmonic_source",
     "jitter",
     "istft",
     "log_mel",
     "log_mel_to_waveform",
     "mel_filters",
     "mel_to_power",
+    "noise_source",
     "normalize_frames",
     "random_flip",
     "random_grayscale",

@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Bool, Complex, Float
 
 from xmodal_jax.core.checks import check_shapes
 from xmodal_jax.preprocess.audio import hann, mel_filters, stft
@@ -16,24 +16,35 @@ from xmodal_jax.types import ExampleKeys
 
 @check_shapes
 def istft(
-    spectrum: Complex[Array, "batch frames bins"], *, n_fft: int, hop: int
+    spectrum: Complex[Array, "batch frames bins"],
+    mask: Bool[Array, "batch frames"] | None = None,
+    *,
+    n_fft: int,
+    hop: int,
 ) -> Float[Array, "batch time"]:
     """The waveform of ``(frames - 1) * hop`` samples whose `stft` is nearest to ``spectrum`` in squared error.
 
     The frames of the inverse FFT are windowed, added where they overlap, and divided by the sum of the squared windows
     (Griffin and Lim 1984, eq. 6), as in ``librosa.istft(..., center=True)``.
 
+    Args:
+      spectrum: the frames.
+      mask: True on valid frames, which come first; None: all are valid. The first ``(F - 1) * hop`` samples are those
+        of the F valid frames alone; what follows is no signal.
+      n_fft: length of a frame and of its Hann window, in samples.
+      hop: distance between frames, in samples.
+
     Raises:
       ValueError: frames do not overlap.
-
-    ``n_fft``: length of a frame and of its Hann window, ``hop``: distance between frames, in samples.
     """
     if hop >= n_fft:
         raise ValueError(f"frames must overlap: hop {hop} must be below n_fft {n_fft}")
     window = hann(n_fft)  # [n_fft]
     frames = jnp.fft.irfft(spectrum, n_fft) * window[None, None, :]
+    valid = jnp.ones((1, spectrum.shape[1]), bool) if mask is None else mask
+    frames = frames if mask is None else jnp.where(mask[:, :, None], frames, 0.0)
     total = _overlap_add(frames, hop)
-    weight = _overlap_add(jnp.broadcast_to(jnp.square(window)[None, None], (1, *frames.shape[1:])), hop)
+    weight = _overlap_add(jnp.where(valid[:, :, None], jnp.square(window)[None, None], 0.0), hop)
     tiny = jnp.finfo(jnp.float32).tiny
     # At the very ends the windows can be 0, and so is the sum of the frames.
     padded_waveform = total / jnp.where(weight > tiny, weight, 1.0)

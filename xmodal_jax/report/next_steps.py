@@ -138,6 +138,7 @@ NEXT_STEPS: dict[str, tuple[NextStep, ...]] = {
     "text_to_image_gan": (LOOK, GO_ON, _translate("TEXT", "image"), EXPORT, COMPARE),
     "translate": (LOOK,),
     "vae": (LOOK, GO_ON, NextStep("try it", _demo), EXPORT, COMPARE),
+    "vocoder": (LOOK, GO_ON, EXPORT, COMPARE),
 }
 """What runs of an experiment can do next, at most `MAX_LINES`, by the name of its script."""
 

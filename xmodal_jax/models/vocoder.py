@@ -21,7 +21,7 @@ from xmodal_jax.losses.spectral import SpectralTerms, log_mel_distance, multi_re
 from xmodal_jax.models.towers import AudioFeatures, compute_log_mel, presence_masks
 from xmodal_jax.nets.vocoder import VocoderFrames, VocoderNet
 from xmodal_jax.preprocess.audio import hann, hz_to_mel, mel_filters, stft, to_float_waveform
-from xmodal_jax.preprocess.pitch import estimate_pitch, harmonic_source, noise_source
+from xmodal_jax.preprocess.excitation import estimate_pitch, harmonic_source, noise_source
 from xmodal_jax.preprocess.vocoder import istft
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
 
@@ -52,7 +52,7 @@ class VocoderConfig:
     pitches: int = 128
     """Number of classes that the range of the pitch is divided into, evenly in logarithm."""
     voicing_threshold: float = 0.45
-    """Least periodicity (from 0 to 1, of `preprocess.pitch.estimate_pitch`) of a frame of a recording that counts as
+    """Least periodicity (from 0 to 1, of `preprocess.excitation.estimate_pitch`) of a frame of a recording that counts as
     voiced."""
     crop: int = 64
     """Frames of a recording that a training step draws at random; shorter recordings are padded."""
@@ -298,7 +298,7 @@ def make_vocoder(config: VocoderConfig) -> Method:
 
     The batch holds ``audio`` ``[B, T]``, int16 or floats in [-1, 1], and optionally ``audio_mask`` ``[B, T]``. Each
     step draws a crop of ``config.crop`` frames from each recording and compares it with its resynthesis, which takes
-    the pitch that `preprocess.pitch.estimate_pitch` finds in the recording. The loss is the sum of
+    the pitch that `preprocess.excitation.estimate_pitch` finds in the recording. The loss is the sum of
 
     - spectral convergence and the distance of log-magnitudes at several resolutions (`losses.spectral`; Yamamoto et al.
       2020, arXiv:1910.11480, eq. 6), means over valid samples;

@@ -24,7 +24,7 @@ from xmodal_jax.preprocess.image import (
     to_float,
 )
 from xmodal_jax.preprocess.measured import MeasuredAugmentConfig, augment_measured, jitter
-from xmodal_jax.preprocess.pitch import estimate_pitch, harmonic_source, noise_source
+from xmodal_jax.preprocess.excitation import estimate_pitch, harmonic_source, noise_source
 from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_waveform, mel_to_power
 from xmodal_jax.preprocess.waveform import (
     WaveformAugmentConfig,

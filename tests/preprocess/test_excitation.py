@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.preprocess.pitch import estimate_pitch, harmonic_source, noise_source
+from xmodal_jax.preprocess.excitation import estimate_pitch, harmonic_source, noise_source
 
 RATE, HOP = 16_000, 200
 

@@ -59,6 +59,10 @@ class Config:
     """Name of the voice, one of the voices of the run that synthesises speech; None: the first voice."""
     speed: float = 1.0
     """Speed of synthesised speech; above 1 is faster."""
+    pitch: float = 0.0
+    """Semitones by which synthesised speech is higher, or lower if negative."""
+    energy: float = 0.0
+    """Decibels by which synthesised speech is louder, or softer if negative."""
     generation: Generation | None = None
     """How text is generated; None: as configured in the run that generates text."""
     on_bad_example: OnBadExample = "stop"
@@ -82,7 +86,8 @@ def main(config: Config) -> None:
         source_inputs = translate.find_inputs(config.source, config.source_modality)
         further = tuple(map(translate.find_further_input, config.further_inputs))
         candidates = None if config.candidates is None else translate.find_candidates(config.candidates)
-        general = (config.generation, config.speed, config.seed, config.copies > 1)
+        speech = (config.speed, config.pitch, config.energy)
+        general = (config.generation, *speech, config.seed, config.copies > 1)
         options = TranslationOptions(*general, further, candidates, config.class_name)
         loaded = [load_translators(path, options, bad_examples=bad_examples) for path in config.runs]
         translators = [translator for of_run in loaded for translator in of_run]

@@ -24,9 +24,15 @@ from xmodal_jax.preprocess.image import (
     to_float,
 )
 from xmodal_jax.preprocess.measured import MeasuredAugmentConfig, augment_measured, jitter
+from xmodal_jax.preprocess.pitch import Pitch, fill_gaps, log_energy, token_means, yin
 from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_waveform, mel_to_power
 
 __all__ = [
+    "yin",
+    "token_means",
+    "log_energy",
+    "fill_gaps",
+    "Pitch",
     "AdaConfig",
     "MeasuredAugmentConfig",
     "AugmentConfig",

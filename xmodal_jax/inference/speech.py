@@ -96,7 +96,8 @@ class SpeechSynthesizer(TrainedModel):
         """Each recording spoken again in another voice, with the durations, the melody and the energy of the recording.
 
         The learned alignment finds the text in the recording. The pitch is moved by the ratio of the mean pitch of the
-        voice to that of the recording, over voiced frames (not moved where the run has no pitch).
+        voice to that of the recording, over voiced frames; it is not moved where the run does not know the pitch of its
+        voices.
 
         Args:
           recordings: paths, bytes of files, or pairs (waveform, samples per second).
@@ -122,7 +123,7 @@ class SpeechSynthesizer(TrainedModel):
         batch = InputSource({"text": texts, "audio": recordings}, format).batch(np.arange(len(texts)))
         self._check_lengths(batch["caption"].tolist())
         audio, mask = self._pad_recordings(batch["audio"], batch["audio_mask"])
-        if self.config.pitch:
+        if self.config.pitch and self.config.statistics.voice_pitch:
             controls["pitch_shift"] += self._pitch_ratios(audio, mask, speakers)
         fields = {"caption": batch["caption"], "audio": audio, "audio_mask": mask, "speaker": speakers}
         speech = self._synthesizer.convert(self.params, ArraySource(fields | controls))

@@ -141,7 +141,7 @@ class ValueEmbedding(nn.Module):
     def __call__(self, values: Float[Array, "batch length"]) -> Float[Array, "batch length width"]:
         """The embedding of each number."""
         spacing = 2 * self.limit / (self.knots - 1)
-        positions = -self.limit + spacing * jnp.arange(self.knots)
+        positions = -self.limit + spacing * jnp.arange(self.knots)[None, None, :]
         inside = jnp.clip(values, -self.limit, self.limit)[:, :, None]
         weights = jnp.maximum(
             1.0 - jnp.abs(inside - positions) / spacing, 0.0

@@ -1,4 +1,4 @@
-"""Preprocessing on the device, inside the jitted training step: audio, images, augmentation, and the vocoder."""
+"""Preprocessing on the device, inside the jitted training step: audio, pitch, images, augmentation, and the vocoder."""
 
 from xmodal_jax.preprocess.audio import (
     hann,

@@ -94,7 +94,7 @@ def yin(
     frames = split_frames(samples, window + longest + 1, hop)
     # Lags from 0 to the longest period and one more, so that both ends of the range can be a local minimum.
     normalised = _normalised_difference(frames, window, longest + 1)
-    lags = jnp.arange(longest + 2)
+    lags = jnp.arange(longest + 2)[None, None, :]
     in_range = (lags >= max(shortest, 1)) & (lags <= longest)
     before, after = jnp.roll(normalised, 1, axis=-1), jnp.roll(normalised, -1, axis=-1)
     is_minimum = (normalised <= before) & (normalised < after) & in_range
@@ -138,7 +138,7 @@ def _normalised_difference(frames: Float[Array, "batch frames time"], window: in
     running_sum = jnp.cumsum(difference, axis=-1)
     # A silent frame differs nowhere: it counts as noise (1), not as periodic.
     is_zero = running_sum <= jnp.finfo(jnp.float32).tiny
-    lags = jnp.arange(longest + 1)
+    lags = jnp.arange(longest + 1)[None, None, :]
     return jnp.where(is_zero, 1.0, difference * lags / jnp.where(is_zero, 1.0, running_sum))
 
 

@@ -78,7 +78,6 @@ def main(config: Config) -> None:
     method = pretrained.attach(make_speech(model, **sizes), tokenizer)
     optimizer = pretrained.set_learning_rates(config.optimizer, method)
     synthesize = speech.Synthesizer(model, tokenize, frames=frames, speakers=len(voices))
-    track_pitch = speech.PitchTracker(model)
 
     def validate(params):
         """Mel distance to the recordings, and its negative, which is higher for better checkpoints."""
@@ -97,7 +96,7 @@ def main(config: Config) -> None:
 
     def test(params):
         synthesized = synthesize(params, examples)
-        comparison = speech.compare_speech(synthesized, recorded, track_pitch)
+        comparison = speech.compare_speech(synthesized, recorded, model)
         utterances = {"recordings": recorded, "vocoded": vocoded, "test": synthesized}
         recognized = speech.recognize(recognise, sentences.texts, **utterances)
         return comparison.scores | recognized.rates, (synthesized, comparison, recognized.texts)
@@ -108,10 +107,8 @@ def main(config: Config) -> None:
 
     title, details = "Text to speech", subtitle(config, result, f"{len(voices)} voices", shown="sounds")
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        headline = [
-            k for k in metrics if k.endswith(("/wer", "/mel_distance", "/length_error", "/pitch_correlation"))
-        ]
-        report.add_metrics(metrics, headline=headline)
+        ends = ("/wer", "/mel_distance", "/length_error", "/pitch_correlation")
+        report.add_metrics(metrics, headline=[k for k in metrics if k.endswith(ends)])
         tokens = [tokenizer.tokens(text, tokenize.max_length) for text in sentences.texts]
         utterances = (synthesized, vocoded, recorded)
         panels.add_speech(report, sentences.texts, tokens, *utterances, comparison, transcripts, model)

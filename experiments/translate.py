@@ -2,11 +2,10 @@
 
     python experiments/translate.py --from photo.png --to text --runs runs/captioning
     python experiments/translate.py --from clip.wav --to text --runs runs/speech_recognition
-    python experiments/translate.py --from "a red circle" --to speech --runs runs/speech_synthesis
+    python experiments/translate.py --from "a red circle" --to speech --runs runs/speech_synthesis --pitch 3
     python experiments/translate.py --from "a red circle" --to image --copies 8 --runs runs/text_to_image_gan
     python experiments/translate.py --from photos/ --to speech --runs runs/captioning runs/speech_synthesis
     python experiments/translate.py --from photo.png --with "what colour is the star?" --to text --runs runs/fusion
-    python experiments/translate.py --from clip.wav --to image_sketch --runs runs/multimodal_vae
     python experiments/translate.py --from sketch.png --as image_sketch --to image --runs runs/multimodal_flow
     python experiments/translate.py --from "a red circle" --to image --candidates photos/ --runs runs/contrastive
 
@@ -47,8 +46,7 @@ class Config:
     further_inputs: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
     """Further inputs for a run of several modalities, each a file or a text, such as the question about a picture."""
     candidates: pathlib.Path | None = None
-    """Among what a run of contrastive.py finds the nearest: a text file with a text per line, a folder of files, or an
-    index that embed.py has made by that run."""
+    """Texts (a file with one per line), a folder of files or an index of embed.py; contrastive.py finds the nearest."""
     copies: int = 1
     """Number of translations of each input, which differ if they are generated from noise or from sampled latents."""
     seed: int = 0
@@ -81,14 +79,12 @@ def main(config: Config) -> None:
     runtime.configure()
     timer, bad_examples = runtime.Timer(), BadExamples(config.on_bad_example)
     target = "audio" if config.to == "speech" else config.to
-
     with timer("restore"):
         source_inputs = translate.find_inputs(config.source, config.source_modality)
         further = tuple(map(translate.find_further_input, config.further_inputs))
         candidates = None if config.candidates is None else translate.find_candidates(config.candidates)
-        speech = (config.speed, config.pitch, config.energy)
-        general = (config.generation, *speech, config.seed, config.copies > 1)
-        options = TranslationOptions(*general, further, candidates, config.class_name)
+        args = (config.generation, config.speed, config.pitch, config.energy, config.seed, config.copies > 1)
+        options = TranslationOptions(*args, further, candidates, config.class_name)
         loaded = [load_translators(path, options, bad_examples=bad_examples) for path in config.runs]
         translators = [translator for of_run in loaded for translator in of_run]
         constraints = dict(further_inputs=further, class_name=config.class_name)
@@ -102,9 +98,8 @@ def main(config: Config) -> None:
             inputs = [x for x in inputs for _ in range(config.copies)]
     with timer("translate"):
         stages = translate.apply_chain(steps, inputs, speaker=config.speaker)
-    rates = [steps[0].sample_rate, *(step.sample_rate for step in steps)]
-    output = dict(sample_rate=rates[-1], modality=steps[-1].target)
-    translate.write_outputs(run.path / "out", names, stages[-1], **output)
+    rates, last = [steps[0].sample_rate, *(step.sample_rate for step in steps)], steps[-1].target
+    translate.write_outputs(run.path / "out", names, stages[-1], sample_rate=rates[-1], modality=last)
 
     run.log(1, metrics := {"translate/inputs": len(names), "translate/seconds": timer.seconds["translate"]})
     for name, output in list(zip(names, stages[-1], strict=True))[:20]:

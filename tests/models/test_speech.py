@@ -153,7 +153,8 @@ def test_speaks_each_token_in_its_band_and_ends(trained):
     np.testing.assert_array_equal(said.mask.sum(axis=1), durations.sum(axis=1) * config.features.hop)
     waves = np.asarray(said.waveform)
     assert not waves[~np.asarray(said.mask)].any() and np.abs(waves).max() <= 1
-    bands = np.asarray(said.log_mel).argmax(axis=2)[np.asarray(said.frame_mask)]
+    # The bands of tokens, without those of pitch and energy.
+    bands = 1 + np.asarray(said.log_mel)[:, :, 1:-1].argmax(axis=2)[np.asarray(said.frame_mask)]
     wanted = np.concatenate(
         [np.repeat(text, own) for text, own in zip(batch["text"], durations, strict=True)]
     )

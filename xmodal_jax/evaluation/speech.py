@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -220,6 +221,9 @@ class PitchTracker:
         return [frequency[: 1 + len(wave) // hop] for frequency, wave in zip(pitch, waves, strict=True)]
 
 
+_pitch_tracker = functools.lru_cache(maxsize=4)(PitchTracker)  # compiled once for all seeds
+
+
 def warp(synthesized: Utterances, recordings: Utterances) -> tuple[np.ndarray, list[np.ndarray]]:
     """``(distances, paths)``: `metrics.speech.mel_distance` of each example in nats, ``[N]``, and its warping path."""
     pairs = zip(synthesized.frames, recordings.frames, strict=True)
@@ -244,7 +248,7 @@ class SynthesisComparison(NamedTuple):
 
 
 def compare_speech(
-    synthesized: Utterances, recordings: Utterances, track_pitch: PitchTracker
+    synthesized: Utterances, recordings: Utterances, config: SpeechConfig
 ) -> SynthesisComparison:
     """Compares synthesised speech with recordings of the same texts.
 
@@ -252,12 +256,13 @@ def compare_speech(
     the length ``|frames / true frames - 1|``; and, on pairs of frames along the warping path of the spectrograms
     (`metrics.speech.pitch_agreement`), ``test/pitch_correlation``, ``test/pitch_error_cents`` and
     ``test/voicing_error``. Examples in which a score is not defined, such as the correlation of a constant pitch, are
-    left out of its mean.
+    left out of its mean. ``config``: of the model.
     """
     distances, paths = warp(synthesized, recordings)
     frames = np.array([len(log_mel) for log_mel in synthesized.frames], np.float64)
     true_frames = np.array([len(log_mel) for log_mel in recordings.frames], np.float64)
     scores = {"mel_distance": distances, "length_error": np.abs(frames / true_frames - 1)}
+    track_pitch = _pitch_tracker(config)
     # A synthesised waveform has a sample for each hop of its frames, so that its pitch has a frame more.
     pitch = tuple(
         [frequency[: len(x)] for frequency, x in zip(track_pitch(speech.waves), speech.frames, strict=True)]

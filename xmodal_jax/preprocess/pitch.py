@@ -94,23 +94,13 @@ def yin(
     frames = split_frames(samples, window + longest + 1, hop)
     # Lags from 0 to the longest period and one more, so that both ends of the range can be a local minimum.
     normalised = _normalised_difference(frames, window, longest + 1)
-    lags = jnp.arange(longest + 2)[None, None, :]
-    in_range = (lags >= max(shortest, 1)) & (lags <= longest)
-    before, after = jnp.roll(normalised, 1, axis=-1), jnp.roll(normalised, -1, axis=-1)
-    is_minimum = (normalised <= before) & (normalised < after) & in_range
-    is_below = is_minimum & (normalised < threshold)
-    smallest = jnp.argmin(jnp.where(in_range, normalised, jnp.inf), axis=-1)
-    lag = jnp.where(is_below.any(axis=-1), jnp.argmax(is_below, axis=-1), smallest)
-    left, middle, right = (
-        jnp.take_along_axis(x, lag[..., None], axis=-1)[..., 0] for x in (before, normalised, after)
-    )
-    period = lag + _vertex(left, middle, right)
+    period, aperiodicity = _choose_periods(normalised, max(shortest, 1), longest, threshold)
     power = jnp.square(frames).mean(axis=-1)
     loudest = jnp.max(jnp.where(frame_mask, power, 0.0), axis=1, keepdims=True)
     is_loud = (power > 0) & (power >= loudest * 10 ** (silence_db / 10))
-    voiced = frame_mask & is_loud & (middle < voicing_threshold)
+    voiced = frame_mask & is_loud & (aperiodicity < voicing_threshold)
     frequency = jnp.where(voiced, jnp.clip(sample_rate / period, f_min, f_max), 0.0)
-    return Pitch(frequency, jnp.where(frame_mask, middle, 1.0), frame_mask)
+    return Pitch(frequency, jnp.where(frame_mask, aperiodicity, 1.0), frame_mask)
 
 
 def _valid_samples(waveform, mask, hop: int):
@@ -140,6 +130,24 @@ def _normalised_difference(frames: Float[Array, "batch frames time"], window: in
     is_zero = running_sum <= jnp.finfo(jnp.float32).tiny
     lags = jnp.arange(longest + 1)[None, None, :]
     return jnp.where(is_zero, 1.0, difference * lags / jnp.where(is_zero, 1.0, running_sum))
+
+
+def _choose_periods(
+    normalised: Float[Array, "batch frames lags"], shortest: int, longest: int, threshold: float
+):
+    """``(period, difference)`` of each frame, in samples: the lag that `yin` chooses from ``shortest`` to ``longest``,
+    refined by a parabola, and ``d'`` at the lag. ``normalised``: ``d'`` of the lags from 0 to ``longest + 1``."""
+    lags = jnp.arange(longest + 2)[None, None, :]
+    in_range = (lags >= shortest) & (lags <= longest)
+    before, after = jnp.roll(normalised, 1, axis=-1), jnp.roll(normalised, -1, axis=-1)
+    is_minimum = (normalised <= before) & (normalised < after) & in_range
+    is_below = is_minimum & (normalised < threshold)
+    smallest = jnp.argmin(jnp.where(in_range, normalised, jnp.inf), axis=-1)
+    lag = jnp.where(is_below.any(axis=-1), jnp.argmax(is_below, axis=-1), smallest)
+    left, middle, right = (
+        jnp.take_along_axis(x, lag[..., None], axis=-1)[..., 0] for x in (before, normalised, after)
+    )
+    return lag + _vertex(left, middle, right), middle
 
 
 def _fast_length(size: int) -> int:

@@ -103,6 +103,10 @@ def test_texts_are_spoken_by_the_voices(speaker):
         (lambda: speaker.synthesize("red", pitch=float("nan")), r"pitch must lie in -24\.\.24 semitones"),
         (lambda: speaker.synthesize("red", energy=50), r"energy must lie in -40\.\.40 decibels"),
         (lambda: speaker.synthesize(["red", "red"], pitch=[1, 2, 3]), "one for each of 2 texts"),
+        (
+            lambda: speaker.synthesize("red", speed="fast"),
+            "speed is a number or a list of numbers, got 'fast'",
+        ),
         (lambda: speaker.synthesize("red red red red red red"), "up to 6 tokens, this one has 8"),
     ]:
         with pytest.raises(ValueError, match=message):

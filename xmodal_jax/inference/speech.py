@@ -55,9 +55,9 @@ class SpeechSynthesizer(TrainedModel):
         texts: Any,
         voices: str | Sequence[str] | None = None,
         *,
-        speed: float | Sequence[float] = 1.0,
-        pitch: float | Sequence[float] = 0.0,
-        energy: float | Sequence[float] = 0.0,
+        speed: Any = 1.0,
+        pitch: Any = 0.0,
+        energy: Any = 0.0,
     ) -> list[tuple[np.ndarray, int]]:
         """Speech of each text: pairs of a waveform, float32 ``[T]`` in [-1, 1], and its samples per second.
 
@@ -89,9 +89,9 @@ class SpeechSynthesizer(TrainedModel):
         texts: Any,
         voices: str | Sequence[str] | None = None,
         *,
-        speed: float | Sequence[float] = 1.0,
-        pitch: float | Sequence[float] = 0.0,
-        energy: float | Sequence[float] = 0.0,
+        speed: Any = 1.0,
+        pitch: Any = 0.0,
+        energy: Any = 0.0,
     ) -> list[tuple[np.ndarray, int]]:
         """Each recording spoken again in another voice, with the durations, the melody and the energy of the recording.
 
@@ -144,7 +144,7 @@ class SpeechSynthesizer(TrainedModel):
             raise ValueError(f"there are {count} texts and {len(names)} voices")
         return positions_of(names, self.voices, "voice", "voices")
 
-    def _controls(self, count: int, **values: float | Sequence[float]) -> dict[str, np.ndarray]:
+    def _controls(self, count: int, **values: Any) -> dict[str, np.ndarray]:
         """The fields of a batch of ``count`` texts that control its synthesis; raises ValueError for unusable values.
 
         ``values``: speed, pitch and energy, each a number or one for each text.
@@ -222,9 +222,12 @@ class SpeechSynthesizer(TrainedModel):
                 )
 
 
-def _one_for_each(name: str, value: float | Sequence[float], count: int) -> np.ndarray:
+def _one_for_each(name: str, value: Any, count: int) -> np.ndarray:
     """A control of ``count`` texts, float32 ``[count]``, from one number or one for each text."""
-    numbers = np.asarray(value, np.float32)
+    try:
+        numbers = np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is a number or a list of numbers, got {value!r}") from error
     if numbers.shape not in ((), (count,)):
         raise ValueError(
             f"{name} is one number or one for each of {count} texts, got the shape {numbers.shape}"

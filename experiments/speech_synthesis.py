@@ -20,7 +20,7 @@ from xmodal_jax.evaluation import speech
 from xmodal_jax.evaluation.text import ReferenceTexts, source_modality
 from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.inference.translators import load_recognizer
-from xmodal_jax.models.speech import SpeechConfig, log_mel_transform, make_speech
+from xmodal_jax.models.speech import SpeechConfig, make_speech, precompute_speech
 from xmodal_jax.report import figures
 from xmodal_jax.report import speech as panels
 from xmodal_jax.train.command_line import run_script
@@ -53,17 +53,19 @@ class Config(StartConfig):
 def main(config: Config) -> None:
     config, run, timer, bad_examples, pretrained = start(config, smoke={"examples": 8})
 
-    # Data: sentences and their speech, whose spectrogram is computed once.
-    model = config.model
-    recognise = load_recognizer(config.recogniser, sample_rate=model.features.sample_rate)
+    # Data: sentences and their speech, whose spectrogram, pitch and energy are computed once.
+    recognise = load_recognizer(config.recogniser, sample_rate=config.model.features.sample_rate)
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         source_modality(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer, known = tokenize.tokenizer, set(captions) if config.unseen else set()
-        to_frames = log_mel_transform(model.features, model.floor)
-        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
         voices = splits.train.speaker_names or ("the only voice",)
+        statistics = speech.measure_prosody(splits.train, config.model, speakers=len(voices))
+        model = dataclasses.replace(config.model, statistics=statistics)
+        run.replace_config(config := dataclasses.replace(config, model=model))
+        to_frames = precompute_speech(model)
+        loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
         frames = to_frames(splits.train.batch([0]))["audio"].shape[1]
         sentences = ReferenceTexts(splits.tests["test"], tokenize.clean, limit=config.examples, exclude=known)
         examples = speech.first_examples(sentences.source, config.examples)
@@ -94,23 +96,22 @@ def main(config: Config) -> None:
 
     def test(params):
         synthesized = synthesize(params, examples)
-        distances = speech.mel_distances(synthesized, recorded)
+        comparison = speech.compare_speech(synthesized, recorded, model)
         utterances = {"recordings": recorded, "vocoded": vocoded, "test": synthesized}
         recognized = speech.recognize(recognise, sentences.texts, **utterances)
-        metrics = speech.synthesis_scores(synthesized, recorded, distances) | recognized.rates
-        return metrics, (synthesized, distances, recognized.texts)
+        return comparison.scores | recognized.rates, (synthesized, comparison, recognized.texts)
 
-    metrics, (synthesized, distances, transcripts) = evaluate_seeds(test, result, timer)
+    metrics, (synthesized, comparison, transcripts) = evaluate_seeds(test, result, timer)
     if not run.writes:
         return
 
     title, details = "Text to speech", subtitle(config, result, f"{len(voices)} voices", shown="sounds")
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        headline = [k for k in metrics if k.endswith(("/wer", "/mel_distance", "/length_error"))]
-        report.add_metrics(metrics, headline=headline)
+        ends = ("/wer", "/mel_distance", "/length_error", "/pitch_correlation")
+        report.add_metrics(metrics, headline=[k for k in metrics if k.endswith(ends)])
         tokens = [tokenizer.tokens(text, tokenize.max_length) for text in sentences.texts]
         utterances = (synthesized, vocoded, recorded)
-        panels.add_speech(report, sentences.texts, tokens, *utterances, distances, transcripts, model)
+        panels.add_speech(report, sentences.texts, tokens, *utterances, comparison, transcripts, model)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
 
 

@@ -2,7 +2,7 @@
 
     python experiments/translate.py --from photo.png --to text --runs runs/captioning
     python experiments/translate.py --from lecture.flac --to text --subtitles --runs runs/speech_recognition
-    python experiments/translate.py --from "a red circle" --to speech --runs runs/speech_synthesis
+    python experiments/translate.py --from "a red circle" --to speech --runs runs/speech_synthesis --pitch 3
     python experiments/translate.py --from "a red circle" --to image --copies 8 --runs runs/text_to_image_gan
     python experiments/translate.py --from photos/ --to speech --runs runs/captioning runs/speech_synthesis
     python experiments/translate.py --from photo.png --with "what colour is the star?" --to text --runs runs/fusion
@@ -46,8 +46,7 @@ class Config:
     further_inputs: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
     """Further inputs for a run of several modalities, each a file or a text, such as the question about a picture."""
     candidates: pathlib.Path | None = None
-    """Among what a run of contrastive.py finds the nearest: a text file with a text per line, a folder of files, or an
-    index that embed.py has made by that run."""
+    """Texts (a file with one per line), a folder of files or an index of embed.py; contrastive.py finds the nearest."""
     copies: int = 1
     """Number of translations of each input, which differ if they are generated from noise or from sampled latents."""
     seed: int = 0
@@ -58,6 +57,10 @@ class Config:
     """Name of the voice, one of the voices of the run that synthesises speech; None: the first voice."""
     speed: float = 1.0
     """Speed of synthesised speech; above 1 is faster."""
+    pitch: float = 0.0
+    """Semitones by which synthesised speech is higher, or lower if negative."""
+    energy: float = 0.0
+    """Decibels by which synthesised speech is louder, or softer if negative."""
     generation: Generation | None = None
     """How text is generated; None: as configured in the run that generates text."""
     subtitles: bool = False
@@ -78,13 +81,12 @@ def main(config: Config) -> None:
     runtime.configure()
     timer, bad_examples = runtime.Timer(), BadExamples(config.on_bad_example)
     target = "audio" if config.to == "speech" else config.to
-
     with timer("restore"):
         source_inputs = translate.find_inputs(config.source, config.source_modality)
         further = tuple(map(translate.find_further_input, config.further_inputs))
         candidates = None if config.candidates is None else translate.find_candidates(config.candidates)
-        general = (config.generation, config.speed, config.seed, config.copies > 1)
-        options = TranslationOptions(*general, further, candidates, config.class_name, config.subtitles)
+        args = (config.generation, config.speed, config.pitch, config.energy, config.seed, config.copies > 1)
+        options = TranslationOptions(*args, further, candidates, config.class_name, config.subtitles)
         loaded = [load_translators(path, options, bad_examples=bad_examples) for path in config.runs]
         translators = [translator for of_run in loaded for translator in of_run]
         constraints = dict(further_inputs=further, class_name=config.class_name, times=config.subtitles)

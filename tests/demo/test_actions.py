@@ -76,8 +76,8 @@ def test_texts_and_sounds(models, photos, sound):
     written = actions.write(captioner, str(photos / "red.png"))
     assert written == (captioner.caption(photos / "red.png")[0] or "(nothing)")
     assert actions.write(recognizer, str(sound)) == (recognizer.transcribe(sound)[0] or "(nothing)")
-    rate, wave = actions.speak(speaker, "red", "bert", 1.1)  # to the nearest speed that has a program
-    ((expected, expected_rate),) = speaker.synthesize("red", "bert", speed=1.0)
+    rate, wave = actions.speak(speaker, "red", "bert", 1.1, 2.0, -3.0)
+    ((expected, expected_rate),) = speaker.synthesize("red", "bert", speed=1.1, pitch=2.0, energy=-3.0)
     assert rate == expected_rate and wave.dtype == np.int16
     np.testing.assert_allclose(wave / 32768, np.clip(expected, -1, 32767 / 32768), atol=2e-5)
 
@@ -216,7 +216,7 @@ def test_wrong_inputs_are_explained(models, tmp_path):
         (lambda: actions.write(recognizer, path("absent.wav")), "No such file or directory"),
         (lambda: actions.speak(speaker, "x" * 10_000, "anna", 1), "The text has 10,000 characters, at most 2,000"),
         (lambda: actions.speak(speaker, "red", "carl", 1), "There is no voice 'carl'"),
-        (lambda: actions.speak(speaker, "red", "anna", float("nan")), "The speed is one of"),
+        (lambda: actions.speak(speaker, "red", "anna", float("nan"), 0, 0), "The speed is a number from 0.5 to 2"),
         (lambda: actions.draw(models["painter"], "cow", 1, 1), "There is no class 'cow'"),
         (lambda: actions.draw(models["painter"], "cat", None, 1), "A number from 0 to"),
         (lambda: actions.classify(space, "image", path("cut.png"), "red"), "2 to 100 classes are needed"),

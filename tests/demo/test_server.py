@@ -69,7 +69,7 @@ def test_each_ability_has_a_tab_whose_button_fills_its_outputs(server, photos, s
     assert scores["label"] == "green"
     (text,) = client.press("Transcribe", [recording])
     assert isinstance(text, str)
-    (speech,) = client.press("Speak", ["red", "bert", 1.5])
+    (speech,) = client.press("Speak", ["red", "bert", 1.5, 2.0, 0.0])
     content = client.get(speech["url"].removeprefix(address))
     assert soundfile.info(io.BytesIO(content)).samplerate == 16_000
     answer, overlay = client.press("Answer", ["is it red", picture])

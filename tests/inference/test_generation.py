@@ -15,15 +15,18 @@ from tests.support import random_params
 from xmodal_jax.data.text import TokenizeTransform, train_tokenizer
 from xmodal_jax.evaluation.text import LanguageModelConfig
 from xmodal_jax.inference import load
+from xmodal_jax.inference.model import RestoredRun
+from xmodal_jax.inference.speech import SpeechSynthesizer
 from xmodal_jax.models.flow import AdaptiveSampler, FlowConfig, HeunSampler, WordsCondition, make_flow
 from xmodal_jax.models.gan import ClassCondition, make_gan
 from xmodal_jax.models.gan.conditions import NoCondition
 from xmodal_jax.models.seq2seq import SamplingConfig
-from xmodal_jax.models.speech import SpeechConfig, make_speech
+from xmodal_jax.models.speech import ProsodyStatistics, SpeechConfig, make_speech
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.dit import DiTConfig
 from xmodal_jax.nets.encoders import MLPEncoderConfig, TextTransformerConfig
 from xmodal_jax.nets.gan import MLPGeneratorConfig
+from xmodal_jax.train.checkpoint import RestoredCheckpoint
 from xmodal_jax.train.run import Run
 
 
@@ -59,17 +62,23 @@ def test_recordings_of_any_length_are_transcribed(tmp_path):
     assert len(texts) == 2 and texts[0] == recognizer.transcribe(sounds[0])[0]  # padding has no influence
 
 
-def save_speaker(folder):
+NEW_OPTIONS = {"pitch", "energy", "prosody_weight", "min_pitch", "max_pitch", "statistics"}
+"""Options that configurations of earlier runs lack."""
+
+
+def save_speaker(folder, **options):
     """A speech synthesiser of two voices with random parameters."""
     tokenizer = train_tokenizer(COLOURS, "word")
     model = SpeechConfig(
-        text=TextTransformerConfig(width=16, depth=1, heads=2), features=AudioFeatures(mels=8)
-    )
+        text=TextTransformerConfig(width=16, depth=1, heads=2), features=AudioFeatures(mels=8),
+        statistics=ProsodyStatistics(voice_pitch=(4.8, 5.2)), **options,
+    )  # fmt: skip
     method = make_speech(model, vocab_size=tokenizer.vocab_size, length=6, speakers=2)
     tokens, mask = tokenizer.encode_batch(["red blue"], 6)
     batch = {
         "text": tokens, "text_mask": mask, "speaker": np.zeros(1, np.int32), "index": np.arange(1),
         "audio": np.zeros((1, 20, 8), np.float32), "audio_mask": np.ones((1, 20), bool),
+        "pitch": np.zeros((1, 20), np.float32), "energy": np.zeros((1, 20), np.float32),
     }  # fmt: skip
     params = random_params(method.init, jax.random.key(0), batch)
     return save_run(
@@ -94,10 +103,54 @@ def test_texts_are_spoken_by_the_voices(speaker):
         (lambda: speaker.synthesize("red", "carl"), "no voice 'carl'; the voices are anna, bert"),
         (lambda: speaker.synthesize(["red"], ["anna", "bert"]), "1 texts and 2 voices"),
         (lambda: speaker.synthesize("red", speed=0.0), "speed must be positive"),
+        (lambda: speaker.synthesize("red", pitch=float("nan")), r"pitch must lie in -24\.\.24 semitones"),
+        (lambda: speaker.synthesize("red", energy=50), r"energy must lie in -40\.\.40 decibels"),
+        (lambda: speaker.synthesize(["red", "red"], pitch=[1, 2, 3]), "one for each of 2 texts"),
+        (
+            lambda: speaker.synthesize("red", speed="fast"),
+            "speed is a number or a list of numbers, got 'fast'",
+        ),
         (lambda: speaker.synthesize("red red red red red red"), "up to 6 tokens, this one has 8"),
     ]:
         with pytest.raises(ValueError, match=message):
             mistake()
+
+
+def test_controls_are_those_of_each_text(speaker):
+    (plain, _), (high, _), (slow, _) = speaker.synthesize(
+        ["red"] * 3, "bert", pitch=[0, 5, 0], speed=[1, 1, 0.4]
+    )
+    ((alone, _),) = speaker.synthesize("red", "bert", pitch=5.0)
+    np.testing.assert_allclose(alone, high, atol=0.01)
+    assert len(high) == len(plain) <= len(slow) and np.abs(high - plain).max() > 0.01
+
+
+def test_a_recording_is_spoken_by_another_voice(speaker):
+    time = np.arange(3000) / 16_000
+    tone = (0.5 * np.sin(2 * np.pi * 200 * time)).astype(np.float32)
+    ((wave, rate),) = speaker.convert((tone, 16_000), "red", "bert")
+    assert rate == 16_000 and len(wave) == 16 * 200  # the frames of the recording, 200 samples each
+    assert speaker.convert([], []) == []
+    for mistake, message in [
+        (lambda: speaker.convert([(tone, 16_000)], ["red", "blue"]), "1 recordings and 2 texts"),
+        (lambda: speaker.convert((tone[:100], 16_000), "red blue"), "too short for its text"),
+        (lambda: speaker.convert((np.tile(tone, 3), 16_000), "red"), r"audio 0 has 0.56 s, .* up to 0.24 s"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            mistake()
+
+
+def test_a_run_from_before_pitch_and_energy_is_read(tmp_path):
+    speaker = load(save_speaker(tmp_path, pitch=False, energy=False))
+    checkpoint = {k: v for k, v in speaker.metadata["config"]["model"].items() if k not in NEW_OPTIONS}
+    metadata = speaker.metadata | {"config": speaker.metadata["config"] | {"model": checkpoint}}
+    restored = RestoredCheckpoint(speaker.params, metadata, speaker.step)
+    old = SpeechSynthesizer(RestoredRun(tmp_path, restored))
+    assert old.config.prosody == ()
+    ((wave, _),) = old.synthesize("red", "bert")
+    np.testing.assert_array_equal(wave, speaker.synthesize("red", "bert")[0][0])
+    with pytest.raises(ValueError, match=r"trained without pitch.*--model\.pitch"):
+        old.synthesize("red", pitch=1.0)
 
 
 def draw_from(folder, condition, **sizes):

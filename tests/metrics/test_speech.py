@@ -1,8 +1,9 @@
 import librosa
 import numpy as np
 import pytest
+from scipy import stats
 
-from xmodal_jax.metrics.speech import dynamic_time_warping, mel_distance
+from xmodal_jax.metrics.speech import dynamic_time_warping, mel_distance, pitch_agreement
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (11, 1), (13, 17), (29, 11)])
@@ -26,3 +27,32 @@ def test_the_same_said_more_slowly_is_near():
     assert shifted <= 0.25 + 1e-6  # the straight path, of a constant difference, is one way
     with pytest.raises(ValueError, match="equally many bands"):
         mel_distance(a, a[:0])
+
+
+def test_pitch_agreement():
+    rng = np.random.default_rng(1)
+    a = rng.uniform(80, 300, 30)
+    b = rng.uniform(80, 300, 40)
+    a[::5], b[::3] = 0, 0
+    path = np.stack([np.sort(rng.integers(0, 30, 60)), np.sort(rng.integers(0, 40, 60))], axis=1)
+    agreement = pitch_agreement(a, b, path)
+    pairs = [(a[i], b[j]) for i, j in path]
+    voiced = np.log([pair for pair in pairs if min(pair) > 0])
+    assert agreement.correlation == pytest.approx(stats.pearsonr(voiced[:, 0], voiced[:, 1])[0])
+    expected = np.sqrt(np.mean([(1200 * np.log2(x / y)) ** 2 for x, y in pairs if min(x, y) > 0]))
+    assert agreement.error_cents == pytest.approx(expected)
+    assert agreement.voicing_error == pytest.approx(np.mean([(x > 0) != (y > 0) for x, y in pairs]))
+
+
+def test_pitch_that_is_moved_by_a_semitone():
+    a, path = np.array([100.0, 120.0, 0.0, 90.0]), np.stack([np.arange(4)] * 2, axis=1)
+    moved = pitch_agreement(a, a * 2 ** (1 / 12), path)
+    assert moved == pytest.approx((1.0, 100.0, 0.0))
+    constant = pitch_agreement(np.where(a > 0, 100.0, 0), a, path)
+    assert np.isnan(constant.correlation) and constant.error_cents > 0
+    unvoiced = pitch_agreement(np.zeros(4), a, path)
+    assert (
+        np.isnan(unvoiced.correlation) and np.isnan(unvoiced.error_cents) and unvoiced.voicing_error == 0.75
+    )
+    with pytest.raises(ValueError, match="at least one pair"):
+        pitch_agreement(a, a, path[:0])

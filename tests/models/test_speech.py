@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from tests.support import LAYOUTS, assert_device_invariant, assert_resumes, random_params
-from xmodal_jax.models.speech import SpeechConfig, log_mel_transform, make_speech, make_synthesizer
+from xmodal_jax.models.speech import (
+    ProsodyStatistics,
+    SpeechConfig,
+    make_converter,
+    make_speech,
+    make_synthesizer,
+    precompute_speech,
+)
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.encoders import TextTransformerConfig
 from xmodal_jax.train.optim import Optimizer, make_optimizer
@@ -17,25 +24,39 @@ VOCAB, LENGTH, FRAMES, MELS = 7, 5, 29, 8
 CONFIG = SpeechConfig(
     text=TextTransformerConfig(width=16, depth=1, heads=2, dropout=0.1),
     decoder_depth=1, kernel=3, dropout=0.1, mean=0.0, scale=1.0, vocoder_iterations=4,
-    features=AudioFeatures(sample_rate=4000, mels=MELS, window=64, hop=16),
+    features=AudioFeatures(sample_rate=4000, mels=MELS, window=64, hop=16), min_pitch=100.0,
+    statistics=ProsodyStatistics(pitch_mean=5.3, pitch_scale=0.3, energy_mean=0.5, energy_scale=1.0),
 )  # fmt: skip
 SIZES = dict(vocab_size=VOCAB, length=LENGTH, speakers=2)
 LASTS = np.array([0, 3, 5, 2, 7, 4, 6])
 """Frames of each token."""
+LOUDNESS = 0.5
+PITCH = np.array([0, 0, 150, 200, 250, 180, 220])
+"""Pitch of each token in Hz; the first one is not voiced."""
 
 
 def make_batch(n=16, seed=0):
-    """Each token sounds in its own band, for its own time; the second speaker is louder."""
+    """Each token sounds in its own band, for its own time, at its own pitch; the second voice is louder, higher."""
     rng = np.random.default_rng(seed)
     text, audio = np.zeros((n, LENGTH), np.int32), np.zeros((n, FRAMES, MELS), np.float32)
     mask, speaker = np.zeros((n, FRAMES), bool), rng.integers(0, 2, n).astype(np.int32)
+    pitch, energy = np.zeros((2, n, FRAMES), np.float32)
     for row in range(n):
         tokens = rng.permutation(np.arange(1, VOCAB))[: rng.integers(2, LENGTH + 1)]
         frames = np.repeat(tokens, LASTS[tokens])
         text[row, : len(tokens)] = tokens
         audio[row, np.arange(len(frames)), frames] = 1.0 + speaker[row]
         mask[row, : len(frames)] = True
+        # Of each utterance by chance, so that the decoder has to listen to them.
+        pitch[row, : len(frames)] = PITCH[frames] * (1 + 0.3 * speaker[row]) * rng.uniform(0.7, 1.4)
+        energy[row, : len(frames)] = 0.2 * frames + speaker[row] + rng.uniform(-1, 1)
+    # No token sounds in the first band and in the last one: they hold pitch and energy.
+    audio[:, :, 0], audio[:, :, -1] = (
+        LOUDNESS * np.log(np.where(pitch > 0, pitch, 100) / 100),
+        LOUDNESS * energy / 2,
+    )
     fields = dict(text=text, text_mask=text != 0, audio=audio, audio_mask=mask, speaker=speaker)
+    fields |= dict(pitch=pitch, energy=energy)
     return {**fields, "index": np.arange(n, dtype=np.int32)}
 
 
@@ -62,12 +83,17 @@ def test_what_is_missing_or_padded_has_no_influence_and_no_gradient():
     learn = jax.jit(jax.value_and_grad(lambda p, b: method.loss(p, b, jax.random.key(1))[0]))
     loss = lambda p, b: learn(p, b)[0]
     usual = loss(params, on_device(batch))
-    for field, row in (("audio", 3), ("text", 3), ("audio", 5), ("text", 5), ("speaker", 3)):
+    for field, row in (
+        ("audio", 3), ("text", 3), ("audio", 5), ("text", 5), ("speaker", 3), ("pitch", 3), ("energy", 5),
+    ):  # fmt: skip
         changed = {**batch, field: batch[field].copy()}
         changed[field][row] = 1 - changed[field][row]
         assert loss(params, on_device(changed)) == usual, (field, row)
     behind = {**batch, "audio": np.where(batch["audio_mask"][:, :, None], batch["audio"], 5.0)}
     assert loss(params, on_device(behind)) == usual
+    for field in ("pitch", "energy"):
+        behind = {**batch, field: np.where(batch["audio_mask"], batch[field], 300.0)}
+        assert loss(params, on_device(behind)) == usual, field
     behind = {**batch, "text": np.where(batch["text_mask"], batch["text"], 3)}
     assert loss(params, on_device(behind)) == usual
     nobody = {**batch, "present": {"audio": np.zeros(16, bool), "text": np.ones(16, bool)}}
@@ -127,7 +153,8 @@ def test_speaks_each_token_in_its_band_and_ends(trained):
     np.testing.assert_array_equal(said.mask.sum(axis=1), durations.sum(axis=1) * config.features.hop)
     waves = np.asarray(said.waveform)
     assert not waves[~np.asarray(said.mask)].any() and np.abs(waves).max() <= 1
-    bands = np.asarray(said.log_mel).argmax(axis=2)[np.asarray(said.frame_mask)]
+    # The bands of tokens, without those of pitch and energy.
+    bands = 1 + np.asarray(said.log_mel)[:, :, 1:-1].argmax(axis=2)[np.asarray(said.frame_mask)]
     wanted = np.concatenate(
         [np.repeat(text, own) for text, own in zip(batch["text"], durations, strict=True)]
     )
@@ -143,21 +170,118 @@ def test_who_speaks_and_how_fast(trained):
         loud[who] = said.log_mel.max(axis=2)[said.frame_mask].mean()
     assert loud[1] - loud[0] > 0.5  # 1 in truth
     batch["speaker"] = np.ones(16, np.int32)
-    fast = jax.jit(make_synthesizer(config, frames=FRAMES, speed=2.0, **SIZES))(params, batch)
+    fast = speak(params, {**batch, "speed": np.full(16, 2.0, np.float32)})
     assert 0.35 < np.asarray(fast.durations).sum() / said.durations.sum() < 0.65
-    with pytest.raises(ValueError, match="speed"):
-        make_synthesizer(config, frames=FRAMES, speed=0.0, **SIZES)
+
+
+def controlled(speak, params, inputs, pitch=0.0, energy=0.0):
+    """Speech with the pitch shifted by semitones and the energy by decibels."""
+    shifts = {"pitch_shift": np.full(16, pitch, np.float32), "energy_shift": np.full(16, energy, np.float32)}
+    return jax.device_get(speak(params, inputs | shifts))
+
+
+def test_pitch_and_energy_are_predicted(trained):
+    _, method, params, _ = trained
+    batch = make_batch(seed=1003)
+    aligned = jax.device_get(jax.jit(method.predict)(params, on_device(batch)))
+    voiced = batch["text"] > 1
+    high = 0.3 * batch["speaker"][:, None]
+    expected = np.log(np.maximum(PITCH, 1))[batch["text"]] + np.log1p(high)  # without what is by chance
+    assert np.corrcoef(expected[voiced], aligned.predicted_prosody["pitch"][voiced])[0, 1] > 0.85
+    expected, valid = 0.2 * batch["text"] + batch["speaker"][:, None], batch["text_mask"]
+    assert np.corrcoef(expected[valid], aligned.predicted_prosody["energy"][valid])[0, 1] > 0.85
+    # The values of the recording are means over the voiced frames of each token.
+    right = voiced & (aligned.durations == LASTS[batch["text"]])
+    ends = np.cumsum(LASTS[batch["text"]], axis=1)
+    rows = np.arange(16)[:, None]
+    log_pitch = np.log(np.maximum(batch["pitch"][rows, np.minimum(ends, FRAMES) - 1], 1))
+    np.testing.assert_allclose(aligned.prosody["pitch"][right], ((log_pitch - 5.3) / 0.3)[right], atol=0.02)
+
+
+def test_pitch_and_energy_are_moved_as_asked(trained):
+    config, _, params, _ = trained
+    batch = on_device(make_batch(seed=1003))
+    speak = jax.jit(make_synthesizer(config, frames=FRAMES, **SIZES))
+    inputs = {k: batch[k] for k in ("text", "text_mask", "speaker", "index")}
+    plain = controlled(speak, params, inputs)
+    high, loud = controlled(speak, params, inputs, pitch=4), controlled(speak, params, inputs, energy=3)
+    assert speak._cache_size() == 1  # one program for all values
+    voiced = np.stack(  # frames of voiced tokens
+        [np.pad(np.repeat(np.asarray(text) > 1, lasts), (0, FRAMES))[:FRAMES]
+         for text, lasts in zip(batch["text"], plain.durations, strict=True)]
+    )  # fmt: skip
+    moved = lambda speech, band: (speech.log_mel - plain.log_mel)[voiced][:, band].mean() / LOUDNESS
+    assert moved(high, 0) == pytest.approx(4 * np.log(2) / 12, rel=0.3)
+    assert moved(loud, -1) == pytest.approx(3 * np.log(10) / 10 / 2, rel=0.3)
+    assert abs(moved(high, -1)) < 0.08 and abs(moved(loud, 0)) < 0.08
+    unchanged = jax.device_get(speak(params, inputs))  # no controls are those that change nothing
+    np.testing.assert_allclose(unchanged.log_mel, plain.log_mel, atol=1e-5)
+
+
+def test_a_recording_is_spoken_by_the_other_voice(trained):
+    config, _, params, _ = trained
+    batch = make_batch(seed=1004)
+    semitones = 12 * np.log2(1.3) * (1 - 2 * batch["speaker"])  # the second voice is higher by the factor 1.3
+    other = {**batch, "speaker": 1 - batch["speaker"], "pitch_shift": semitones.astype(np.float32)}
+    convert = jax.jit(make_converter(config, frames=FRAMES, **SIZES))
+    speech = jax.device_get(convert(params, on_device(other)))
+    lasts = np.where(batch["text_mask"], LASTS[batch["text"]], 0)
+    assert (speech.durations == lasts)[batch["text_mask"]].mean() > 0.9
+    right = (speech.durations == lasts).all(axis=1)[:, None] & (batch["pitch"] > 0)
+    moved = batch["pitch"] * 2 ** (semitones[:, None] / 12)
+    expected = LOUDNESS * np.log(moved[right] / 100)
+    assert np.abs(speech.log_mel[:, :, 0][right] - expected).mean() < 0.1
+    short = {
+        **other,
+        "audio_mask": np.arange(FRAMES)[None, :] < np.where(np.arange(16) == 2, 1, FRAMES)[:, None],
+    }
+    assert not convert(params, on_device(short)).mask[2].any()
+
+
+def test_without_pitch_and_energy():
+    """The network of earlier runs: the same parameters without those of pitch and energy, and no such controls."""
+    config = dataclasses.replace(CONFIG, pitch=False, energy=False)
+    method, batch = make_speech(config, **SIZES), on_device(make_batch())
+    shapes = jax.eval_shape(method.init, jax.random.key(0), batch)
+    full = jax.eval_shape(make_speech(CONFIG, **SIZES).init, jax.random.key(0), batch)
+    added = {name for name in full if name.startswith(("predictors_", "embeddings_"))}
+    assert len(added) == 4 and shapes == {k: v for k, v in full.items() if k not in added}
+    _, aux = jax.eval_shape(lambda p: method.loss(p, batch, jax.random.key(1)), shapes)
+    assert "pitch" not in aux
+    speak = make_synthesizer(config, frames=FRAMES, **SIZES)
+    with pytest.raises(ValueError, match="pitch_shift needs a model that is trained with pitch"):
+        jax.eval_shape(speak, shapes, {**batch, "pitch_shift": np.ones(16, np.float32)})
+    with pytest.raises(
+        ValueError, match="without their pitch and energy: compute them by `precompute_speech`"
+    ):
+        bare = {k: v for k, v in batch.items() if k not in ("pitch", "energy")}
+        jax.eval_shape(make_speech(CONFIG, **SIZES).predict, full, bare)
+    with pytest.raises(ValueError, match="min_pitch and max_pitch must rise"):
+        dataclasses.replace(CONFIG, max_pitch=50.0)
+
+
+def test_speech_without_a_voiced_frame_teaches_no_pitch():
+    method, batch = make_speech(CONFIG, **SIZES), make_batch()
+    params = random_params(method.init, jax.random.key(0), batch)
+    whispered = {**batch, "pitch": np.zeros_like(batch["pitch"])}
+    loss = jax.jit(jax.value_and_grad(lambda p, b: method.loss(p, b, jax.random.key(1)), has_aux=True))
+    (_, aux), grads = loss(params, on_device(whispered))
+    assert aux["pitch"] == 0 and not any(np.any(g) for g in jax.tree.leaves(grads["predictors_pitch"]))
+    assert any(np.any(g) for g in jax.tree.leaves(grads["predictors_energy"]))
 
 
 def test_frames_computed_once_are_the_waveforms_own():
-    """The same loss from waveforms and from what `log_mel_transform` made of them."""
+    """The same loss from waveforms and from what `precompute_speech` made of them."""
     rng = np.random.default_rng(0)
     method, batch = make_speech(CONFIG, **SIZES), make_batch(n=4)
+    del batch["pitch"], batch["energy"]
     length = (FRAMES - 1) * CONFIG.features.hop
     mask = np.arange(length)[None, :] < np.array([[length], [300], [200], [350]])
-    raw = {**batch, "audio": rng.normal(0, 3000, (4, length)).astype(np.int16), "audio_mask": mask}
-    framed = log_mel_transform(CONFIG.features, CONFIG.floor)(raw)
-    assert framed["audio"].shape == (4, FRAMES, MELS)
+    tone = 6000 * np.sin(2 * np.pi * np.array([[150], [200], [250], [300]]) * np.arange(length) / 4000)
+    raw = {**batch, "audio": (tone + rng.normal(0, 500, tone.shape)).astype(np.int16), "audio_mask": mask}
+    framed = precompute_speech(CONFIG)(raw)
+    assert framed["audio"].shape == (4, FRAMES, MELS) and framed["pitch"].shape == (4, FRAMES)
+    assert (framed["pitch"] > 0)[framed["audio_mask"]].mean() > 0.5
     params = random_params(method.init, jax.random.key(0), framed)
     loss = jax.jit(lambda b: method.loss(params, b, jax.random.key(1))[0])
     np.testing.assert_allclose(loss(on_device(raw)), loss(on_device(framed)), rtol=1e-5)

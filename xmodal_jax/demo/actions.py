@@ -24,8 +24,8 @@ from xmodal_jax.types import kind_of
 
 Shown = list[tuple[Image.Image, str]]
 """Pictures with what stands below them."""
-SPEEDS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
-"""Speeds of speech. Each has a compiled program of its own, so there are few."""
+SPEECH_CONTROLS = {"speed": (0.5, 2.0), "pitch": (-12.0, 12.0), "energy": (-12.0, 12.0)}
+"""Lowest and highest speed of speech, change of its pitch in semitones, and of its energy in decibels."""
 TRAVERSED = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 """Values of a latent dimension that a traversal shows."""
 
@@ -85,13 +85,17 @@ def write(model: TextModel, value: Any) -> str:
     return text or NOTHING
 
 
-def speak(model: SpeechSynthesizer, text: Any, voice: str, speed: Any) -> tuple[int, np.ndarray]:
-    """Speech of a text, as the page plays it."""
+def speak(
+    model: SpeechSynthesizer, text: Any, voice: str, speed: Any, *shifts: Any
+) -> tuple[int, np.ndarray]:
+    """Speech of a text, as the page plays it. ``shifts``: of what the model has of pitch and energy, in this order."""
     content = require_value(text, model.format, "text")
-    if not isinstance(speed, int | float) or not math.isfinite(speed):
-        raise ValueError(f"the speed is one of {', '.join(map(str, SPEEDS))}")
-    nearest = min(SPEEDS, key=lambda x: abs(x - speed))
-    (sound,) = model.synthesize([content], voice, speed=nearest)
+    controls = dict(zip(("speed", *model.config.prosody), (speed, *shifts), strict=True))
+    for name, value in controls.items():
+        low, high = SPEECH_CONTROLS[name]
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"the {name} is a number from {low:g} to {high:g}")
+    (sound,) = model.synthesize([content], voice, **controls)
     return widget_of("audio").show(sound)
 
 

@@ -171,14 +171,17 @@ def build_synthesis(model: SpeechSynthesizer, context: TabContext) -> None:
         with left:
             text = widget_of("text").build_input(gr, "Text")
             voice = gr.Dropdown(list(model.voices), value=model.voices[0], label="Voice")
-            speed = gr.Slider(
-                actions.SPEEDS[0], actions.SPEEDS[-1], value=1.0, step=0.25, label="Speed", buttons=[]
-            )
+            labels = {"pitch": "Pitch, in semitones", "energy": "Energy, in decibels"}
+            low, high = actions.SPEECH_CONTROLS["speed"]
+            controls = [gr.Slider(low, high, value=1.0, step=0.05, label="Speed", buttons=[])]
+            for name in model.config.prosody:
+                low, high = actions.SPEECH_CONTROLS[name]
+                controls.append(gr.Slider(low, high, value=0.0, step=0.5, label=labels[name], buttons=[]))
             button = gr.Button("Speak", variant="primary")
         with right:
             sound = widget_of("audio").build_output(gr, "Speech")
     action = functools.partial(actions.speak, model)
-    context.connect(model, [button.click, text.submit], action, [text, voice, speed], [sound])
+    context.connect(model, [button.click, text.submit], action, [text, voice, *controls], [sound])
 
 
 def build_resynthesis(model: Vocoder, context: TabContext) -> None:

@@ -27,8 +27,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "learning": "ImageClassifier LabelledImages LearningEvaluation LearningEvaluator LearningScores image_learning",
         "matching_density": "fit_flow_matching",
         "scene_factors": "SceneResults SceneTests factor_scores",
-        "speech": "RecognizedSpeech Synthesizer Utterances Vocoder first_examples mel_distances recognize "
-        "recordings_of synthesis_scores",
+        "speech": "PitchTracker RecognizedSpeech SynthesisComparison Synthesizer Utterances Vocoder compare_speech "
+        "first_examples measure_prosody mel_distances recognize recordings_of",
         "vocoder": "NeuralVocoder real_time_factor vocoder_scores",
         "text_only_captions": "TextOnlyCaptioner",
         "text": "LanguageModelConfig ReferenceTexts TextGenerationConfig TextGenerator read_language_model "

@@ -1,19 +1,34 @@
-"""Speech synthesised for whole data sets, and its distance from recordings."""
+"""Speech synthesised for whole data sets, and how far spectrum, length and pitch are from those of recordings."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.data.text import TokenizeTransform
-from xmodal_jax.evaluation.embeddings import predict_all
-from xmodal_jax.metrics.speech import mel_distance
+from xmodal_jax.evaluation.embeddings import predict_all, take_evenly
+from xmodal_jax.metrics.speech import mel_distance, pitch_agreement
 from xmodal_jax.metrics.text import error_rates
-from xmodal_jax.models.speech import SpeechConfig, log_mel_transform, make_synthesizer, vocode
+from xmodal_jax.models.speech import (
+    ProsodyStatistics,
+    SpeechConfig,
+    log_mel_transform,
+    make_converter,
+    make_synthesizer,
+    recorded_prosody,
+    vocode,
+)
+from xmodal_jax.preprocess.pitch import yin
+
+STATISTICS_EXAMPLES = 1000
+"""Recordings from which `measure_prosody` takes means and standard deviations."""
 
 
 class Utterances(NamedTuple):
@@ -40,6 +55,51 @@ def recordings_of(source: ArraySource, config: SpeechConfig) -> Utterances:
     waves = [wave[valid] for wave, valid in zip(batch["audio"], batch["audio_mask"], strict=True)]
     frames = [x[valid] for x, valid in zip(log_mel["audio"], log_mel["audio_mask"], strict=True)]
     return Utterances(waves, frames)
+
+
+def measure_prosody(
+    source: Source, config: SpeechConfig, *, speakers: int, examples: int = STATISTICS_EXAMPLES
+) -> ProsodyStatistics:
+    """Mean and standard deviation of pitch and energy in recordings, and the mean pitch of each voice.
+
+    They are of at most ``examples`` recordings, evenly spread over ``source``: the same for any number of devices. A
+    voice that has no voiced frame among them gets the mean of all voices, and what the model does not take keeps the
+    default.
+
+    Args:
+      source: the training split, with waveforms.
+      config: of the model.
+      speakers: number of voices.
+    """
+    if not config.prosody:
+        return ProsodyStatistics()
+    chosen, values, speaker = take_evenly(source, examples), {"pitch": [], "energy": []}, []
+    compute = jax.jit(lambda waveform, mask: recorded_prosody(waveform, mask, config))
+    for start in range(0, len(chosen), 64):
+        batch = chosen.batch(np.arange(start, min(start + 64, len(chosen))))
+        mask = np.asarray(batch.get("audio_mask", np.ones(batch["audio"].shape, bool)))
+        prosody = jax.device_get(compute(batch["audio"], mask))
+        frame_counts = np.where(mask.any(axis=1), mask.sum(axis=1) // config.features.hop + 1, 0)
+        for row, count in enumerate(frame_counts.tolist()):
+            for name, frames in prosody.items():
+                values[name].append(frames[row, :count].astype(np.float64))
+        speaker += np.asarray(batch.get("speaker", np.zeros(len(mask), np.int32))).tolist()
+    log_pitch = [np.log(frames[frames > 0]) for frames in values["pitch"]]
+    measured = {}
+    for name, frames in (("pitch", log_pitch), ("energy", values["energy"])):
+        joined = np.concatenate(frames) if frames else np.zeros(0)
+        if len(joined) > 1 and joined.std() > 0:
+            # Rounded, as sums of another machine differ in their last digits.
+            measured |= {f"{name}_mean": round(joined.mean(), 4), f"{name}_scale": round(joined.std(), 4)}
+    statistics = dataclasses.replace(ProsodyStatistics(), **{k: float(v) for k, v in measured.items()})
+    if not config.pitch:
+        return statistics
+    voice_pitch = [
+        np.concatenate([np.zeros(0), *(x for x, k in zip(log_pitch, speaker, strict=True) if k == voice)])
+        for voice in range(speakers)
+    ]
+    means = [round(float(x.mean()), 4) if len(x) else statistics.pitch_mean for x in voice_pitch]
+    return dataclasses.replace(statistics, voice_pitch=tuple(means))
 
 
 class Vocoder:
@@ -69,15 +129,21 @@ class Vocoder:
         return Utterances(without_padding, recordings.frames)
 
 
+CONTROLS = ("speed", "pitch_shift", "energy_shift")
+"""The fields of a batch that control synthesis; see `models.speech.make_synthesizer`."""
+
+
 class Synthesizer:
-    """Speech for the texts of a data set in the voices of its speakers, compiled once.
+    """Speech for the texts of a data set in the voices of its speakers, and its recordings in other voices.
+
+    Both are compiled once, for all values of the controls: examples may have the fields ``speed``, ``pitch_shift`` (in
+    semitones) and ``energy_shift`` (in decibels), float32 ``[B]``.
 
     Args:
       config: of the model.
       tokenize: turns texts into tokens.
       frames: the largest number of frames; longer speech is cut.
       speakers: number of speakers that the model was trained with.
-      speed: factor of the speed of speech; above 1 it is faster.
       batch_size: texts at a time.
       few_shapes: see `predict_all`.
     """
@@ -89,27 +155,34 @@ class Synthesizer:
         *,
         frames: int,
         speakers: int,
-        speed: float = 1.0,
         batch_size: int = 50,
         few_shapes: bool = False,
     ):
-        """Builds the model's synthesizer for the tokenizer's vocabulary."""
-        self._synthesize = make_synthesizer(
-            config, vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length, frames=frames,
-            speakers=speakers, speed=speed,
-        )  # fmt: skip
+        """Builds the model's synthesizer and converter for the tokenizer's vocabulary."""
+        sizes = dict(vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length, frames=frames)
+        self._synthesize = make_synthesizer(config, speakers=speakers, **sizes)
+        self._convert = make_converter(config, speakers=speakers, **sizes)
         self.tokenize, self._batches = tokenize, dict(batch_size=batch_size, few_shapes=few_shapes)
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The model's inputs of a raw batch: tokens, their mask, the speakers where the data name them, and
-        ``index``."""
+        """The inputs of synthesis of a raw batch: tokens, their mask, the speakers where the data name them, controls
+        where there are any, and ``index``."""
         batch = self.tokenize(batch)
-        fields = {k: batch[k] for k in ("text", "text_mask", "speaker") if k in batch}
+        fields = {k: batch[k] for k in ("text", "text_mask", "speaker", *CONTROLS) if k in batch}
         return {**fields, "index": np.arange(len(batch["text"]), dtype=np.int32)}
 
     def __call__(self, params: Any, source: Source) -> Utterances:
         """Speech for each text of ``source``, without padding."""
-        speech = predict_all(self._synthesize, params, source, transform=self.inputs, **self._batches)
+        return self._speak(self._synthesize, params, source, self.inputs)
+
+    def convert(self, params: Any, source: Source) -> Utterances:
+        """Each recording of ``source``, which says its text, in the voice of its ``speaker``, without padding."""
+        recordings = lambda batch: {k: batch[k] for k in ("audio", "audio_mask")}
+        return self._speak(self._convert, params, source, lambda b: self.inputs(b) | recordings(b))
+
+    def _speak(self, function: Callable, params: Any, source: Source, transform: Callable) -> Utterances:
+        """``function(params, batch)`` of all batches of ``source``, without padding."""
+        speech = predict_all(function, params, source, transform=transform, **self._batches)
         return Utterances(
             waves=[wave[valid] for wave, valid in zip(speech.waveform, speech.mask, strict=True)],
             frames=[x[valid] for x, valid in zip(speech.log_mel, speech.frame_mask, strict=True)],
@@ -117,21 +190,91 @@ class Synthesizer:
         )
 
 
+class PitchTracker:
+    """The pitch of utterances of different lengths, compiled once.
+
+    Args:
+      config: of the model; its sample rate, hop and range of pitch.
+      batch_size: utterances at a time.
+    """
+
+    def __init__(self, config: SpeechConfig, *, batch_size: int = 25):
+        self.config, self.batch_size = config, batch_size
+        f, limits = config.features, dict(f_min=config.min_pitch, f_max=config.max_pitch)
+        self._track = lambda params, batch: yin(
+            batch["audio"], batch["audio_mask"], sample_rate=f.sample_rate, hop=f.hop, **limits
+        )
+
+    def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The pitch of each frame of each waveform ``[T]`` (floats in [-1, 1] or int16): ``[1 + T // hop]`` in Hz, 0
+        where unvoiced."""
+        # Whole seconds, so that few lengths are compiled.
+        rate, hop = self.config.features.sample_rate, self.config.features.hop
+        seconds = -(-max(map(len, waves), default=0) // rate)
+        audio = np.zeros((len(waves), max(seconds, 1) * rate), np.float32)
+        mask = np.zeros(audio.shape, bool)
+        for row, wave in enumerate(waves):
+            audio[row, : len(wave)] = wave / 32768.0 if wave.dtype == np.int16 else wave
+            mask[row, : len(wave)] = True
+        source = ArraySource({"audio": audio, "audio_mask": mask})
+        pitch = predict_all(self._track, {}, source, batch_size=self.batch_size).frequency
+        return [frequency[: 1 + len(wave) // hop] for frequency, wave in zip(pitch, waves, strict=True)]
+
+
+_pitch_tracker = functools.lru_cache(maxsize=4)(PitchTracker)  # compiled once for all seeds
+
+
+def warp(synthesized: Utterances, recordings: Utterances) -> tuple[np.ndarray, list[np.ndarray]]:
+    """``(distances, paths)``: `metrics.speech.mel_distance` of each example in nats, ``[N]``, and its warping path."""
+    pairs = zip(synthesized.frames, recordings.frames, strict=True)
+    distances, paths = zip(*(mel_distance(a, b) for a, b in pairs), strict=True)
+    return np.array(distances), list(paths)
+
+
 def mel_distances(synthesized: Utterances, recordings: Utterances) -> np.ndarray:
     """`metrics.speech.mel_distance` of each example, in nats."""
-    pairs = zip(synthesized.frames, recordings.frames, strict=True)
-    return np.array([mel_distance(a, b)[0] for a, b in pairs])
+    return warp(synthesized, recordings)[0]
 
 
-def synthesis_scores(
-    synthesized: Utterances, recordings: Utterances, distances: np.ndarray
-) -> dict[str, float]:
-    """``test/mel_distance``: the mean of ``distances [N]`` (from `mel_distances`); ``test/length_error``: the mean of
-    ``|frames / true frames - 1|``, the relative error of an utterance's length."""
+class SynthesisComparison(NamedTuple):
+    """Synthesised speech beside recordings of the same texts."""
+
+    distances: np.ndarray
+    """Mel distance of each example, in nats."""
+    pitch: tuple[list[np.ndarray], list[np.ndarray]]
+    """Pitch of each frame of the synthesised speech and of the recordings, in Hz, 0 where unvoiced."""
+    scores: dict[str, float]
+    """Means over the examples; see `compare_speech`."""
+
+
+def compare_speech(
+    synthesized: Utterances, recordings: Utterances, config: SpeechConfig
+) -> SynthesisComparison:
+    """Compares synthesised speech with recordings of the same texts.
+
+    The scores are means over the examples: ``test/mel_distance`` in nats; ``test/length_error``, the relative error of
+    the length ``|frames / true frames - 1|``; and, on pairs of frames along the warping path of the spectrograms
+    (`metrics.speech.pitch_agreement`), ``test/pitch_correlation``, ``test/pitch_error_cents`` and
+    ``test/voicing_error``. Examples in which a score is not defined, such as the correlation of a constant pitch, are
+    left out of its mean. ``config``: of the model.
+    """
+    distances, paths = warp(synthesized, recordings)
     frames = np.array([len(log_mel) for log_mel in synthesized.frames], np.float64)
     true_frames = np.array([len(log_mel) for log_mel in recordings.frames], np.float64)
-    errors = np.abs(frames / true_frames - 1)
-    return {"test/mel_distance": float(distances.mean()), "test/length_error": float(errors.mean())}
+    scores = {"mel_distance": distances, "length_error": np.abs(frames / true_frames - 1)}
+    track_pitch = _pitch_tracker(config)
+    # A synthesised waveform has a sample for each hop of its frames, so that its pitch has a frame more.
+    pitch = tuple(
+        [frequency[: len(x)] for frequency, x in zip(track_pitch(speech.waves), speech.frames, strict=True)]
+        for speech in (synthesized, recordings)
+    )
+    agreements = [pitch_agreement(a, b, path) for a, b, path in zip(*pitch, paths, strict=True)]
+    scores["pitch_correlation"] = np.array([x.correlation for x in agreements])
+    scores["pitch_error_cents"] = np.array([x.error_cents for x in agreements])
+    scores["voicing_error"] = np.array([x.voicing_error for x in agreements])
+    defined = {name: values[np.isfinite(values)] for name, values in scores.items()}
+    means = {f"test/{name}": float(values.mean()) for name, values in defined.items() if len(values)}
+    return SynthesisComparison(distances, pitch, means)
 
 
 class RecognizedSpeech(NamedTuple):

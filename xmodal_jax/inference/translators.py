@@ -78,6 +78,10 @@ class TranslationOptions(NamedTuple):
     """How text is decoded; None: as configured in the run."""
     speed: float = 1.0
     """Speed of synthesised speech; above 1 is faster."""
+    pitch: float = 0.0
+    """Semitones by which synthesised speech is higher."""
+    energy: float = 0.0
+    """Decibels by which synthesised speech is louder."""
     noise_seed: int = 0
     """Seed of the noise that images are generated from, and of the latents of autoencoders."""
     samples: bool = False
@@ -138,6 +142,8 @@ def load_translator(
     *,
     generation: GenerationConfig | None = None,
     speed: float = 1.0,
+    pitch: float = 0.0,
+    energy: float = 0.0,
     noise_seed: int = 0,
     seed: int | None = None,
     bad_examples: BadExamples | None = None,
@@ -146,7 +152,7 @@ def load_translator(
 
     Args:
       run: the run's directory.
-      generation, speed, noise_seed: see `TranslationOptions`.
+      generation, speed, pitch, energy, noise_seed: see `TranslationOptions`.
       seed, bad_examples: see `load_translators`.
 
     Raises:
@@ -158,7 +164,7 @@ def load_translator(
         captioner = load_translator(pathlib.Path("runs/captioning"))
         captioner.apply([image])  # ["a red circle"]
     """
-    options = TranslationOptions(generation, speed, noise_seed)
+    options = TranslationOptions(generation, speed, pitch, energy, noise_seed)
     translators = load_translators(run, options, seed=seed, bad_examples=bad_examples)
     if len(translators) > 1:
         ways = ", ".join(f"{t.source} to {t.target}" for t in translators)
@@ -260,7 +266,8 @@ def _speech_translators(model: Any, options: TranslationOptions) -> list[Transla
         """A waveform ``[T]`` in [-1, 1] for each text, at the model's sample rate (`Translator.sample_rate`), in the
         voices of ``speakers`` (an index for each text; None: the first voice)."""
         voices = None if speakers is None else [model.voices[k] for k in speakers]
-        return [wave for wave, _ in model.synthesize(texts, voices, speed=options.speed)]
+        controls = dict(speed=options.speed, pitch=options.pitch, energy=options.energy)
+        return [wave for wave, _ in model.synthesize(texts, voices, **controls)]
 
     return [Translator("text", "audio", apply, sample_rate=model.sample_rate, speakers=model.voices)]
 

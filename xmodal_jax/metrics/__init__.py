@@ -45,7 +45,7 @@ from xmodal_jax.metrics.neighbours import (
 from xmodal_jax.metrics.perceptual import missing_score_packages, perceptual_scores
 from xmodal_jax.metrics.reconstruction import mse, psnr, ssim
 from xmodal_jax.metrics.retrieval import mixed_retrieval, ranks, retrieval
-from xmodal_jax.metrics.speech import dynamic_time_warping, mel_distance
+from xmodal_jax.metrics.speech import PitchAgreement, dynamic_time_warping, mel_distance, pitch_agreement
 from xmodal_jax.metrics.text import align_words, caption_scores, cider, error_rates
 
 __all__ = [
@@ -76,7 +76,9 @@ __all__ = [
     "cross_coherence",
     "dci",
     "density_coverage",
+    "PitchAgreement",
     "dynamic_time_warping",
+    "pitch_agreement",
     "error_rates",
     "expected_information_gain",
     "frechet_distance",

@@ -1,6 +1,8 @@
-"""Distance between synthesised speech and a recording: dynamic time warping of log-mel spectrograms."""
+"""Distance between synthesised speech and a recording: spectrograms along their warping path, and pitch."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -53,3 +55,50 @@ def mel_distance(
     square = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)[None, :] - 2 * x @ y.T
     _, path = dynamic_time_warping(np.sqrt(np.maximum(square, 0.0)))
     return float(np.abs(x[path[:, 0]] - y[path[:, 1]]).mean()), path
+
+
+class PitchAgreement(NamedTuple):
+    """How well the pitch of two utterances agrees, from `pitch_agreement`."""
+
+    correlation: float
+    """Pearson correlation of the logarithm of the pitch; nan where it is not defined."""
+    error_cents: float
+    """Root mean square of the pitch interval, in cents (hundredths of a semitone); nan without voiced pairs."""
+    voicing_error: float
+    """Fraction of the pairs of frames of which one is voiced and the other is not."""
+
+
+def pitch_agreement(
+    a: Float[np.ndarray, "frames_a"], b: Float[np.ndarray, "frames_b"], path: Int[np.ndarray, "pairs 2"]
+) -> PitchAgreement:
+    """Compares the pitch of two utterances on the pairs of frames of a warping path.
+
+    Correlation and error are over the pairs whose frames are both voiced: the correlation of ``log a`` and ``log b``,
+    and ``sqrt(mean((1200 log2(a / b))^2))``. The correlation does not depend on the register of a voice, nor on how
+    wide its pitch moves; the error does on both.
+
+    Args:
+      a, b: pitch of each frame in Hz, 0 where unvoiced.
+      path: pairs of frame numbers, such as those of `mel_distance`.
+
+    Raises:
+      ValueError: the path is empty.
+
+    Example::
+
+        pitch_agreement(np.array([100.0, 200.0]), np.array([110.0, 220.0]), np.array([[0, 0], [1, 1]]))
+        # correlation 1, error 165 cents, voicing error 0
+    """
+    if not len(path):
+        raise ValueError("a path of at least one pair of frames is needed")
+    x, y = np.asarray(a, np.float64)[path[:, 0]], np.asarray(b, np.float64)[path[:, 1]]
+    voicing_error = float(((x > 0) != (y > 0)).mean())
+    both = (x > 0) & (y > 0)
+    if not both.any():
+        return PitchAgreement(np.nan, np.nan, voicing_error)
+    x, y = np.log(x[both]), np.log(y[both])
+    error_cents = 1200 / np.log(2) * float(np.sqrt(np.square(x - y).mean()))
+    # A constant pitch has no correlation with another; rounding leaves it a spread of about 1e-16.
+    if min(np.ptp(x), np.ptp(y)) < 1e-9:
+        return PitchAgreement(np.nan, error_cents, voicing_error)
+    return PitchAgreement(float(np.corrcoef(x, y)[0, 1]), error_cents, voicing_error)

@@ -22,7 +22,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "seq2seq": "Seq2SeqConfig Seq2SeqOutput AttentionObjective CTCObjective JointObjective ContrastiveObjective "
         "BeamSearchConfig GreedySearchConfig SamplingConfig CTCBestPathConfig Captioner make_seq2seq make_captioner "
         "make_text_generator make_feature_extractor start_decoding",
-        "speech": "SpeechConfig AlignedSpeech SynthesizedSpeech make_speech make_synthesizer",
+        "speech": "AlignedSpeech ProsodyStatistics SpeechConfig SynthesizedSpeech make_converter make_speech "
+        "make_synthesizer precompute_speech recorded_prosody",
         "towers": "AudioFeatures Augmentation make_encoder make_tower",
         "vocoder": "ReconstructedAudio VocoderConfig make_vocode make_vocoder spectral_envelope",
     },

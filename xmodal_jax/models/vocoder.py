@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ from xmodal_jax.losses.spectral import SpectralTerms, log_mel_distance, multi_re
 from xmodal_jax.models.towers import AudioFeatures, compute_log_mel, presence_masks
 from xmodal_jax.nets.vocoder import VocoderFrames, VocoderNet
 from xmodal_jax.preprocess.audio import hann, hz_to_mel, mel_filters, stft, to_float_waveform
-from xmodal_jax.preprocess.excitation import estimate_pitch, harmonic_source, noise_source
+from xmodal_jax.preprocess.excitation import harmonic_source, noise_source
+from xmodal_jax.preprocess.pitch import yin
 from xmodal_jax.preprocess.vocoder import istft
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
 
@@ -51,9 +53,6 @@ class VocoderConfig:
     """Lowest and highest pitch of a voice, in Hz."""
     pitches: int = 128
     """Number of classes that the range of the pitch is divided into, evenly in logarithm."""
-    voicing_threshold: float = 0.45
-    """Least periodicity (from 0 to 1, of `preprocess.excitation.estimate_pitch`) of a frame of a recording that counts as
-    voiced."""
     crop: int = 64
     """Frames of a recording that a training step draws at random; shorter recordings are padded."""
     resolutions: tuple[tuple[int, int], ...] = ((256, 64), (512, 128), (1024, 256))
@@ -109,12 +108,6 @@ class _Model:
         """The Flax module."""
         c = self.config
         return VocoderNet(c.window // 2 + 1, c.pitches, width=c.width, depth=c.depth, kernel=c.kernel)
-
-    @property
-    def pitch_window(self) -> int:
-        """Length of the frames in which the pitch is measured: the power of two that holds three of its periods."""
-        least = 3 * self.config.features.sample_rate / self.config.pitch_range[0]
-        return 1 << int(np.ceil(np.log2(least)))
 
     def frames_of(self, params: Params, log_mel, mask) -> VocoderFrames:
         """The network's prediction for log-mel frames in nats. The filters' logarithms are added to the envelope."""
@@ -187,9 +180,9 @@ class _Model:
         c, hop = self.config, self.config.features.hop
         audio, mask = recordings(batch)
         inner = (c.crop - 1) * hop
-        margin = -(
-            -max(c.features.window, self.pitch_window) // (2 * hop)
-        )  # frames that overlap the crop's ends
+        # Frames that overlap the crop's ends; those of the pitch are less than four of its longest periods long.
+        longest = max(c.features.window, 4 * c.features.sample_rate / c.pitch_range[0])
+        margin = math.ceil(longest / (2 * hop))
         length = mask.sum(axis=1)
         audio = jnp.pad(audio, [(0, 0), (margin * hop, margin * hop + inner)])
         draws = jax.vmap(jax.random.uniform)(fold_in_name(keys, "crop"))
@@ -197,16 +190,15 @@ class _Model:
         cut = lambda x, begin: jax.lax.dynamic_slice_in_dim(x, begin, inner + 2 * margin * hop)
         wide = jax.vmap(cut)(audio, start)
         log_mel, _ = compute_log_mel(wide, None, c.features, floor=c.floor)
-        pitch, periodicity = estimate_pitch(
-            wide, sample_rate=c.features.sample_rate, n_fft=self.pitch_window, hop=hop,
-            f_min=c.pitch_range[0], f_max=c.pitch_range[1],
-        )  # fmt: skip
-        log_mel, pitch, periodicity = (x[:, margin : margin + c.crop] for x in (log_mel, pitch, periodicity))
+        limits = dict(f_min=c.pitch_range[0], f_max=c.pitch_range[1])
+        pitch = yin(wide, sample_rate=c.features.sample_rate, hop=hop, **limits).frequency  # 0: unvoiced
+        log_mel, pitch = (x[:, margin : margin + c.crop] for x in (log_mel, pitch))
         remaining = (length - start)[:, None]
         frame_mask = (np.arange(c.crop)[None, :] * hop <= remaining) & (length > 0)[:, None]
         samples = wide[:, margin * hop : margin * hop + inner]
         sample_mask = np.arange(inner)[None, :] < remaining
-        return log_mel, frame_mask, samples, sample_mask, pitch, periodicity > c.voicing_threshold
+        voiced = pitch > 0
+        return log_mel, frame_mask, samples, sample_mask, jnp.where(voiced, pitch, limits["f_min"]), voiced
 
     def init(self, key: Key, batch: Batch) -> Params:
         frames = jnp.zeros((1, self.config.crop, self.config.features.mels), jnp.float32)
@@ -298,7 +290,7 @@ def make_vocoder(config: VocoderConfig) -> Method:
 
     The batch holds ``audio`` ``[B, T]``, int16 or floats in [-1, 1], and optionally ``audio_mask`` ``[B, T]``. Each
     step draws a crop of ``config.crop`` frames from each recording and compares it with its resynthesis, which takes
-    the pitch that `preprocess.excitation.estimate_pitch` finds in the recording. The loss is the sum of
+    the pitch that `preprocess.pitch.yin` finds in the recording. The loss is the sum of
 
     - spectral convergence and the distance of log-magnitudes at several resolutions (`losses.spectral`; Yamamoto et al.
       2020, arXiv:1910.11480, eq. 6), means over valid samples;

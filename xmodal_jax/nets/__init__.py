@@ -43,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "pooling": "Pool max_pool",
         "r3gan": "R3GANEncoder R3GANGenerator",
         "spectral": "spectral_normalize spectral_vectors",
-        "speech": "Aligner SpeechNet",
+        "speech": "Aligner SpeechNet ValueEmbedding VariancePredictor",
         "text": "TextDecoder TextTransformer",
         "transformer": "PositionEmbedding Transformer TransformerBlock TransformerEncoder TransformerStyle "
         "sincos_grid sincos_positions stack_layers",

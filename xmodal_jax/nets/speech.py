@@ -1,7 +1,9 @@
-"""Networks of speech synthesis: text tokens to durations, and tokens repeated over their frames to log-mel frames."""
+"""Networks of speech synthesis: text tokens to durations, pitch and energy, and tokens repeated over their frames to
+log-mel frames."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -103,10 +105,56 @@ class Aligner(nn.Module):
         return jax.nn.log_softmax(logits, axis=-1)
 
 
-class SpeechNet(nn.Module):
-    """Text encoder, speaker embedding, duration predictor, aligner and decoder of log-mel frames.
+class VariancePredictor(nn.Module):
+    """One number for each token: a `ConvStack` of two blocks and a dense layer.
 
-    FastSpeech 2 (Ren et al. 2021, arXiv:2006.04558) without its pitch and energy.
+    The variance predictor of FastSpeech 2: Ren et al. 2021, arXiv:2006.04558, sec. 2.3.
+    """
+
+    dropout: float = 0.0
+    """Dropout rate of the residual branches."""
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, keys: ExampleKeys | None = None) -> Float[Array, "batch length"]:
+        """A number for each token; ``keys`` are for dropout."""
+        x = ConvStack(depth=2, kernel=3, dropout=self.dropout, name="stack")(tokens.values, tokens.mask, keys)
+        return nn.Dense(1, name="out")(x)[:, :, 0]
+
+
+class ValueEmbedding(nn.Module):
+    """The embedding ``[B, L, width]`` of a standardised number for each token ``[B, L]``, continuous in the number.
+
+    A learned vector for each of ``knots`` values, evenly spaced from ``-limit`` to ``limit``, is interpolated linearly;
+    a term that is linear in the number is added, which goes on beyond the limits. FastSpeech 2 quantises the number and
+    embeds its bin (Ren et al. 2021, arXiv:2006.04558, sec. 2.3); without the steps between bins, a small change of the
+    number is a small change of the speech.
+    """
+
+    width: int
+    """Width of the embedding."""
+    knots: int = 32
+    """Number of values that have a vector."""
+    limit: float = 4.0
+    """Largest value with a vector, in standard deviations."""
+
+    @nn.compact
+    def __call__(self, values: Float[Array, "batch length"]) -> Float[Array, "batch length width"]:
+        """The embedding of each number."""
+        spacing = 2 * self.limit / (self.knots - 1)
+        positions = -self.limit + spacing * jnp.arange(self.knots)[None, None, :]
+        inside = jnp.clip(values, -self.limit, self.limit)[:, :, None]
+        weights = jnp.maximum(
+            1.0 - jnp.abs(inside - positions) / spacing, 0.0
+        )  # of the two nearest knots, sum 1
+        features = jnp.concatenate([values[:, :, None], weights], axis=-1)
+        return nn.Dense(self.width, name="vectors")(features)
+
+
+class SpeechNet(nn.Module):
+    """Text encoder, speaker embedding, aligner, predictors of durations, pitch and energy, and decoder of frames.
+
+    FastSpeech 2 (Ren et al. 2021, arXiv:2006.04558), with pitch and energy averaged per token as in FastPitch (Łańcucki
+    2021, arXiv:2006.06873).
     """
 
     text: nn.Module
@@ -124,14 +172,18 @@ class SpeechNet(nn.Module):
     kernel: int = 5
     """Width of the decoder's convolutions, in frames."""
     dropout: float = 0.0
-    """Dropout rate of the decoder and of the duration predictor."""
+    """Dropout rate of the decoder and of the predictors."""
+    prosody: tuple[str, ...] = ()
+    """What the decoder takes for each token beside the text, and a predictor learns: of "pitch" and "energy"."""
 
     def setup(self):
-        """Speaker embedding, aligner, duration predictor and decoder."""
+        """Speaker embedding, aligner, predictors and decoder."""
         self.speaker = nn.Embed(self.speakers, self.width)
         self.aligner = Aligner(self.vocab_size)
         self.duration = ConvStack(depth=2, kernel=3, dropout=self.dropout)
         self.duration_out = nn.Dense(1)
+        self.predictors = {name: VariancePredictor(self.dropout) for name in self.prosody}
+        self.embeddings = {name: ValueEmbedding(self.width) for name in self.prosody}
         self.enter = nn.Dense(self.width)  # projects the decoder's inputs
         self.decoder = ConvStack(self.depth, self.kernel, self.dropout)
         self.leave = nn.Dense(self.mels)  # projects its outputs to mel bands
@@ -159,6 +211,19 @@ class SpeechNet(nn.Module):
         x = self.duration(jax.lax.stop_gradient(tokens.values), tokens.mask, keys)
         return self.duration_out(x)[:, :, 0]
 
+    def predict_prosody(
+        self, tokens: Tokens, keys: ExampleKeys | None = None
+    ) -> dict[str, Float[Array, "batch length"]]:
+        """The predicted pitch and energy of each token, standardised, by name; no gradient flows to the tokens."""
+        tokens = Tokens(jax.lax.stop_gradient(tokens.values), tokens.mask)
+        fold = lambda name: None if keys is None else fold_in_name(keys, name)
+        return {name: predict(tokens, fold(name)) for name, predict in self.predictors.items()}
+
+    def add_prosody(self, tokens: Tokens, values: Mapping[str, Float[Array, "batch length"]]) -> Tokens:
+        """The tokens with the embeddings of their standardised pitch and energy added. ``values``: by name."""
+        embedded = [embed(values[name]) for name, embed in self.embeddings.items()]
+        return Tokens(sum(embedded, tokens.values), tokens.mask)
+
     def decode(
         self,
         tokens: Tokens,
@@ -169,8 +234,8 @@ class SpeechNet(nn.Module):
         """``(log_mel, mask)``: standardised log-mel frames ``[B, frames, mels]``, and which are valid.
 
         Each token is repeated for as many frames as its duration; the convolutional decoder then computes the frames.
-        ``tokens`` come from `encode`, ``durations`` are frames per token, and speech beyond ``frames`` is cut.
-        ``keys``: for dropout in training.
+        ``tokens`` come from `encode` (and `add_prosody`), ``durations`` are frames per token, and speech
+        beyond ``frames`` is cut. ``keys``: for dropout in training.
         """
         # For each frame its token, and its position within the token from 0 to 1.
         token, position, mask = expand_durations(durations, frames)
@@ -191,4 +256,6 @@ class SpeechNet(nn.Module):
         """Calls all parts, to initialise their parameters."""
         tokens = self.encode(text, mask, speaker)
         self.align(text, mask, mel, mel_mask)
-        return self.durations(tokens), self.decode(tokens, jnp.ones(text.shape, jnp.int32), mel.shape[1])
+        durations, prosody = self.durations(tokens), self.predict_prosody(tokens)
+        tokens = self.add_prosody(tokens, prosody)
+        return durations, prosody, self.decode(tokens, jnp.ones(text.shape, jnp.int32), mel.shape[1])

@@ -1,4 +1,4 @@
-"""Preprocessing on the device, inside the jitted training step: audio, images, augmentation, and the vocoder."""
+"""Preprocessing on the device, inside the jitted training step: audio, pitch, images, augmentation, and the vocoder."""
 
 from xmodal_jax.preprocess.audio import (
     hann,
@@ -10,6 +10,7 @@ from xmodal_jax.preprocess.audio import (
     to_float_waveform,
     whisper_log_mel,
 )
+from xmodal_jax.preprocess.excitation import harmonic_source, noise_source
 from xmodal_jax.preprocess.gan_augment import AdaConfig, ada_augment, ada_update, diff_augment
 from xmodal_jax.preprocess.image import (
     AugmentConfig,
@@ -24,7 +25,7 @@ from xmodal_jax.preprocess.image import (
     to_float,
 )
 from xmodal_jax.preprocess.measured import MeasuredAugmentConfig, augment_measured, jitter
-from xmodal_jax.preprocess.excitation import estimate_pitch, harmonic_source, noise_source
+from xmodal_jax.preprocess.pitch import Pitch, fill_gaps, log_energy, token_means, yin
 from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_waveform, mel_to_power
 from xmodal_jax.preprocess.waveform import (
     WaveformAugmentConfig,
@@ -37,6 +38,11 @@ from xmodal_jax.preprocess.waveform import (
 )
 
 __all__ = [
+    "yin",
+    "token_means",
+    "log_energy",
+    "fill_gaps",
+    "Pitch",
     "AdaConfig",
     "MeasuredAugmentConfig",
     "AugmentConfig",
@@ -51,7 +57,6 @@ __all__ = [
     "change_speed",
     "color_jitter",
     "diff_augment",
-    "estimate_pitch",
     "griffin_lim",
     "hann",
     "harmonic_source",

@@ -64,7 +64,7 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f
     return (triangles * 2.0 / (high - low)).astype(np.float32)
 
 
-def frame_waveform(waveform, n_fft: int, hop: int, pad_mode: str = "constant"):
+def split_frames(waveform, n_fft: int, hop: int, pad_mode: str = "constant"):
     """Overlapping frames ``[B, 1 + T // hop, n_fft]`` of a waveform ``[B, T]``; frame t is centred on ``t * hop``.
 
     The waveform is split into blocks of ``hop`` samples, and a frame concatenated from consecutive blocks. These slices
@@ -96,7 +96,7 @@ def stft(
     of ``jnp.pad``. The result is that of ``librosa.stft(..., center=True, pad_mode=pad_mode)`` with time before
     frequency.
     """
-    return jnp.fft.rfft(frame_waveform(waveform, n_fft, hop, pad_mode) * hann(n_fft)[None, None, :])
+    return jnp.fft.rfft(split_frames(waveform, n_fft, hop, pad_mode) * hann(n_fft)[None, None, :])
 
 
 @check_shapes

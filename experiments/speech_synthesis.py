@@ -1,7 +1,7 @@
 """Speech from text, in several voices.
 
     python experiments/speech_synthesis.py
-    python experiments/speech_synthesis.py --recogniser runs/speech_recognition-20250131-101500
+    python experiments/speech_synthesis.py --recogniser runs/speech_recognition --vocoder runs/vocoder
     python experiments/speech_synthesis.py --text-encoder hf:PATH --encoder-lr-multiplier 0.1
 
 With a run of speech_recognition.py the report has its word error rates on the synthesised speech, on the recordings and
@@ -20,6 +20,7 @@ from xmodal_jax.evaluation import speech
 from xmodal_jax.evaluation.text import ReferenceTexts, source_modality
 from xmodal_jax.experiment import evaluate_seeds, make_loader, start, subtitle, write_report
 from xmodal_jax.inference.translators import load_recognizer
+from xmodal_jax.inference.vocoder import load_vocoder
 from xmodal_jax.models.speech import SpeechConfig, make_speech, precompute_speech
 from xmodal_jax.report import figures
 from xmodal_jax.report import speech as panels
@@ -44,6 +45,8 @@ class Config(StartConfig):
     """Whether to synthesise only sentences that are not among the training sentences."""
     recogniser: pathlib.Path | None = None
     """Directory of a run of speech_recognition.py, which transcribes the synthesised speech; None: no transcripts."""
+    vocoder: pathlib.Path | None = None
+    """Directory of a run of vocoder.py, which makes the sounds of the test; None: Griffin-Lim."""
     model: SpeechConfig = SpeechConfig()
     """Text encoder, decoder, spectrogram and vocoder."""
     optimizer: Optimizer = Optimizer(name="muon", learning_rate=5e-3)
@@ -54,24 +57,23 @@ def main(config: Config) -> None:
     config, run, timer, bad_examples, pretrained = start(config, smoke={"examples": 8})
 
     # Data: sentences and their speech, whose spectrogram, pitch and energy are computed once.
-    recognise = load_recognizer(config.recogniser, sample_rate=config.model.features.sample_rate)
+    features = config.model.features
+    recognise = load_recognizer(config.recogniser, sample_rate=features.sample_rate)
+    vocoder = config.vocoder and load_vocoder(config.vocoder, features, floor=config.model.floor)
     with timer("data"):
         splits = open_splits(config.data, config.input, bad_examples)
         source_modality(splits.train, ("audio",))
         tokenize, captions = fit_tokenizer(splits.train, bad_examples, **config.text_options)
         tokenizer, known = tokenize.tokenizer, set(captions) if config.unseen else set()
         voices = splits.train.speaker_names or ("the only voice",)
-        statistics = speech.measure_prosody(splits.train, config.model, speakers=len(voices))
-        model = dataclasses.replace(config.model, statistics=statistics)
+        model = speech.with_statistics(config.model, splits.train, speakers=len(voices))
         run.replace_config(config := dataclasses.replace(config, model=model))
         to_frames = precompute_speech(model)
         loader = make_loader(config, splits.train, tokenize, bad_examples=bad_examples, once=to_frames)
         frames = to_frames(splits.train.batch([0]))["audio"].shape[1]
         sentences = ReferenceTexts(splits.tests["test"], tokenize.clean, limit=config.examples, exclude=known)
-        examples = speech.first_examples(sentences.source, config.examples)
-        recorded = speech.recordings_of(examples, model)
-        validation = speech.first_examples(splits.validation, 24)
-        validation_recorded = speech.recordings_of(validation, model)
+        examples, recorded = speech.read_recorded(sentences.source, config.examples, model)
+        validation, validation_recorded = speech.read_recorded(splits.validation, 24, model)
 
     # The method: durations are learned beside the frames.
     sizes = dict(vocab_size=tokenizer.vocab_size, length=tokenize.max_length, speakers=len(voices))
@@ -84,18 +86,17 @@ def main(config: Config) -> None:
         distance = float(speech.mel_distances(synthesize(params, validation), validation_recorded).mean())
         return {"validation/mel_distance": distance, "validation/closeness": -distance}
 
-    text_metadata = {"tokenizer": tokenizer.files(), "length": tokenize.max_length}
-    metadata = {"kind": "speech_synthesis", "source": "text", "target": "audio", **text_metadata}
+    metadata = dict(length=tokenize.max_length, frames=frames, speakers=voices, tokenizer=tokenizer.files())
     result = fit(
         method, loader, config, optimizer, run, timer, evaluate=validate, monitor="validation/closeness",
-        metadata=metadata | {"frames": frames, "speakers": voices},
+        metadata=metadata | {"kind": "speech_synthesis", "source": "text", "target": "audio"},
     )  # fmt: skip
 
     # Test: sentences that do not occur in training, compared with the recordings and transcribed by the recogniser.
-    vocoded = speech.Vocoder(model, frames=frames)(recorded)  # the recordings' spectrograms as audio
+    vocoded = speech.decode_frames(speech.Vocoder(model, frames=frames)(recorded), vocoder)
 
     def test(params):
-        synthesized = synthesize(params, examples)
+        synthesized = speech.decode_frames(synthesize(params, examples), vocoder)
         comparison = speech.compare_speech(synthesized, recorded, model)
         utterances = {"recordings": recorded, "vocoded": vocoded, "test": synthesized}
         recognized = speech.recognize(recognise, sentences.texts, **utterances)
@@ -107,11 +108,10 @@ def main(config: Config) -> None:
 
     title, details = "Text to speech", subtitle(config, result, f"{len(voices)} voices", shown="sounds")
     with write_report(run, title, details, metrics, timer, bad_examples, result) as report:
-        ends = ("/wer", "/mel_distance", "/length_error", "/pitch_correlation")
-        report.add_metrics(metrics, headline=[k for k in metrics if k.endswith(ends)])
+        report.add_metrics(metrics, headline=[k for k in metrics if k.endswith(speech.HEADLINE)])
         tokens = [tokenizer.tokens(text, tokenize.max_length) for text in sentences.texts]
-        utterances = (synthesized, vocoded, recorded)
-        panels.add_speech(report, sentences.texts, tokens, *utterances, comparison, transcripts, model)
+        shown = (synthesized, vocoded, recorded, comparison, transcripts, model)
+        panels.add_speech(report, sentences.texts, tokens, *shown)
         report.add_figure("Training curves", figures.curves(run.read_metrics()))
 
 

@@ -110,11 +110,8 @@ def main(config: Config) -> None:
             print(f"{name}: {output}")
     title, details = " to ".join(titles), f"{len(names)} from {config.source}"
     with write_report(run, title, details, metrics, timer, bad_examples) as report:
-        cells = [
-            [translate.to_cell(content, modality, rate) for content in stage]
-            for stage, modality, rate in zip(stages, titles, rates, strict=True)
-        ]  # an input, and what each step makes of it
-        report.add_table("Translations", ("input", *titles), list(zip(names, *cells, strict=True)))
+        rows = translate.table_rows(names, stages, titles, rates)  # an input, and what each step makes of it
+        report.add_table("Translations", ("input", *titles), rows)
 
 
 if __name__ == "__main__":

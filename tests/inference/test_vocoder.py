@@ -20,14 +20,14 @@ MODEL = VocoderConfig(
 )
 
 
-def save_vocoder(folder):
+def save_vocoder(folder, model=MODEL):
     """A vocoder with random parameters."""
-    method = make_vocoder(MODEL)
+    method = make_vocoder(model)
     batch = {"audio": np.zeros((1, 1600), np.int16), "index": np.arange(1)}
     params = jax.tree.map(lambda x: 0.1 * x, random_params(method.init, jax.random.key(0), batch))
     options = {"max_seconds": 1.0}
     return save_run(
-        folder, {"model": MODEL, "input": options}, params, kind="vocoder", shapes={"audio": (1600,)}
+        folder, {"model": model, "input": options}, params, kind="vocoder", shapes={"audio": (1600,)}
     )
 
 
@@ -81,3 +81,15 @@ def test_another_spectrogram_is_refused(vocoder, tmp_path):
     speaker = save_speaker(tmp_path)
     with pytest.raises(ValueError, match="a run of speech_synthesis: give a run of vocoder.py"):
         load_vocoder(speaker, MODEL.features, floor=MODEL.floor)
+
+
+def test_a_synthesiser_speaks_by_the_vocoder(vocoder, tmp_path):
+    """Its frames become sound by the vocoder; one of another spectrogram is refused."""
+    speaker = load(save_speaker(tmp_path / "speaker"))
+    other = load(save_vocoder(tmp_path / "other", dataclasses.replace(MODEL, floor=1e-3)))
+    with pytest.raises(ValueError, match="other spectrograms, with .*floor"):
+        speaker.synthesize("red", vocoder=other)
+    ((sound, rate),) = speaker.synthesize("red blue", vocoder=vocoder)
+    ((plain, _),) = speaker.synthesize("red blue")
+    assert rate == speaker.sample_rate and len(sound) == len(plain) - HOP
+    assert not np.allclose(sound, plain[: len(sound)])

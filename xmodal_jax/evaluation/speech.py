@@ -42,6 +42,23 @@ class Utterances(NamedTuple):
     """Frames of each token ``[L]``; None for recordings."""
 
 
+HEADLINE = ("/wer", "/mel_distance", "/length_error", "/pitch_correlation")
+"""Ends of the names of the scores that a report shows first."""
+
+
+def decode_frames(utterances: Utterances, vocoder: Any) -> Utterances:
+    """The utterances with waveforms that a vocoder makes of their log-mel frames.
+
+    ``vocoder``: has ``decode(list of frames)``, pairs of a waveform and its rate, as `inference.vocoder.Vocoder`; None:
+    the utterances stay as they are. Utterances of fewer than two frames are silent.
+    """
+    if vocoder is None:
+        return utterances
+    silence = np.zeros((2, vocoder.config.features.mels), np.float32) + np.log(vocoder.config.floor)
+    frames = [x if len(x) > 1 else silence for x in utterances.frames]
+    return utterances._replace(waves=[wave for wave, _ in vocoder.decode(frames)])
+
+
 def first_examples(source: Source, count: int) -> ArraySource:
     """The first ``count`` examples of a split, read once; without fields that are dicts, such as "present"."""
     batch = source.batch(np.arange(min(count, len(source))))
@@ -100,6 +117,17 @@ def measure_prosody(
     ]
     means = [round(float(x.mean()), 4) if len(x) else statistics.pitch_mean for x in voice_pitch]
     return dataclasses.replace(statistics, voice_pitch=tuple(means))
+
+
+def with_statistics(config: SpeechConfig, source: Source, *, speakers: int) -> SpeechConfig:
+    """The configuration with the statistics of pitch and energy in a split, see `measure_prosody`."""
+    return dataclasses.replace(config, statistics=measure_prosody(source, config, speakers=speakers))
+
+
+def read_recorded(source: Source, count: int, config: SpeechConfig) -> tuple[ArraySource, Utterances]:
+    """The first ``count`` examples of a split, and their recordings; see `first_examples` and `recordings_of`."""
+    examples = first_examples(source, count)
+    return examples, recordings_of(examples, config)
 
 
 class Vocoder:

@@ -34,6 +34,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "images": "FlowSynthesizer ImageSynthesizer",
         "translators": "SpokenText TranslationOptions Translator load_recognizer load_translator load_translators",
         "translate": "TranslationInput apply_chain find_candidates find_chain find_further_input find_inputs "
-        "read_inputs to_cell write_outputs write_subtitles",
+        "read_inputs table_rows to_cell write_outputs write_subtitles",
     },
 )

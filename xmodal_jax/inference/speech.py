@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.evaluation.speech import PitchTracker, Synthesizer, Utterances
+from xmodal_jax.evaluation.speech import PitchTracker, Synthesizer, Utterances, decode_frames
 from xmodal_jax.inference.inputs import InputSource, as_list, positions_of
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.models.speech import SEMITONE, SpeechConfig
+from xmodal_jax.models.vocoder import spectrogram_differences
 from xmodal_jax.train.run import from_json
 
 LARGEST_PITCH = 24.0
@@ -58,6 +59,7 @@ class SpeechSynthesizer(TrainedModel):
         speed: Any = 1.0,
         pitch: Any = 0.0,
         energy: Any = 0.0,
+        vocoder: Any = None,
     ) -> list[tuple[np.ndarray, int]]:
         """Speech of each text: pairs of a waveform, float32 ``[T]`` in [-1, 1], and its samples per second.
 
@@ -68,10 +70,13 @@ class SpeechSynthesizer(TrainedModel):
           pitch: semitones by which the pitch is higher (or lower, if negative), up to 24, or a number for each text.
           energy: decibels by which the speech is louder (or softer, if negative), up to 40, or a number for each text.
             The waveform is scaled down where it exceeds the range [-1, 1].
+          vocoder: a trained vocoder of the same spectrogram (`load_vocoder`), which makes the waveforms; None:
+            Griffin-Lim.
 
         Raises:
           ValueError: a text has more tokens than the run was trained for, there is no such voice, the speed is not
-            positive, pitch or energy are out of range, or the run was trained without them.
+            positive, pitch or energy are out of range, the run was trained without them, or the vocoder is for another
+            spectrogram.
         """
         texts = as_list("text", texts)
         speakers = self._voice_positions(voices, len(texts))
@@ -81,7 +86,7 @@ class SpeechSynthesizer(TrainedModel):
         captions = self.read({"text": texts}).batch(np.arange(len(texts)))["caption"]
         self._check_lengths(captions.tolist())
         source = ArraySource({"caption": captions, "speaker": speakers, **controls})
-        return self._with_rate(self._synthesizer(self.params, source))
+        return self._with_rate(self._synthesizer(self.params, source), vocoder)
 
     def convert(
         self,
@@ -92,6 +97,7 @@ class SpeechSynthesizer(TrainedModel):
         speed: Any = 1.0,
         pitch: Any = 0.0,
         energy: Any = 0.0,
+        vocoder: Any = None,
     ) -> list[tuple[np.ndarray, int]]:
         """Each recording spoken again in another voice, with the durations, the melody and the energy of the recording.
 
@@ -103,7 +109,7 @@ class SpeechSynthesizer(TrainedModel):
           recordings: paths, bytes of files, or pairs (waveform, samples per second).
           texts: what each recording says.
           voices: the name of one voice, or of a voice for each recording; None: the first voice.
-          speed, pitch, energy: further changes, as of `synthesize`.
+          speed, pitch, energy, vocoder: as of `synthesize`.
 
         Returns:
           Pairs of a waveform, float32 ``[T]`` in [-1, 1], and its samples per second.
@@ -130,11 +136,15 @@ class SpeechSynthesizer(TrainedModel):
         for index, wave in enumerate(speech.waves):
             if not len(wave):
                 raise ValueError(f"audio {index} is too short for its text: {batch['caption'][index]!r}")
-        return self._with_rate(speech)
+        return self._with_rate(speech, vocoder)
 
-    def _with_rate(self, speech: Utterances) -> list[tuple[np.ndarray, int]]:
-        """Pairs of each waveform and its samples per second."""
-        return [(wave, self.sample_rate) for wave in speech.waves]
+    def _with_rate(self, speech: Utterances, vocoder: Any) -> list[tuple[np.ndarray, int]]:
+        """Pairs of each waveform and its samples per second; by the vocoder, if there is one."""
+        if vocoder is not None:
+            config = self.config
+            if differences := spectrogram_differences(vocoder.config, config.features, config.floor):
+                raise ValueError(f"the vocoder is for other spectrograms, with {', '.join(differences)}")
+        return [(wave, self.sample_rate) for wave in decode_frames(speech, vocoder).waves]
 
     def _voice_positions(self, voices: str | Sequence[str] | None, count: int) -> np.ndarray:
         """The number of the voice of each of ``count`` texts; raises ValueError for unknown or too few voices."""

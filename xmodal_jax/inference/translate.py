@@ -376,3 +376,17 @@ def to_cell(content: Any, modality: str, sample_rate: int) -> Any:
     if kind in ("text", "image", "video"):
         return content
     return " ".join(f"{value:.4g}" for value in np.ravel(content))
+
+
+def table_rows(
+    names: Sequence[str], stages: Sequence[Sequence[Any]], modalities: Sequence[str], rates: Sequence[int]
+) -> list[tuple[Any, ...]]:
+    """A row of a report's table for each input: its name, the input, and what each step makes of it.
+
+    ``stages``: of `apply_chain`, with the modality and the sample rate of each.
+    """
+    columns = [
+        [to_cell(content, modality, rate) for content in stage]
+        for stage, modality, rate in zip(stages, modalities, rates, strict=True)
+    ]
+    return list(zip(names, *columns, strict=True))

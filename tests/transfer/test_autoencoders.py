@@ -214,6 +214,7 @@ def test_speech_of_a_pretrained_reader(folders, read):
     batch = {m: x for m, x in batch_of().items() if m in ("text", "text_mask", "index")}
     batch["audio"] = jnp.asarray(np.random.default_rng(0).normal(size=(4, 40, 5)), jnp.float32)
     batch["audio_mask"] = jnp.ones((4, 40), bool)
+    batch |= {"pitch": jnp.full((4, 40), 120.0), "energy": jnp.full((4, 40), -4.0)}
     method = make_speech(config.model, vocab_size=TOKENIZER.vocab_size, length=LENGTH)
     method = pretrained.attach(method, TOKENIZER)
     params = method.load_pretrained(random_params(method.init, KEY, batch), batch)

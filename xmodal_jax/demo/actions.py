@@ -88,9 +88,10 @@ def write(model: TextModel, value: Any) -> str:
 def speak(
     model: SpeechSynthesizer, text: Any, voice: str, speed: Any, *shifts: Any
 ) -> tuple[int, np.ndarray]:
-    """Speech of a text, as the page plays it. ``shifts``: of what the model has of pitch and energy, in this order."""
+    """Speech of a text, as the page plays it. ``shifts``: of what the model has of pitch and energy, in this order;
+    those that are left out are 0."""
     content = require_value(text, model.format, "text")
-    controls = dict(zip(("speed", *model.config.prosody), (speed, *shifts), strict=True))
+    controls = dict(zip(("speed", *model.config.prosody), (speed, *shifts), strict=False))
     for name, value in controls.items():
         low, high = SPEECH_CONTROLS[name]
         if not isinstance(value, int | float) or not low <= value <= high:

@@ -98,7 +98,7 @@ def show_picture_files(component: Any) -> Any:
             return value
         content = io.BytesIO()
         value.save(content, "png")
-        return _write_once(content.getvalue(), "picture.png", component.GRADIO_CACHE)
+        return _write_once(content.getvalue(), "image.png", component.GRADIO_CACHE)
 
     component.postprocess = lambda value: postprocess(write(value))
     return component
@@ -112,7 +112,7 @@ def _show_sound_file(gr: Any, component: Any) -> Any:
             return None
         content, (rate, samples) = io.BytesIO(), value
         soundfile.write(content, samples, rate, format="WAV")
-        name = "sound.wav"
+        name = "audio.wav"
         return gr.FileData(path=_write_once(content.getvalue(), name, component.GRADIO_CACHE), orig_name=name)
 
     component.postprocess = write

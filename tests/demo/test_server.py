@@ -48,9 +48,9 @@ def test_the_page_names_no_other_host(server):
 
 TITLES = [
     "Search: space", "Classify: space", "Search: listener", "Classify: listener", "Caption", "Recognise speech",
-    "Speak", "Answer", "Draw: painter", "Draw: illustrator", "Draw: flow", "Latent space: vae", "Sample: vae",
-    "Translate: anything", "Latent space: anything", "Sample: anything", "Translate: codes", "Latent space: codes",
-    "Sample: codes",
+    "Speak", "Resynthesise", "Answer", "Draw: painter", "Draw: illustrator", "Draw: flow", "Latent space: vae",
+    "Sample: vae", "Translate: anything", "Latent space: anything", "Sample: anything", "Translate: codes",
+    "Latent space: codes", "Sample: codes",
 ]  # fmt: skip
 
 
@@ -72,6 +72,8 @@ def test_each_ability_has_a_tab_whose_button_fills_its_outputs(server, photos, s
     (speech,) = client.press("Speak", ["red", "bert", 1.5, 2.0, 0.0])
     content = client.get(speech["url"].removeprefix(address))
     assert soundfile.info(io.BytesIO(content)).samplerate == 16_000
+    (copy,) = client.press("Resynthesise", [recording])
+    assert copy["url"]
     answer, overlay = client.press("Answer", ["is it red", picture])
     assert {c["label"] for c in answer["confidences"]} == {"yes", "no", "red"} and overlay["url"]
     *_, decoded = client.press("Reconstruct", [0, None, picture])
@@ -116,7 +118,7 @@ def test_two_users_at_once(server, photos):
 @pytest.mark.parametrize(
     ("button", "values", "output"),
     [
-        ("Speak", ["red", "bert", 1], lambda shown: shown[0]),
+        ("Speak", ["red", "bert", 1, 0, 0], lambda shown: shown[0]),
         ("Draw", ["cat", 1, 1], lambda shown: shown[0][0]["image"]),
         ("Generate", [None, "red", None, ""], lambda shown: shown[0]),
     ],
@@ -140,7 +142,7 @@ def test_mistakes_become_messages_and_the_server_goes_on(server, photos, tmp_pat
     for button, values, message in [
         ("Caption", [client.upload(tmp_path / "x.png")], "no image of a known format"),
         ("Transcribe", [client.upload(tmp_path / "x.wav")], "The file is empty"),
-        ("Speak", ["red " * 2500, "anna", 1], "10,000 characters"),
+        ("Speak", ["red " * 2500, "anna", 1, 0, 0], "10,000 characters"),
         ("Caption", [None], "give one first"),
     ]:
         with pytest.raises(RuntimeError) as raised:

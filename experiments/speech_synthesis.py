@@ -93,7 +93,7 @@ def main(config: Config) -> None:
     )  # fmt: skip
 
     # Test: sentences that do not occur in training, compared with the recordings and transcribed by the recogniser.
-    vocoded = speech.decode_frames(speech.Vocoder(model, frames=frames)(recorded), vocoder)
+    vocoded = speech.copy_synthesis(recorded, model, frames=frames, vocoder=vocoder)
 
     def test(params):
         synthesized = speech.decode_frames(synthesize(params, examples), vocoder)

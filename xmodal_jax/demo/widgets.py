@@ -87,7 +87,7 @@ def check_text(text: str) -> str:
 
 
 def show_picture_files(component: Any) -> Any:
-    """A component that shows a picture, or a list of pairs of a picture and its caption, as files of `_write_once`."""
+    """A component that shows a picture, or pairs of a picture and its caption, as files of `_replace_file`."""
     postprocess = component.postprocess
 
     def write(value: Any) -> Any:
@@ -98,14 +98,14 @@ def show_picture_files(component: Any) -> Any:
             return value
         content = io.BytesIO()
         value.save(content, "png")
-        return _write_once(content.getvalue(), "image.png", component.GRADIO_CACHE)
+        return _replace_file(content.getvalue(), "image.png", component.GRADIO_CACHE)
 
     component.postprocess = lambda value: postprocess(write(value))
     return component
 
 
 def _show_sound_file(gr: Any, component: Any) -> Any:
-    """A component that shows a pair of a sampling rate and samples as a file of `_write_once`."""
+    """A component that shows a pair of a sampling rate and samples as a file of `_replace_file`."""
 
     def write(value: tuple[int, np.ndarray] | None) -> Any:
         if value is None:
@@ -113,14 +113,16 @@ def _show_sound_file(gr: Any, component: Any) -> Any:
         content, (rate, samples) = io.BytesIO(), value
         soundfile.write(content, samples, rate, format="WAV")
         name = "audio.wav"
-        return gr.FileData(path=_write_once(content.getvalue(), name, component.GRADIO_CACHE), orig_name=name)
+        return gr.FileData(
+            path=_replace_file(content.getvalue(), name, component.GRADIO_CACHE), orig_name=name
+        )
 
     component.postprocess = write
     return component
 
 
-def _write_once(content: bytes, name: str, folder: str) -> str:
-    """The path of a file in a folder of its content's hash.
+def _replace_file(content: bytes, name: str, folder: str) -> str:
+    """The path of a file in a folder of its content's hash, which is written whole, also where it is there already.
 
     Gradio names files by their content too, but writes them in place: a second user with the same answer would cut
     off the file that the first one is loading.

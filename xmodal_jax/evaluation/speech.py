@@ -46,6 +46,31 @@ HEADLINE = ("/wer", "/mel_distance", "/length_error", "/pitch_correlation")
 """Ends of the names of the scores that a report shows first."""
 
 
+def pad_frames(log_mels: Sequence[np.ndarray], frames: int, floor: float) -> dict[str, np.ndarray]:
+    """Log-mel frames ``[F, mels]`` of different lengths as the fields of a batch: ``audio`` ``[N, frames, mels]``,
+    padded with silence and cut at ``frames``, and ``audio_mask``.
+
+    ``floor``: the smallest power of a mel band, which silence has.
+    """
+    padded = np.full((len(log_mels), frames, log_mels[0].shape[1]), np.log(floor), np.float32)
+    mask = np.zeros((len(log_mels), frames), bool)
+    for example, log_mel in enumerate(log_mels):
+        padded[example, : len(log_mel)] = log_mel[:frames]
+        mask[example, : len(log_mel)] = True
+    return {"audio": padded, "audio_mask": mask}
+
+
+def pad_waves(waves: Sequence[np.ndarray], samples: int) -> dict[str, np.ndarray]:
+    """Waveforms ``[T]`` of different lengths, floats in [-1, 1] or int16, as the fields of a batch: ``audio`` float32
+    ``[N, samples]``, padded with zeros and cut at ``samples``, and ``audio_mask``."""
+    audio = np.zeros((len(waves), samples), np.float32)
+    mask = np.zeros(audio.shape, bool)
+    for row, wave in enumerate(waves):
+        audio[row, : len(wave)] = (wave / 32768.0 if wave.dtype == np.int16 else wave)[:samples]
+        mask[row, : len(wave)] = True
+    return {"audio": audio, "audio_mask": mask}
+
+
 def decode_frames(utterances: Utterances, vocoder: Any) -> Utterances:
     """The utterances with waveforms that a vocoder makes of their log-mel frames.
 
@@ -146,15 +171,19 @@ class Vocoder:
 
     def __call__(self, recordings: Utterances) -> Utterances:
         """The recordings with waveforms that the vocoder computes from their log-mel frames."""
-        count, mels = len(recordings.frames), recordings.frames[0].shape[1]
-        # All log-mel frames as one array [count, frames, mels], padded with silence.
-        padded = np.full((count, self.frames, mels), np.log(self.config.floor)).astype(np.float32)
-        for example, log_mel in enumerate(recordings.frames):
-            padded[example, : len(log_mel)] = log_mel[: self.frames]
-        waves = predict_all(self._vocode, {}, ArraySource({"audio": padded}), batch_size=self.batch_size)
+        source = ArraySource(pad_frames(recordings.frames, self.frames, self.config.floor))
+        waves = predict_all(self._vocode, {}, source, batch_size=self.batch_size)
         lengths = [len(log_mel) * self.config.features.hop for log_mel in recordings.frames]
         without_padding = [wave[:length] for wave, length in zip(waves, lengths, strict=True)]
         return Utterances(without_padding, recordings.frames)
+
+
+def copy_synthesis(recordings: Utterances, config: SpeechConfig, *, frames: int, vocoder: Any) -> Utterances:
+    """The recordings with waveforms that a vocoder makes of their log-mel frames; None: Griffin-Lim. See `Vocoder` and
+    `decode_frames`."""
+    if vocoder is None:
+        return Vocoder(config, frames=frames)(recordings)
+    return decode_frames(recordings, vocoder)
 
 
 CONTROLS = ("speed", "pitch_shift", "energy_shift")
@@ -239,12 +268,7 @@ class PitchTracker:
         # Whole seconds, so that few lengths are compiled.
         rate, hop = self.config.features.sample_rate, self.config.features.hop
         seconds = -(-max(map(len, waves), default=0) // rate)
-        audio = np.zeros((len(waves), max(seconds, 1) * rate), np.float32)
-        mask = np.zeros(audio.shape, bool)
-        for row, wave in enumerate(waves):
-            audio[row, : len(wave)] = wave / 32768.0 if wave.dtype == np.int16 else wave
-            mask[row, : len(wave)] = True
-        source = ArraySource({"audio": audio, "audio_mask": mask})
+        source = ArraySource(pad_waves(waves, max(seconds, 1) * rate))
         pitch = predict_all(self._track, {}, source, batch_size=self.batch_size).frequency
         return [frequency[: 1 + len(wave) // hop] for frequency, wave in zip(pitch, waves, strict=True)]
 

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.embeddings import predict_all
-from xmodal_jax.evaluation.speech import Utterances
+from xmodal_jax.evaluation.speech import Utterances, pad_frames, pad_waves
 from xmodal_jax.metrics.perceptual import perceptual_scores
 from xmodal_jax.models.speech import log_mel_transform
 from xmodal_jax.models.vocoder import VocoderConfig, make_vocode
-
-
-def pad_frames(log_mels: Sequence[np.ndarray], frames: int, floor: float) -> dict[str, np.ndarray]:
-    """Log-mel frames ``[F, mels]`` of different lengths as the fields of a batch: ``audio`` ``[N, frames, mels]``,
-    padded with silence and cut at ``frames``, and ``audio_mask``.
-
-    ``floor``: the smallest power of a mel band, which silence has.
-    """
-    padded = np.full((len(log_mels), frames, log_mels[0].shape[1]), np.log(floor), np.float32)
-    mask = np.zeros((len(log_mels), frames), bool)
-    for example, log_mel in enumerate(log_mels):
-        padded[example, : len(log_mel)] = log_mel[:frames]
-        mask[example, : len(log_mel)] = True
-    return {"audio": padded, "audio_mask": mask}
 
 
 class NeuralVocoder:
@@ -60,11 +46,7 @@ def vocoder_scores(
     and the scores of `perceptual_scores`, each after ``prefix``."""
     to_frames = log_mel_transform(config.features, config.floor)
     longest = max(len(wave) for wave in recordings.waves)
-    batch = {"audio": np.zeros((len(vocoded.waves), longest), np.float32)}
-    batch["audio_mask"] = np.zeros(batch["audio"].shape, bool)
-    for example, wave in enumerate(vocoded.waves):
-        batch["audio"][example, : len(wave)], batch["audio_mask"][example, : len(wave)] = wave[:longest], True
-    computed = to_frames(batch)["audio"]
+    computed = to_frames(pad_waves(vocoded.waves, longest))["audio"]
     distances = [np.abs(x[: len(y)] - y).mean() for x, y in zip(computed, recordings.frames, strict=True)]
     options = dict(sample_rate=config.features.sample_rate)
     scores = {"mel_distance": float(np.mean(distances))}

@@ -129,7 +129,7 @@ class WordDecoder:
         return len(text.split()) > 1 or text[-1].isspace()
 
     def _end_word(self) -> list[Word]:
-        """The word of the labels so far, of which none are left then; nothing if they have no text."""
+        """Takes the labels so far and returns their word; no word if they have no text."""
         labels, self._labels = self._labels, []
         text = self._tokenizer.decode([label.id for label in labels]).strip() if labels else ""
         if not text:
@@ -162,7 +162,7 @@ class LabelPredictor(NamedTuple):
     def keep_tokens(
         self, recordings: Sequence[Iterable[np.ndarray]], batch_size: int
     ) -> Iterator[tuple[int, Window, tuple[np.ndarray, ...]]]:
-        """What the network says of the tokens of recordings, each token once.
+        """The predictions for the tokens of recordings, each token once.
 
         Args:
           recordings: in blocks, int16 ``[t]``.

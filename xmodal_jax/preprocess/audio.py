@@ -81,6 +81,31 @@ def split_frames(waveform, n_fft: int, hop: int, pad_mode: str = "constant"):
     return jnp.concatenate(parts, axis=-1)
 
 
+def valid_samples(waveform, mask, hop: int):
+    """``(samples, frame_mask)``: a float waveform with zeros in its padding, and which of ``1 + time // hop`` frames
+    are valid: the ``1 + n // hop`` frames of n valid samples, none if ``n = 0``. ``mask``: see `log_mel`."""
+    samples = to_float_waveform(waveform)
+    frame_count = 1 + samples.shape[1] // hop
+    if mask is None:
+        return samples, jnp.ones((samples.shape[0], frame_count), bool)
+    length = mask.sum(axis=1)[:, None]
+    frame_mask = (jnp.arange(frame_count)[None, :] <= length // hop) & (length > 0)
+    return jnp.where(mask, samples, 0.0), frame_mask
+
+
+def fft_length(size: int) -> int:
+    """The smallest even length of an FFT from ``size`` on that has no prime factors but 2, 3 and 5."""
+    length = size + size % 2
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return length
+        length += 2
+
+
 def hann(n_fft: int) -> np.ndarray:
     """The periodic Hann window, float32."""
     return (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
@@ -140,14 +165,7 @@ def log_mel(
         raise ValueError(f"n_fft must be at least 2 and hop at least 1, got {n_fft} and {hop}")
     if f_max is not None and not f_min < f_max <= sample_rate / 2:
         raise ValueError(f"f_max must lie in ({f_min}, {sample_rate / 2}] Hz, got {f_max}")
-    samples = to_float_waveform(waveform)
-    frame_count = 1 + samples.shape[1] // hop
-    if mask is None:
-        frame_mask = jnp.ones((samples.shape[0], frame_count), bool)
-    else:
-        samples = jnp.where(mask, samples, 0.0)
-        length = mask.sum(axis=1)[:, None]
-        frame_mask = (jnp.arange(frame_count)[None, :] <= length // hop) & (length > 0)
+    samples, frame_mask = valid_samples(waveform, mask, hop)
     spectrum = stft(samples, n_fft=n_fft, hop=hop)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     mel = power @ mel_filters(sample_rate, n_fft, n_mels, f_min, f_max)

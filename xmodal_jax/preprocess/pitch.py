@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from xmodal_jax.core.checks import check_shapes
-from xmodal_jax.preprocess.audio import hann, split_frames, to_float_waveform
+from xmodal_jax.preprocess.audio import fft_length, hann, split_frames, valid_samples
 
 
 class Pitch(NamedTuple):
@@ -90,7 +90,7 @@ def yin(
     window = max(round(0.04 * sample_rate), longest) if window is None else window
     if hop < 1 or window < 1:
         raise ValueError(f"hop and window must be at least 1 sample, got {hop} and {window}")
-    samples, frame_mask = _valid_samples(waveform, mask, hop)
+    samples, frame_mask = valid_samples(waveform, mask, hop)
     frames = split_frames(samples, window + longest + 1, hop)
     # Lags from 0 to the longest period and one more, so that both ends of the range can be a local minimum.
     normalised = _normalised_difference(frames, window, longest + 1)
@@ -103,22 +103,11 @@ def yin(
     return Pitch(frequency, jnp.where(frame_mask, aperiodicity, 1.0), frame_mask)
 
 
-def _valid_samples(waveform, mask, hop: int):
-    """``(samples, frame_mask)``: a float waveform with zeros in its padding, and which frames are valid."""
-    samples = to_float_waveform(waveform)
-    frame_count = 1 + samples.shape[1] // hop
-    if mask is None:
-        return samples, jnp.ones((samples.shape[0], frame_count), bool)
-    length = mask.sum(axis=1)[:, None]
-    frame_mask = (jnp.arange(frame_count)[None, :] <= length // hop) & (length > 0)
-    return jnp.where(mask, samples, 0.0), frame_mask
-
-
 def _normalised_difference(frames: Float[Array, "batch frames time"], window: int, longest: int):
     """``d'(k)`` of each frame for the lags k from 0 to ``longest``, ``[B, F, longest + 1]``; see `yin`."""
     # d(k) = sum_j x_j^2 + sum_j x_{j+k}^2 - 2 sum_j x_j x_{j+k}; the last sum is a correlation, computed by an FFT that
     # is long enough not to wrap around for these lags.
-    size = _fast_length(frames.shape[-1])
+    size = fft_length(frames.shape[-1])
     head = jnp.fft.rfft(frames[..., :window], size)
     correlation = jnp.fft.irfft(jnp.conj(head) * jnp.fft.rfft(frames, size), size)[..., : longest + 1]
     total = jnp.pad(jnp.cumsum(jnp.square(frames), axis=-1), [(0, 0), (0, 0), (1, 0)])
@@ -148,19 +137,6 @@ def _choose_periods(
         jnp.take_along_axis(x, lag[..., None], axis=-1)[..., 0] for x in (before, normalised, after)
     )
     return lag + _vertex(left, middle, right), middle
-
-
-def _fast_length(size: int) -> int:
-    """The smallest even length of an FFT from ``size`` on that has no prime factors but 2, 3 and 5."""
-    length = size + size % 2
-    while True:
-        rest = length
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 2
 
 
 def _vertex(left, middle, right):
@@ -208,7 +184,7 @@ def log_energy(
         raise ValueError(
             f"window must be at least 2, hop at least 1 and floor above 0, got {window}, {hop} and {floor}"
         )
-    samples, frame_mask = _valid_samples(waveform, mask, hop)
+    samples, frame_mask = valid_samples(waveform, mask, hop)
     weights = jnp.square(hann(window))
     power = (jnp.square(split_frames(samples, window, hop)) @ weights) / weights.sum()
     return jnp.where(frame_mask, jnp.log(jnp.maximum(power, floor)), 0.0), frame_mask

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from xmodal_jax.core.checks import check_rates, check_shapes
 from xmodal_jax.core.random import fold_in_name
+from xmodal_jax.preprocess.audio import fft_length
 from xmodal_jax.types import ExampleKeys
 
 DIRECT_SECONDS = 0.0025
@@ -178,7 +179,7 @@ def reverberate(
     power = jnp.sqrt(_uniform(fold_in_name(keys, "wet"), 0.05, 1.0)[:, None])
     response = power * echoes / jnp.maximum(jnp.linalg.norm(echoes, axis=1, keepdims=True), 1e-9)
     response = response.at[:, 0].set(1.0)
-    size = _fft_size(waveform.shape[1] + length)
+    size = fft_length(waveform.shape[1] + length)
     product = jnp.fft.rfft(waveform, size) * jnp.fft.rfft(response, size)
     echoed = jnp.fft.irfft(product, size)[:, : waveform.shape[1]]
     norm = lambda x: jnp.linalg.norm(x, axis=1, keepdims=True)
@@ -197,7 +198,7 @@ def add_noise(
 
     ``decibels``: the range of the ratio of the power of the valid samples to that of the noise, in dB.
     """
-    size = _fft_size(waveform.shape[1])
+    size = fft_length(waveform.shape[1])
     white = jax.vmap(lambda key: jax.random.normal(key, (size,)))(fold_in_name(keys, "noise"))
     slope = _uniform(fold_in_name(keys, "colour"), 0.0, 1.0)[:, None]
     frequency = np.maximum(np.arange(size // 2 + 1), size / 256.0)[None, :]  # flat below rate / 256
@@ -217,7 +218,7 @@ def telephone(
     Both ends are drawn uniformly. Rounding is by 255 levels of ``sign(x) log(1 + 255 |x|) / log(256)`` of the waveform
     divided by its largest value.
     """
-    size = _fft_size(waveform.shape[1])
+    size = fft_length(waveform.shape[1])
     hertz = jnp.fft.rfftfreq(size, 1.0 / sample_rate)[None, :]
     low = _uniform(fold_in_name(keys, "low"), 50.0, 400.0)[:, None]
     high = _uniform(fold_in_name(keys, "high"), 2500.0, 4000.0)[:, None]
@@ -239,8 +240,3 @@ def _with_probability(probability: float, changed, unchanged, keys: ExampleKeys)
 def _uniform(keys: ExampleKeys, low: float, high: float) -> Float[Array, "batch"]:
     """A uniform number for each example."""
     return jax.vmap(lambda key: jax.random.uniform(key, (), minval=low, maxval=high))(keys)
-
-
-def _fft_size(length: int) -> int:
-    """The smallest power of two, or three times one, of at least this length: sizes of which an FFT is fast."""
-    return min(size for k in range(32) for size in (2**k, 3 * 2**k) if size >= length and size % 2 == 0)

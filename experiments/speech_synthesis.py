@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     sizes = dict(vocab_size=tokenizer.vocab_size, length=tokenize.max_length, speakers=len(voices))
     method = pretrained.attach(make_speech(model, **sizes), tokenizer)
     optimizer = pretrained.set_learning_rates(config.optimizer, method)
-    synthesize = speech.Synthesizer(model, tokenize, frames=frames, speakers=len(voices))
+    synthesize = speech.Synthesizer(model, tokenize, frames=frames, speakers=len(voices), vocoder=vocoder)
 
     def validate(params):
         """Mel distance to the recordings, and its negative, which is higher for better checkpoints."""
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
     vocoded = speech.copy_synthesis(recorded, model, frames=frames, vocoder=vocoder)
 
     def test(params):
-        synthesized = speech.decode_frames(synthesize(params, examples), vocoder)
+        synthesized = synthesize(params, examples)
         comparison = speech.compare_speech(synthesized, recorded, model)
         utterances = {"recordings": recorded, "vocoded": vocoded, "test": synthesized}
         recognized = speech.recognize(recognise, sentences.texts, **utterances)

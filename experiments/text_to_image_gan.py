@@ -1,7 +1,6 @@
 """Images of a caption or a class, by a conditional GAN.
 
-    python experiments/text_to_image_gan.py --judge runs/captioning-...
-    python experiments/text_to_image_gan.py --judge RUN --redescribe OTHER_RUN
+    python experiments/text_to_image_gan.py --judge runs/captioning-... --redescribe runs/captioning-other
     python experiments/text_to_image_gan.py --data folder:PATH --modalities text image --model.generator residual
 
 ``--judge RUN`` scores the images by the captioner of a run of captioning.py. Frozen networks take part in the training:
@@ -61,7 +60,8 @@ class Config(FrozenNetworksConfig):
     """Networks and losses of the GAN."""
     optimizer: GANOptimizer = GANOptimizer(
         pretrain_fraction=0.5, discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
-        generator=Optimizer(name="muon", learning_rate=5e-3, final_scale=0.15, b1=0.5, clip_norm=5.0, ema=0.99),
+        generator=Optimizer(name="muon", learning_rate=5e-3, warmup=0.01, final_scale=0.15, b1=0.5, clip_norm=5.0,
+                            ema=0.99),
     )  # fmt: skip
     """Optimizers of generator and discriminator."""
 

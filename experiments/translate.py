@@ -24,7 +24,7 @@ from xmodal_jax.core import runtime
 from xmodal_jax.data.bad_examples import BadExamples, OnBadExample
 from xmodal_jax.experiment import write_report
 from xmodal_jax.inference import translate
-from xmodal_jax.inference.translators import TranslationOptions, load_translators
+from xmodal_jax.inference.translators import TranslationOptions, VoiceOptions, load_translators
 from xmodal_jax.models.seq2seq import Generation
 from xmodal_jax.train.command_line import run_script
 from xmodal_jax.train.run import Run
@@ -55,12 +55,8 @@ class Config:
     """Name of the class of all inputs, for a conditional autoencoder (vae.py --model cvae)."""
     speaker: str | None = None
     """Name of the voice, one of the voices of the run that synthesises speech; None: the first voice."""
-    speed: float = 1.0
-    """Speed of synthesised speech; above 1 is faster."""
-    pitch: float = 0.0
-    """Semitones by which synthesised speech is higher, or lower if negative."""
-    energy: float = 0.0
-    """Decibels by which synthesised speech is louder, or softer if negative."""
+    voice: Annotated[VoiceOptions, tyro.conf.arg(name="")] = VoiceOptions()
+    """How synthesised speech sounds."""
     generation: Generation | None = None
     """How text is generated; None: as configured in the run that generates text."""
     subtitles: bool = False
@@ -85,7 +81,7 @@ def main(config: Config) -> None:
         source_inputs = translate.find_inputs(config.source, config.source_modality)
         further = tuple(map(translate.find_further_input, config.further_inputs))
         candidates = None if config.candidates is None else translate.find_candidates(config.candidates)
-        args = (config.generation, config.speed, config.pitch, config.energy, config.seed, config.copies > 1)
+        args = (config.generation, config.voice, config.seed, config.copies > 1)
         options = TranslationOptions(*args, further, candidates, config.class_name, config.subtitles)
         loaded = [load_translators(path, options, bad_examples=bad_examples) for path in config.runs]
         translators = [translator for of_run in loaded for translator in of_run]

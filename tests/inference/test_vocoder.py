@@ -11,6 +11,7 @@ from tests.inference.runs import save_run
 from tests.inference.test_generation import save_speaker
 from tests.support import random_params
 from xmodal_jax.inference import load, load_vocoder
+from xmodal_jax.inference.translators import TranslationOptions, VoiceOptions, load_translators
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.models.vocoder import VocoderConfig, make_vocoder
 
@@ -93,3 +94,26 @@ def test_a_synthesiser_speaks_by_the_vocoder(vocoder, tmp_path):
     ((plain, _),) = speaker.synthesize("red blue")
     assert rate == speaker.sample_rate and len(sound) == len(plain) - HOP
     assert not np.allclose(sound, plain[: len(sound)])
+    # The synthesiser's pitch is that of the vocoder, so that it moves where a control moves it.
+    given = []
+    decode = vocoder.decode
+    vocoder.decode = lambda frames, pitch: given.append(pitch[0]) or decode(frames, pitch)
+    for semitones in (0.0, 7.0):
+        speaker.synthesize("red blue", vocoder=vocoder, pitch=semitones)
+    del vocoder.decode
+    np.testing.assert_allclose(given[1] / given[0], 2 ** (7 / 12), rtol=1e-4)
+
+
+def test_pitch_is_one_number_for_each_frame(vocoder):
+    frames = log_mels(2)
+    with pytest.raises(ValueError, match=r"one number for each frame, \[30, 40\], got .*\(40,\)"):
+        vocoder.decode(frames, [np.full(40, 100.0), np.full(40, 100.0)])
+
+
+def test_a_translator_speaks_by_the_vocoder(vocoder, tmp_path):
+    """``translate.py --vocoder`` gives the waveforms of `SpeechSynthesizer.synthesize` with the vocoder."""
+    path = save_speaker(tmp_path / "speaker")
+    ((expected, _),) = load(path).synthesize("red blue", vocoder=vocoder, pitch=2.0)
+    voice = VoiceOptions(pitch=2.0, vocoder=vocoder.path)
+    (translator,) = load_translators(path, TranslationOptions(voice=voice))
+    np.testing.assert_array_equal(translator.apply(["red blue"])[0], expected)

@@ -199,7 +199,7 @@ def test_pitch_and_energy_are_predicted(trained):
 
 
 def test_pitch_and_energy_are_moved_as_asked(trained):
-    config, _, params, _ = trained
+    config, method, params, _ = trained
     batch = on_device(make_batch(seed=1003))
     speak = jax.jit(make_synthesizer(config, frames=FRAMES, **SIZES))
     inputs = {k: batch[k] for k in ("text", "text_mask", "speaker", "index")}
@@ -214,6 +214,14 @@ def test_pitch_and_energy_are_moved_as_asked(trained):
     assert moved(high, 0) == pytest.approx(4 * np.log(2) / 12, rel=0.3)
     assert moved(loud, -1) == pytest.approx(3 * np.log(10) / 10 / 2, rel=0.3)
     assert abs(moved(high, -1)) < 0.08 and abs(moved(loud, 0)) < 0.08
+    # The pitch of frames, for a vocoder, is that of the tokens, interpolated between their middles.
+    np.testing.assert_allclose(high.pitch, plain.pitch * 2 ** (4 / 12), rtol=1e-4)
+    tokens = jax.device_get(jax.jit(method.predict)(params, batch)).predicted_prosody["pitch"]
+    for row, (pitch, lasts) in enumerate(zip(tokens, plain.durations, strict=True)):
+        spoken = lasts > 0
+        middles = (np.cumsum(lasts) - lasts / 2)[spoken]
+        expected = np.exp(5.3 + 0.3 * np.interp(np.arange(lasts.sum()) + 0.5, middles, pitch[spoken]))
+        np.testing.assert_allclose(plain.pitch[row, : lasts.sum()], expected, rtol=1e-3)
     unchanged = jax.device_get(speak(params, inputs))  # no controls are those that change nothing
     np.testing.assert_allclose(unchanged.log_mel, plain.log_mel, atol=1e-5)
 
@@ -249,6 +257,9 @@ def test_without_pitch_and_energy():
     _, aux = jax.eval_shape(lambda p: method.loss(p, batch, jax.random.key(1)), shapes)
     assert "pitch" not in aux
     speak = make_synthesizer(config, frames=FRAMES, **SIZES)
+    assert jax.eval_shape(speak, shapes, batch).pitch is None
+    only_frames = make_synthesizer(config, frames=FRAMES, waveforms=False, **SIZES)
+    assert jax.eval_shape(only_frames, shapes, batch).waveform is None
     with pytest.raises(ValueError, match="pitch_shift needs a model that is trained with pitch"):
         jax.eval_shape(speak, shapes, {**batch, "pitch_shift": np.ones(16, np.float32)})
     with pytest.raises(

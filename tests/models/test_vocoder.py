@@ -17,6 +17,7 @@ from xmodal_jax.models.vocoder import (
     spectral_envelope,
     spectrogram_differences,
 )
+from xmodal_jax.preprocess.pitch import track_pitch
 from xmodal_jax.train.optim import Optimizer, make_optimizer
 from xmodal_jax.train.step import make_init, make_step
 
@@ -147,6 +148,20 @@ def test_padding_changes_no_waveform_and_nothing_is_random():
     assert all_valid.all() and valid[1].sum() == alone.shape[1] == 20 * 32
     np.testing.assert_allclose(waveform[1][valid[1]], alone[0], atol=1e-5)
     np.testing.assert_array_equal(vocode(params, padded, mask)[0], waveform)
+
+
+def test_a_given_pitch_is_that_of_the_sound():
+    """A glide is spoken through flat spectra, whose own pitch is none; outside the range it is its nearest end."""
+    params = make_vocoder(CONFIG).init(jax.random.key(0), make_batch(n=1))
+    params["pitch"]["bias"] = params["pitch"]["bias"].at[-1].set(9.0)  # voiced
+    params["filters"]["bias"] = params["filters"]["bias"].at[2 * 49 :].set(-4.0)  # without noise
+    frames, mask = np.full((2, 60, 16), -3.0, np.float32), np.ones((2, 60), bool)
+    pitch = np.stack([np.linspace(150.0, 300.0, 60), np.full(60, 50.0)]).astype(np.float32)
+    waveform, _ = jax.jit(make_vocode(CONFIG))(params, frames, mask, pitch)
+    found = track_pitch(waveform, sample_rate=RATE, hop=32, f_min=80.0, f_max=400.0).frequency
+    inside = slice(8, -8)
+    np.testing.assert_allclose(found[0, inside], pitch[0, inside], rtol=0.03)
+    np.testing.assert_allclose(found[1, inside], 100.0, rtol=0.03)
 
 
 def test_mistakes():

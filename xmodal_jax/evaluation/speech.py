@@ -25,7 +25,7 @@ from xmodal_jax.models.speech import (
     recorded_prosody,
     vocode,
 )
-from xmodal_jax.preprocess.pitch import yin
+from xmodal_jax.preprocess.pitch import track_pitch
 
 STATISTICS_EXAMPLES = 1000
 """Recordings from which `measure_prosody` takes means and standard deviations."""
@@ -40,6 +40,8 @@ class Utterances(NamedTuple):
     """Log-mel frames ``[F, mels]``, in nats."""
     durations: list[np.ndarray] | None = None
     """Frames of each token ``[L]``; None for recordings."""
+    pitch: list[np.ndarray] | None = None
+    """Pitch of each frame ``[F]``, in Hz; None for recordings, and for models without pitch."""
 
 
 HEADLINE = ("/wer", "/mel_distance", "/length_error", "/pitch_correlation")
@@ -60,6 +62,12 @@ def pad_frames(log_mels: Sequence[np.ndarray], frames: int, floor: float) -> dic
     return {"audio": padded, "audio_mask": mask}
 
 
+def pad_rows(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Arrays ``[F]`` of different lengths as float32 ``[N, length]``, padded with their last value and cut."""
+    padded = [np.pad(row, (0, max(length - len(row), 0)), mode="edge")[:length] for row in rows]
+    return np.stack(padded).astype(np.float32)
+
+
 def pad_waves(waves: Sequence[np.ndarray], samples: int) -> dict[str, np.ndarray]:
     """Waveforms ``[T]`` of different lengths, floats in [-1, 1] or int16, as the fields of a batch: ``audio`` float32
     ``[N, samples]``, padded with zeros and cut at ``samples``, and ``audio_mask``."""
@@ -74,14 +82,13 @@ def pad_waves(waves: Sequence[np.ndarray], samples: int) -> dict[str, np.ndarray
 def decode_frames(utterances: Utterances, vocoder: Any) -> Utterances:
     """The utterances with waveforms that a vocoder makes of their log-mel frames.
 
-    ``vocoder``: has ``decode(list of frames)``, pairs of a waveform and its rate, as `inference.vocoder.Vocoder`; None:
-    the utterances stay as they are. Utterances of fewer than two frames are silent.
+    ``vocoder``: has ``decode(list of frames)``, pairs of a waveform and its rate, as `inference.vocoder.Vocoder`.
+    Utterances of fewer than two frames are silent.
     """
-    if vocoder is None:
-        return utterances
     silence = np.zeros((2, vocoder.config.features.mels), np.float32) + np.log(vocoder.config.floor)
     frames = [x if len(x) > 1 else silence for x in utterances.frames]
-    return utterances._replace(waves=[wave for wave, _ in vocoder.decode(frames)])
+    pitch = utterances.pitch and [np.resize(x, max(len(x), 2)) for x in utterances.pitch]
+    return utterances._replace(waves=[wave for wave, _ in vocoder.decode(frames, pitch)])
 
 
 def first_examples(source: Source, count: int) -> ArraySource:
@@ -201,6 +208,7 @@ class Synthesizer:
       tokenize: turns texts into tokens.
       frames: the largest number of frames; longer speech is cut.
       speakers: number of speakers that the model was trained with.
+      vocoder: makes the waveforms, see `decode_frames`; None: Griffin-Lim, in the same compiled program.
       batch_size: texts at a time.
       few_shapes: see `predict_all`.
     """
@@ -212,13 +220,16 @@ class Synthesizer:
         *,
         frames: int,
         speakers: int,
+        vocoder: Any = None,
         batch_size: int = 50,
         few_shapes: bool = False,
     ):
         """Builds the model's synthesizer and converter for the tokenizer's vocabulary."""
         sizes = dict(vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length, frames=frames)
-        self._synthesize = make_synthesizer(config, speakers=speakers, **sizes)
-        self._convert = make_converter(config, speakers=speakers, **sizes)
+        options = dict(speakers=speakers, waveforms=vocoder is None, **sizes)
+        self._synthesize = make_synthesizer(config, **options)
+        self._convert = make_converter(config, **options)
+        self.vocoder = vocoder
         self.tokenize, self._batches = tokenize, dict(batch_size=batch_size, few_shapes=few_shapes)
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,11 +251,15 @@ class Synthesizer:
     def _speak(self, function: Callable, params: Any, source: Source, transform: Callable) -> Utterances:
         """``function(params, batch)`` of all batches of ``source``, without padding."""
         speech = predict_all(function, params, source, transform=transform, **self._batches)
-        return Utterances(
-            waves=[wave[valid] for wave, valid in zip(speech.waveform, speech.mask, strict=True)],
-            frames=[x[valid] for x, valid in zip(speech.log_mel, speech.frame_mask, strict=True)],
-            durations=list(speech.durations),
-        )
+        frames = [x[valid] for x, valid in zip(speech.log_mel, speech.frame_mask, strict=True)]
+        utterances = Utterances([], frames, list(speech.durations))
+        if speech.pitch is not None:
+            pitch = [x[valid] for x, valid in zip(speech.pitch, speech.frame_mask, strict=True)]
+            utterances = utterances._replace(pitch=pitch)
+        if self.vocoder is not None:
+            return decode_frames(utterances, self.vocoder)
+        waves = [wave[valid] for wave, valid in zip(speech.waveform, speech.mask, strict=True)]
+        return utterances._replace(waves=waves)
 
 
 class PitchTracker:
@@ -258,7 +273,7 @@ class PitchTracker:
     def __init__(self, config: SpeechConfig, *, batch_size: int = 25):
         self.config, self.batch_size = config, batch_size
         f, limits = config.features, dict(f_min=config.min_pitch, f_max=config.max_pitch)
-        self._track = lambda params, batch: yin(
+        self._track = lambda params, batch: track_pitch(
             batch["audio"], batch["audio_mask"], sample_rate=f.sample_rate, hop=f.hop, **limits
         )
 

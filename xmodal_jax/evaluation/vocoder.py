@@ -10,7 +10,7 @@ import numpy as np
 
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.embeddings import predict_all
-from xmodal_jax.evaluation.speech import Utterances, pad_frames, pad_waves
+from xmodal_jax.evaluation.speech import Utterances, pad_frames, pad_rows, pad_waves
 from xmodal_jax.metrics.perceptual import perceptual_scores
 from xmodal_jax.models.speech import log_mel_transform
 from xmodal_jax.models.vocoder import VocoderConfig, make_vocode
@@ -30,13 +30,18 @@ class NeuralVocoder:
         self.config, self.frames = config, frames
         self._batches = dict(batch_size=batch_size, few_shapes=few_shapes)
         vocode = make_vocode(config)
-        self._vocode = lambda params, batch: vocode(params, batch["audio"], batch["audio_mask"])
+        self._vocode = lambda params, batch: vocode(
+            params, batch["audio"], batch["audio_mask"], batch.get("pitch")
+        )
 
     def __call__(self, params: Any, recordings: Utterances) -> Utterances:
-        """The recordings with waveforms that the vocoder computes from their log-mel frames."""
-        source = ArraySource(pad_frames(recordings.frames, self.frames, self.config.floor))
-        waves, masks = predict_all(self._vocode, params, source, **self._batches)
-        return Utterances([w[valid] for w, valid in zip(waves, masks, strict=True)], recordings.frames)
+        """The recordings with waveforms that the vocoder computes from their log-mel frames, and their pitch if they
+        have it."""
+        fields = pad_frames(recordings.frames, self.frames, self.config.floor)
+        if recordings.pitch is not None:
+            fields["pitch"] = pad_rows(recordings.pitch, self.frames)
+        waves, masks = predict_all(self._vocode, params, ArraySource(fields), **self._batches)
+        return recordings._replace(waves=[w[valid] for w, valid in zip(waves, masks, strict=True)])
 
 
 def vocoder_scores(

@@ -32,7 +32,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "speech": "SpeechSynthesizer",
         "vocoder": "Vocoder load_vocoder",
         "images": "FlowSynthesizer ImageSynthesizer",
-        "translators": "SpokenText TranslationOptions Translator load_recognizer load_translator load_translators",
+        "translators": "SpokenText TranslationOptions Translator VoiceOptions load_recognizer load_translator "
+        "load_translators",
         "translate": "TranslationInput apply_chain find_candidates find_chain find_further_input find_inputs "
         "read_inputs table_rows to_cell write_outputs write_subtitles",
     },

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.sources.arrays import ArraySource
-from xmodal_jax.evaluation.speech import PitchTracker, Synthesizer, Utterances, decode_frames
+from xmodal_jax.evaluation.speech import PitchTracker, Synthesizer, Utterances
 from xmodal_jax.inference.inputs import InputSource, as_list, positions_of
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.models.speech import SEMITONE, SpeechConfig
@@ -46,6 +46,7 @@ class SpeechSynthesizer(TrainedModel):
         """The names of the voices."""
         self.sample_rate: int = self.config.features.sample_rate
         """Samples per second of the speech."""
+        self._synthesizers: dict[Any, Synthesizer] = {}  # by vocoder
 
     def describe(self) -> str:
         """What the run is, what it takes and what it gives, as text."""
@@ -86,7 +87,7 @@ class SpeechSynthesizer(TrainedModel):
         captions = self.read({"text": texts}).batch(np.arange(len(texts)))["caption"]
         self._check_lengths(captions.tolist())
         source = ArraySource({"caption": captions, "speaker": speakers, **controls})
-        return self._with_rate(self._synthesizer(self.params, source), vocoder)
+        return self._with_rate(self._synthesizer(vocoder)(self.params, source))
 
     def convert(
         self,
@@ -132,19 +133,15 @@ class SpeechSynthesizer(TrainedModel):
         if self.config.pitch and self.config.statistics.voice_pitch:
             controls["pitch_shift"] += self._pitch_ratios(audio, mask, speakers)
         fields = {"caption": batch["caption"], "audio": audio, "audio_mask": mask, "speaker": speakers}
-        speech = self._synthesizer.convert(self.params, ArraySource(fields | controls))
+        speech = self._synthesizer(vocoder).convert(self.params, ArraySource(fields | controls))
         for index, wave in enumerate(speech.waves):
             if not len(wave):
                 raise ValueError(f"audio {index} is too short for its text: {batch['caption'][index]!r}")
-        return self._with_rate(speech, vocoder)
+        return self._with_rate(speech)
 
-    def _with_rate(self, speech: Utterances, vocoder: Any) -> list[tuple[np.ndarray, int]]:
-        """Pairs of each waveform and its samples per second; by the vocoder, if there is one."""
-        if vocoder is not None:
-            config = self.config
-            if differences := spectrogram_differences(vocoder.config, config.features, config.floor):
-                raise ValueError(f"the vocoder is for other spectrograms, with {', '.join(differences)}")
-        return [(wave, self.sample_rate) for wave in decode_frames(speech, vocoder).waves]
+    def _with_rate(self, speech: Utterances) -> list[tuple[np.ndarray, int]]:
+        """Pairs of each waveform and its samples per second."""
+        return [(wave, self.sample_rate) for wave in speech.waves]
 
     def _voice_positions(self, voices: str | Sequence[str] | None, count: int) -> np.ndarray:
         """The number of the voice of each of ``count`` texts; raises ValueError for unknown or too few voices."""
@@ -209,17 +206,23 @@ class SpeechSynthesizer(TrainedModel):
         """The pitch of recordings."""
         return PitchTracker(self.config)
 
-    @functools.cached_property
-    def _synthesizer(self) -> Synthesizer:
-        """The compiled synthesiser."""
-        return Synthesizer(
-            self.config,
-            self.format.transform.tokenize,
-            frames=self.metadata["frames"],
-            speakers=len(self.voices),
-            batch_size=BATCH_SIZE,
-            few_shapes=True,
-        )
+    def _synthesizer(self, vocoder: Any) -> Synthesizer:
+        """The compiled synthesiser whose frames ``vocoder`` turns into waveforms; one for all calls.
+
+        Raises:
+          ValueError: the vocoder is for another spectrogram.
+        """
+        config, made = self.config, self._synthesizers
+        if vocoder not in made:
+            if vocoder is not None and (
+                differences := spectrogram_differences(vocoder.config, config.features, config.floor)
+            ):
+                raise ValueError(f"the vocoder is for other spectrograms, with {', '.join(differences)}")
+            made[vocoder] = Synthesizer(
+                config, self.format.transform.tokenize, frames=self.metadata["frames"],
+                speakers=len(self.voices), vocoder=vocoder, batch_size=BATCH_SIZE, few_shapes=True,
+            )  # fmt: skip
+        return made[vocoder]
 
     def _check_lengths(self, texts: Sequence[str]) -> None:
         """Raises ValueError for a text that is too long to be spoken whole."""

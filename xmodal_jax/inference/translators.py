@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from xmodal_jax.inference.long_audio import Word
 from xmodal_jax.inference.model import TrainedModel
 from xmodal_jax.inference.neighbours import nearest
 from xmodal_jax.inference.queries import load_for_index
+from xmodal_jax.inference.vocoder import load_vocoder
 from xmodal_jax.models.seq2seq import GenerationConfig
 from xmodal_jax.types import kind_of
 
@@ -71,17 +73,27 @@ class SpokenText(str):
         return spoken
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VoiceOptions:
+    """How synthesised speech sounds."""
+
+    speed: float = 1.0
+    """Speed of synthesised speech; above 1 is faster."""
+    pitch: float = 0.0
+    """Semitones by which synthesised speech is higher, or lower if negative."""
+    energy: float = 0.0
+    """Decibels by which synthesised speech is louder, or softer if negative."""
+    vocoder: pathlib.Path | None = None
+    """Directory of a run of vocoder.py, which makes the waveforms of synthesised speech; None: Griffin-Lim."""
+
+
 class TranslationOptions(NamedTuple):
     """How runs translate; each option concerns some kinds of runs."""
 
     generation: GenerationConfig | None = None
     """How text is decoded; None: as configured in the run."""
-    speed: float = 1.0
-    """Speed of synthesised speech; above 1 is faster."""
-    pitch: float = 0.0
-    """Semitones by which synthesised speech is higher."""
-    energy: float = 0.0
-    """Decibels by which synthesised speech is louder."""
+    voice: VoiceOptions = VoiceOptions()
+    """How synthesised speech sounds."""
     noise_seed: int = 0
     """Seed of the noise that images are generated from, and of the latents of autoencoders."""
     samples: bool = False
@@ -141,9 +153,7 @@ def load_translator(
     run: pathlib.Path,
     *,
     generation: GenerationConfig | None = None,
-    speed: float = 1.0,
-    pitch: float = 0.0,
-    energy: float = 0.0,
+    voice: VoiceOptions = VoiceOptions(),
     noise_seed: int = 0,
     seed: int | None = None,
     bad_examples: BadExamples | None = None,
@@ -152,7 +162,7 @@ def load_translator(
 
     Args:
       run: the run's directory.
-      generation, speed, pitch, energy, noise_seed: see `TranslationOptions`.
+      generation, voice, noise_seed: see `TranslationOptions`.
       seed, bad_examples: see `load_translators`.
 
     Raises:
@@ -164,7 +174,7 @@ def load_translator(
         captioner = load_translator(pathlib.Path("runs/captioning"))
         captioner.apply([image])  # ["a red circle"]
     """
-    options = TranslationOptions(generation, speed, pitch, energy, noise_seed)
+    options = TranslationOptions(generation, voice, noise_seed)
     translators = load_translators(run, options, seed=seed, bad_examples=bad_examples)
     if len(translators) > 1:
         ways = ", ".join(f"{t.source} to {t.target}" for t in translators)
@@ -261,12 +271,14 @@ def _with_times(model: Any, recording: tuple[np.ndarray, int], text: str) -> Spo
 
 def _speech_translators(model: Any, options: TranslationOptions) -> list[Translator]:
     """The translator of a speech synthesis run: text to waveforms."""
+    voice, config = options.voice, model.config
+    vocoder = voice.vocoder and load_vocoder(voice.vocoder, config.features, floor=config.floor)
+    controls = dict(speed=voice.speed, pitch=voice.pitch, energy=voice.energy, vocoder=vocoder)
 
     def apply(texts: Sequence[str], speakers: Sequence[int] | None = None) -> list[np.ndarray]:
         """A waveform ``[T]`` in [-1, 1] for each text, at the model's sample rate (`Translator.sample_rate`), in the
         voices of ``speakers`` (an index for each text; None: the first voice)."""
         voices = None if speakers is None else [model.voices[k] for k in speakers]
-        controls = dict(speed=options.speed, pitch=options.pitch, energy=options.energy)
         return [wave for wave, _ in model.synthesize(texts, voices, **controls)]
 
     return [Translator("text", "audio", apply, sample_rate=model.sample_rate, speakers=model.voices)]

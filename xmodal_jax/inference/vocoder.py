@@ -47,15 +47,17 @@ class Vocoder(TrainedModel):
         self._vocode = make_vocode(self.config)
         self._vocoders: dict[int, NeuralVocoder] = {}
 
-    def decode(self, log_mel: Any) -> list[tuple[np.ndarray, int]]:
+    def decode(self, log_mel: Any, pitch: Any = None) -> list[tuple[np.ndarray, int]]:
         """Waveforms of log-mel frames: pairs of a waveform, float32 ``[(F - 1) * hop]`` in [-1, 1], and its rate.
 
         Args:
           log_mel: a list of arrays ``[F, mels]``, or one of them: natural logarithms of the power of mel bands, with
             the settings of ``config.features`` (see `load_vocoder`).
+          pitch: the pitch of voiced frames in Hz, such as a synthesiser's: an array ``[F]`` for each of ``log_mel``.
+            None: what the network finds in the frames.
 
         Raises:
-          ValueError: an array has another shape, or fewer than two frames.
+          ValueError: an array has another shape, or fewer than two frames, or not as many as its pitch.
         """
         is_one = getattr(log_mel, "ndim", None) == 2  # a list may hold arrays of different lengths
         arrays = [np.asarray(x) for x in ([log_mel] if is_one else log_mel)]
@@ -67,6 +69,14 @@ class Vocoder(TrainedModel):
                 )
         if not arrays:
             return []
+        contours = None
+        if pitch is not None:
+            contours = [np.asarray(x, np.float32) for x in ([pitch] if is_one else pitch)]
+            if [x.shape for x in contours] != [(len(x),) for x in arrays]:
+                raise ValueError(
+                    f"pitch must have one number for each frame, {[len(x) for x in arrays]}, got arrays of the shapes "
+                    f"{[x.shape for x in contours]}"
+                )
         # To whole seconds, so that few lengths occur and few programs are compiled.
         second = -(-self.sample_rate // self.config.features.hop)
         frames = -(-max(map(len, arrays)) // second) * second
@@ -74,7 +84,7 @@ class Vocoder(TrainedModel):
             self._vocoders[frames] = NeuralVocoder(
                 self.config, frames=frames, batch_size=BATCH_SIZE, few_shapes=True
             )
-        vocoded = self._vocoders[frames](self.params, Utterances([], arrays))
+        vocoded = self._vocoders[frames](self.params, Utterances([], arrays, pitch=contours))
         return [(wave, self.sample_rate) for wave in vocoded.waves]
 
     def reconstruct(self, recordings: Any) -> list[tuple[np.ndarray, int]]:
@@ -89,11 +99,15 @@ class Vocoder(TrainedModel):
         return self.decode([x[valid] for x, valid in zip(batch["audio"], batch["audio_mask"], strict=True)])
 
     def vocode(
-        self, log_mel: Float[Array, "batch frames mels"], mask: Bool[Array, "batch frames"]
+        self,
+        log_mel: Float[Array, "batch frames mels"],
+        mask: Bool[Array, "batch frames"],
+        pitch: Float[Array, "batch frames"] | None = None,
     ) -> Float[Array, "batch time"]:
         """The waveforms ``[B, (F - 1) * hop]`` of log-mel frames in nats, zero behind the mask, as a function for a
-        compiled program of one's own, such as a synthesiser's. `decode` is for everything else."""
-        return self._vocode(self.params, log_mel, mask)[0]
+        compiled program of one's own, such as a synthesiser's; see `models.make_vocode`. `decode` is for everything
+        else."""
+        return self._vocode(self.params, log_mel, mask, pitch)[0]
 
 
 def load_vocoder(

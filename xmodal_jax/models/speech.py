@@ -32,7 +32,7 @@ from xmodal_jax.models.towers import (
 )
 from xmodal_jax.nets.encoders import TextEncoder, TextTransformerConfig
 from xmodal_jax.nets.speech import SpeechNet
-from xmodal_jax.preprocess.pitch import fill_gaps, log_energy, token_means, yin
+from xmodal_jax.preprocess.pitch import fill_gaps, log_energy, token_means, track_pitch
 from xmodal_jax.preprocess.vocoder import log_mel_to_waveform
 from xmodal_jax.types import Batch, EncoderSlot, ExampleKeys, Key, Method, Params, Tokens
 
@@ -145,13 +145,16 @@ def recorded_prosody(
 ) -> dict[str, Float[Array, "batch frames"]]:
     """Pitch and energy of each frame of waveforms ``[B, T]``, those that ``config`` uses, by name.
 
-    ``pitch`` is the fundamental frequency in Hz, 0 in unvoiced frames (`preprocess.pitch.yin`); ``energy`` the natural
-    logarithm of the power (`preprocess.pitch.log_energy`). ``mask [B, T]``: True on valid samples; None: all are.
+    ``pitch`` is the fundamental frequency in Hz, 0 in unvoiced frames (`preprocess.pitch.track_pitch`); ``energy`` the
+    natural logarithm of the power (`preprocess.pitch.log_energy`). ``mask [B, T]``: True on valid samples; None: all
+    are.
     """
     f, prosody = config.features, {}
     if config.pitch:
         limits = dict(f_min=config.min_pitch, f_max=config.max_pitch)
-        prosody["pitch"] = yin(waveform, mask, sample_rate=f.sample_rate, hop=f.hop, **limits).frequency
+        prosody["pitch"] = track_pitch(
+            waveform, mask, sample_rate=f.sample_rate, hop=f.hop, **limits
+        ).frequency
     if config.energy:
         prosody["energy"] = log_energy(waveform, mask, window=f.window, hop=f.hop)[0]
     return prosody
@@ -407,22 +410,23 @@ class _Model:
             outputs.prosody, outputs.predicted_prosody,
         )  # fmt: skip
 
-    def synthesize(self, params: Params, batch: Batch, frames: int) -> SynthesizedSpeech:
+    def synthesize(self, params: Params, batch: Batch, frames: int, waveforms: bool) -> SynthesizedSpeech:
         """Speech for texts; see `make_synthesizer`."""
         text, network = batch["text"], self.network.bind({"params": params})
         mask = batch.get("text_mask", text != 0) & presence_masks(batch, ("text",))["text"][:, None]
         tokens = network.encode(text, mask, _speaker(batch))
         predicted_frames = jnp.expm1(network.durations(tokens))  # the network predicts log(1 + frames)
-        return self.render(network, tokens, predicted_frames, network.predict_prosody(tokens), batch, frames)
+        prosody = network.predict_prosody(tokens)
+        return self.render(network, tokens, predicted_frames, prosody, batch, frames, waveforms)
 
-    def convert(self, params: Params, batch: Batch, frames: int) -> SynthesizedSpeech:
+    def convert(self, params: Params, batch: Batch, frames: int, waveforms: bool) -> SynthesizedSpeech:
         """Recordings spoken again by other voices; see `make_converter`."""
         inputs, network = self.inputs(batch), self.network.bind({"params": params})
         _, durations = self.align(network, inputs)
         prosody, _ = self.token_prosody(batch, durations, inputs.mel_mask)
         # A text that is longer than its recording has no durations, and nothing is said.
         tokens = network.encode(inputs.text, inputs.text_mask & (durations > 0), inputs.speaker)
-        return self.render(network, tokens, durations.astype(jnp.float32), prosody, batch, frames)
+        return self.render(network, tokens, durations.astype(jnp.float32), prosody, batch, frames, waveforms)
 
     def render(
         self,
@@ -432,6 +436,7 @@ class _Model:
         prosody: dict[str, Float[Array, "batch length"]],
         batch: Batch,
         frames: int,
+        waveforms: bool,
     ) -> SynthesizedSpeech:
         """Speech of encoded tokens, changed by the controls of the batch.
 
@@ -442,21 +447,41 @@ class _Model:
           prosody: standardised pitch and energy of each token, by name, before they are shifted.
           batch: its controls are ``speed``, ``pitch_shift`` and ``energy_shift``, see `make_synthesizer`.
           frames: the largest number of frames.
+          waveforms: whether the frames are turned into waveforms.
         """
         config = self.config
         speed = batch.get("speed", jnp.ones(len(token_frames)))[:, None]
         durations = jnp.clip(jnp.round(token_frames / speed), 1, frames)
         durations = jnp.where(tokens.mask, durations, 0).astype(jnp.int32)
-        tokens = network.add_prosody(tokens, self.shift_prosody(prosody, batch))
+        prosody = self.shift_prosody(prosody, batch)
+        pitch = self.frame_pitch(prosody["pitch"], durations, frames) if config.pitch else None
+        tokens = network.add_prosody(tokens, prosody)
         # The network's frames are (log_mel - mean) / scale. Behind the end of the speech there is silence.
         standardized, frame_mask = network.decode(tokens, durations, frames)
         silence = jnp.log(config.floor)
         log_mel = jnp.where(frame_mask[:, :, None], standardized * config.scale + config.mean, silence)
+        if not waveforms:
+            return SynthesizedSpeech(None, None, log_mel, frame_mask, durations, pitch)
         waveform = vocode(log_mel, config)
         # A sample of the waveform is valid if its frame is: frames begin every ``hop`` samples.
         frame_of_sample = jnp.arange(waveform.shape[1]) // config.features.hop
         valid = frame_of_sample[None, :] < frame_mask.sum(axis=1)[:, None]
-        return SynthesizedSpeech(jnp.where(valid, waveform, 0.0), valid, log_mel, frame_mask, durations)
+        waveform = jnp.where(valid, waveform, 0.0)
+        return SynthesizedSpeech(waveform, valid, log_mel, frame_mask, durations, pitch)
+
+    def frame_pitch(
+        self, pitch: Float[Array, "batch length"], durations: Int[Array, "batch length"], frames: int
+    ) -> Float[Array, "batch frames"]:
+        """The pitch in Hz of each frame: that of its token in the middle of the token, and between the middles of two
+        tokens interpolated linearly in its logarithm. ``pitch``: standardised, of each token."""
+        statistics = self.config.statistics
+        middle = jnp.cumsum(durations, axis=1) - durations / 2
+        spoken = durations > 0
+        # Tokens that are not spoken lie behind all frames, and have the pitch of the last one that is.
+        last = jnp.take_along_axis(pitch, jnp.maximum(spoken.sum(axis=1, keepdims=True) - 1, 0), axis=1)
+        middle = jnp.where(spoken, middle, 2.0 * frames + jnp.arange(pitch.shape[1]))
+        log_pitch = jnp.where(spoken, pitch, last) * statistics.pitch_scale + statistics.pitch_mean
+        return jnp.exp(jax.vmap(jnp.interp, (None, 0, 0))(jnp.arange(frames) + 0.5, middle, log_pitch))
 
     def shift_prosody(self, prosody: dict[str, Array], batch: Batch) -> dict[str, Array]:
         """Standardised pitch and energy, moved by the semitones ``pitch_shift`` and the decibels ``energy_shift``."""
@@ -543,20 +568,28 @@ def make_speech(config: SpeechConfig, *, vocab_size: int, length: int, speakers:
 class SynthesizedSpeech(NamedTuple):
     """The result of a function from `make_synthesizer`."""
 
-    waveform: Float[Array, "batch time"]
-    """In [-1, 1], zero behind the mask."""
-    mask: Bool[Array, "batch time"]
-    """Valid samples."""
+    waveform: Float[Array, "batch time"] | None
+    """In [-1, 1], zero behind the mask; None without waveforms."""
+    mask: Bool[Array, "batch time"] | None
+    """Valid samples; None without waveforms."""
     log_mel: Float[Array, "batch frames mels"]
     """The frames of the waveform, in nats."""
     frame_mask: Bool[Array, "batch frames"]
     """Valid frames."""
     durations: Int[Array, "batch length"]
     """Frames of each token."""
+    pitch: Float[Array, "batch frames"] | None
+    """Pitch in Hz of each frame as the network predicts it, voiced or not; None for models without pitch."""
 
 
 def make_synthesizer(
-    config: SpeechConfig, *, vocab_size: int, length: int, frames: int, speakers: int = 1
+    config: SpeechConfig,
+    *,
+    vocab_size: int,
+    length: int,
+    frames: int,
+    speakers: int = 1,
+    waveforms: bool = True,
 ) -> Callable[[Params, Batch], SynthesizedSpeech]:
     """``synthesize(params, batch)``: speech for the batch's texts in the voices of its speakers, see
     `SynthesizedSpeech`.
@@ -576,6 +609,7 @@ def make_synthesizer(
       config, vocab_size, length, speakers: as for `make_speech`.
       frames: the largest number of frames; longer speech is cut. Speech ends after the durations of all tokens, each of
         at least one frame.
+      waveforms: whether Griffin-Lim turns the frames into waveforms; False: for another vocoder.
 
     Raises:
       ValueError: the batch has a ``pitch_shift`` or an ``energy_shift``, and the model no pitch or no energy.
@@ -587,11 +621,17 @@ def make_synthesizer(
         synthesize(params, batch).waveform
     """
     model = _Model(config, vocab_size, length, speakers)
-    return lambda params, batch: model.synthesize(params, batch, frames)
+    return lambda params, batch: model.synthesize(params, batch, frames, waveforms)
 
 
 def make_converter(
-    config: SpeechConfig, *, vocab_size: int, length: int, frames: int, speakers: int = 1
+    config: SpeechConfig,
+    *,
+    vocab_size: int,
+    length: int,
+    frames: int,
+    speakers: int = 1,
+    waveforms: bool = True,
 ) -> Callable[[Params, Batch], SynthesizedSpeech]:
     """``convert(params, batch)``: the batch's recordings, spoken again in the voices of its speakers.
 
@@ -601,7 +641,7 @@ def make_converter(
     the range of one voice to that of another. A text of more tokens than its recording has frames gives no speech.
 
     Args:
-      config, vocab_size, length, speakers, frames: as for `make_synthesizer`.
+      config, vocab_size, length, speakers, frames, waveforms: as for `make_synthesizer`.
 
     Example::
 
@@ -609,7 +649,7 @@ def make_converter(
         convert(params, {**batch, "speaker": 1 - batch["speaker"]}).waveform
     """
     model = _Model(config, vocab_size, length, speakers)
-    return lambda params, batch: model.convert(params, batch, frames)
+    return lambda params, batch: model.convert(params, batch, frames, waveforms)
 
 
 def vocode(frames: Float[Array, "batch frames mels"], config: SpeechConfig) -> Float[Array, "batch time"]:

@@ -23,7 +23,7 @@ from xmodal_jax.models.towers import AudioFeatures, compute_log_mel, presence_ma
 from xmodal_jax.nets.vocoder import VocoderFrames, VocoderNet
 from xmodal_jax.preprocess.audio import hann, hz_to_mel, mel_filters, stft, to_float_waveform
 from xmodal_jax.preprocess.excitation import harmonic_source, noise_source
-from xmodal_jax.preprocess.pitch import yin
+from xmodal_jax.preprocess.pitch import track_pitch
 from xmodal_jax.preprocess.vocoder import istft
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
 
@@ -136,10 +136,10 @@ class _Model:
         waveform = istft(spectrum, mask, n_fft=c.window, hop=hop)
         return jnp.where(valid, waveform, 0.0), valid
 
-    def vocode(self, params: Params, log_mel, mask):
-        """``(waveform, mask)`` of log-mel frames in nats, by the pitch that the network predicts."""
+    def vocode(self, params: Params, log_mel, mask, pitch=None):
+        """``(waveform, mask)`` of log-mel frames in nats; see `make_vocode`."""
         frames = self.frames_of(params, log_mel, mask)
-        pitch = self.predicted_pitch(frames)
+        pitch = self.predicted_pitch(frames) if pitch is None else jnp.clip(pitch, *self.config.pitch_range)
         waveform, valid = self.synthesize(frames, mask, pitch, frames.voicing_logit > 0, keys=None)
         return waveform / jnp.maximum(jnp.abs(waveform).max(axis=1, keepdims=True), 1.0), valid
 
@@ -191,7 +191,9 @@ class _Model:
         wide = jax.vmap(cut)(audio, start)
         log_mel, _ = compute_log_mel(wide, None, c.features, floor=c.floor)
         limits = dict(f_min=c.pitch_range[0], f_max=c.pitch_range[1])
-        pitch = yin(wide, sample_rate=c.features.sample_rate, hop=hop, **limits).frequency  # 0: unvoiced
+        pitch = track_pitch(
+            wide, sample_rate=c.features.sample_rate, hop=hop, **limits
+        ).frequency  # 0: unvoiced
         log_mel, pitch = (x[:, margin : margin + c.crop] for x in (log_mel, pitch))
         remaining = (length - start)[:, None]
         frame_mask = (np.arange(c.crop)[None, :] * hop <= remaining) & (length > 0)[:, None]
@@ -290,7 +292,7 @@ def make_vocoder(config: VocoderConfig) -> Method:
 
     The batch holds ``audio`` ``[B, T]``, int16 or floats in [-1, 1], and optionally ``audio_mask`` ``[B, T]``. Each
     step draws a crop of ``config.crop`` frames from each recording and compares it with its resynthesis, which takes
-    the pitch that `preprocess.pitch.yin` finds in the recording. The loss is the sum of
+    the pitch that `preprocess.pitch.track_pitch` finds in the recording. The loss is the sum of
 
     - spectral convergence and the distance of log-magnitudes at several resolutions (`losses.spectral`; Yamamoto et al.
       2020, arXiv:1910.11480, eq. 6), means over valid samples;
@@ -315,12 +317,15 @@ def make_vocoder(config: VocoderConfig) -> Method:
 def make_vocode(
     config: VocoderConfig,
 ) -> Callable[..., tuple[Float[Array, "batch time"], Bool[Array, "batch time"]]]:
-    """``vocode(params, log_mel, mask)``: the waveforms of log-mel frames by a trained `make_vocoder`.
+    """``vocode(params, log_mel, mask, pitch=None)``: the waveforms of log-mel frames by a trained `make_vocoder`.
 
     ``log_mel`` are frames ``[B, F, mels]`` in nats with the settings of ``config.features``, F at least 2; ``mask``
-    ``[B, F]`` is True on valid frames, which come first. The results are waveforms ``[B, (F - 1) * hop]`` in [-1, 1]
-    and the mask of their valid samples. Padding has no influence, and the same frames always give the same waveform. A
-    waveform that exceeds the range is scaled down.
+    ``[B, F]`` is True on valid frames, which come first. ``pitch`` ``[B, F]`` in Hz is that of the voiced frames, such
+    as a synthesiser predicts it, limited to ``config.pitch_range``; None: the pitch that the network finds in the
+    frames (the harmonics of a synthesised spectrogram are often too blurred for it). The network decides which frames
+    are voiced. The results are waveforms ``[B, (F - 1) * hop]`` in [-1, 1] and the mask of their valid samples. Padding
+    has no influence, and the same frames always give the same waveform. A waveform that exceeds the range is scaled
+    down.
 
     Example::
 

@@ -14,7 +14,7 @@ from xmodal_jax.preprocess.audio import fft_length, hann, split_frames, valid_sa
 
 
 class Pitch(NamedTuple):
-    """The fundamental frequency of each frame of a waveform, from `yin`."""
+    """The fundamental frequency of each frame of a waveform, from `yin` or `track_pitch`."""
 
     frequency: Float[Array, "batch frames"]
     """In Hz; 0 in frames that are not voiced."""
@@ -81,6 +81,98 @@ def yin(
         time = jnp.arange(16000) / 16000
         yin(jnp.sin(2 * jnp.pi * 200 * time)[None]).frequency[0, 40]  # 200.0
     """
+    analysis = _analyse(waveform, mask, sample_rate, hop, f_min, f_max, window, silence_db)
+    period, aperiodicity = _choose_periods(analysis, threshold)
+    voiced = analysis.may_be_voiced & (aperiodicity < voicing_threshold)
+    frequency = jnp.where(voiced, jnp.clip(sample_rate / period, f_min, f_max), 0.0)
+    return Pitch(frequency, jnp.where(analysis.mask, aperiodicity, 1.0), analysis.mask)
+
+
+@check_shapes
+def track_pitch(
+    waveform: Shaped[Array, "batch time"],
+    mask: Bool[Array, "batch time"] | None = None,
+    *,
+    sample_rate: int = 16000,
+    hop: int = 200,
+    f_min: float = 60.0,
+    f_max: float = 500.0,
+    window: int | None = None,
+    threshold: float = 0.1,
+    voicing_threshold: float = 0.5,
+    silence_db: float = -40.0,
+    jump_cost: float = 0.35,
+    voicing_cost: float = 0.14,
+    candidates: int = 6,
+) -> Pitch:
+    """The fundamental frequency of each frame by YIN, and of all frames together the most plausible: without jumps to
+    another octave, and with few changes between voiced and unvoiced.
+
+    The lags at which YIN's ``d'`` (see `yin`) has a local minimum are the candidates of a frame. Of all sequences of
+    candidates, this is the one of the smallest sum over frames of
+
+    - ``max(d', threshold)`` of a voiced frame, ``voicing_threshold`` of an unvoiced one;
+    - ``jump_cost |log2(f_t / f_{t-1})|`` between two voiced frames;
+    - ``voicing_cost`` between a voiced and an unvoiced frame,
+
+    found by dynamic programming. The path finder and its costs are Boersma's (1993, Proc. IFA 17, pp. 97-110, sec. 5),
+    for frames every 10 ms; of other ``hop`` both costs are multiplied by 10 ms / hop. Of candidates that cost the same,
+    the smallest lag is taken. With both costs zero the result is that of `yin`, up to ``candidates``.
+
+    Args:
+      waveform, mask, sample_rate, hop, f_min, f_max, window, threshold, voicing_threshold, silence_db: as for `yin`.
+      jump_cost: of an octave from one frame to the next.
+      voicing_cost: of a change between voiced and unvoiced.
+      candidates: how many lags of each frame are considered.
+
+    Raises:
+      ValueError, TypeError: as `yin`.
+
+    Example::
+
+        time = jnp.arange(16000) / 16000
+        track_pitch(jnp.sin(2 * jnp.pi * 200 * time)[None]).frequency[0, 40]  # 200.0
+    """
+    analysis = _analyse(waveform, mask, sample_rate, hop, f_min, f_max, window, silence_db)
+    period, difference = _candidate_periods(analysis, threshold, candidates)
+    usable = analysis.may_be_voiced[..., None] & (difference < jnp.inf)
+    # The tiny cost of the lag decides between candidates that are alike.
+    cost = jnp.where(usable, jnp.maximum(difference, threshold) + 1e-6 * period, jnp.inf)
+    frequency = jnp.clip(sample_rate / period, f_min, f_max)
+    per_frame = 0.01 * sample_rate / hop
+    chosen = _best_path(
+        cost,
+        jnp.log2(frequency),
+        voicing_threshold,
+        analysis.mask,
+        jump_cost * per_frame,
+        voicing_cost * per_frame,
+    )
+    is_voiced = chosen < candidates
+    pick = lambda x: jnp.take_along_axis(x, jnp.minimum(chosen, candidates - 1)[..., None], axis=-1)[..., 0]
+    # An unvoiced frame has the aperiodicity of its best lag.
+    least = jnp.minimum(jnp.where(is_voiced, pick(difference), difference.min(axis=-1)), 1.0)
+    aperiodicity = jnp.where(analysis.mask, least, 1.0)
+    return Pitch(jnp.where(is_voiced, pick(frequency), 0.0), aperiodicity, analysis.mask)
+
+
+class _Analysis(NamedTuple):
+    """What YIN computes of each frame of a waveform, before a period is chosen."""
+
+    normalised: Float[Array, "batch frames lags"]
+    """``d'`` of the lags from 0 to ``longest + 1``."""
+    shortest: int
+    """Smallest lag that may be chosen."""
+    longest: int
+    """Largest lag that may be chosen."""
+    mask: Bool[Array, "batch frames"]
+    """Valid frames."""
+    may_be_voiced: Bool[Array, "batch frames"]
+    """Valid frames that are not silent."""
+
+
+def _analyse(waveform, mask, sample_rate, hop, f_min, f_max, window, silence_db) -> _Analysis:
+    """The arguments are those of `yin`, which says what is raised."""
     if not 0 < f_min < f_max <= sample_rate / 4:
         raise ValueError(
             f"pitch is searched from f_min above 0 to f_max of at most a quarter of the sample rate, got {f_min} to "
@@ -94,13 +186,10 @@ def yin(
     frames = split_frames(samples, window + longest + 1, hop)
     # Lags from 0 to the longest period and one more, so that both ends of the range can be a local minimum.
     normalised = _normalised_difference(frames, window, longest + 1)
-    period, aperiodicity = _choose_periods(normalised, max(shortest, 1), longest, threshold)
     power = jnp.square(frames).mean(axis=-1)
     loudest = jnp.max(jnp.where(frame_mask, power, 0.0), axis=1, keepdims=True)
     is_loud = (power > 0) & (power >= loudest * 10 ** (silence_db / 10))
-    voiced = frame_mask & is_loud & (aperiodicity < voicing_threshold)
-    frequency = jnp.where(voiced, jnp.clip(sample_rate / period, f_min, f_max), 0.0)
-    return Pitch(frequency, jnp.where(frame_mask, aperiodicity, 1.0), frame_mask)
+    return _Analysis(normalised, max(shortest, 1), longest, frame_mask, frame_mask & is_loud)
 
 
 def _normalised_difference(frames: Float[Array, "batch frames time"], window: int, longest: int):
@@ -121,22 +210,93 @@ def _normalised_difference(frames: Float[Array, "batch frames time"], window: in
     return jnp.where(is_zero, 1.0, difference * lags / jnp.where(is_zero, 1.0, running_sum))
 
 
-def _choose_periods(
-    normalised: Float[Array, "batch frames lags"], shortest: int, longest: int, threshold: float
-):
-    """``(period, difference)`` of each frame, in samples: the lag that `yin` chooses from ``shortest`` to ``longest``,
-    refined by a parabola, and ``d'`` at the lag. ``normalised``: ``d'`` of the lags from 0 to ``longest + 1``."""
-    lags = jnp.arange(longest + 2)[None, None, :]
-    in_range = (lags >= shortest) & (lags <= longest)
+def _minima(analysis: _Analysis):
+    """``(is_minimum, in_range)`` ``[B, F, lags]``: lags at which ``d'`` has a local minimum, and those that may be
+    chosen."""
+    normalised = analysis.normalised
+    lags = jnp.arange(normalised.shape[-1])[None, None, :]
+    in_range = (lags >= analysis.shortest) & (lags <= analysis.longest)
     before, after = jnp.roll(normalised, 1, axis=-1), jnp.roll(normalised, -1, axis=-1)
-    is_minimum = (normalised <= before) & (normalised < after) & in_range
+    return (normalised <= before) & (normalised < after) & in_range, in_range
+
+
+def _refine(normalised: Float[Array, "batch frames lags"], lag: Array):
+    """``(period, difference)`` ``[B, F, K]``: lags ``[B, F, K]`` moved to the vertex of the parabola through ``d'`` at
+    the lag and its neighbours, and ``d'`` at the lag."""
+    at = lambda shift: jnp.take_along_axis(normalised, lag + shift, axis=-1)
+    left, middle, right = at(-1), at(0), at(1)
+    return lag + _vertex(left, middle, right), middle
+
+
+def _choose_periods(analysis: _Analysis, threshold: float):
+    """``(period, difference)`` of each frame, in samples: the lag that `yin` chooses, and ``d'`` at the lag."""
+    normalised = analysis.normalised
+    is_minimum, in_range = _minima(analysis)
     is_below = is_minimum & (normalised < threshold)
     smallest = jnp.argmin(jnp.where(in_range, normalised, jnp.inf), axis=-1)
     lag = jnp.where(is_below.any(axis=-1), jnp.argmax(is_below, axis=-1), smallest)
-    left, middle, right = (
-        jnp.take_along_axis(x, lag[..., None], axis=-1)[..., 0] for x in (before, normalised, after)
-    )
-    return lag + _vertex(left, middle, right), middle
+    period, difference = _refine(normalised, lag[..., None])
+    return period[..., 0], difference[..., 0]
+
+
+def _candidate_periods(analysis: _Analysis, threshold: float, count: int):
+    """``(period, difference)`` ``[B, F, count]``: the lags of each frame at which ``d'`` is smallest, of the local
+    minima and the smallest of all; ``difference`` is infinite where there are fewer. Of those below ``threshold`` the
+    smallest lags come first."""
+    normalised = analysis.normalised
+    is_minimum, in_range = _minima(analysis)
+    limited = jnp.where(in_range, normalised, jnp.inf)
+    is_candidate = is_minimum | (limited <= limited.min(axis=-1, keepdims=True))
+    order = jnp.where(is_candidate, jnp.maximum(normalised, threshold), jnp.inf)
+    order, lag = jax.lax.top_k(-order, count)  # the first of equals comes first
+    period, difference = _refine(normalised, jnp.clip(lag, 1, analysis.longest))
+    return period, jnp.where(order > -jnp.inf, difference, jnp.inf)
+
+
+def _best_path(
+    cost: Float[Array, "batch frames candidates"],
+    octaves: Float[Array, "batch frames candidates"],
+    unvoiced_cost: float,
+    mask: Bool[Array, "batch frames"],
+    jump_cost: float,
+    voicing_cost: float,
+) -> Array:
+    """The candidate of each frame, or their number K where it is unvoiced, int32 ``[B, F]``: the path of the smallest
+    cost, see `track_pitch`.
+
+    Args:
+      cost: of each candidate.
+      octaves: binary logarithm of their frequency.
+      unvoiced_cost: of an unvoiced frame.
+      mask: valid frames; the others are unvoiced, at no cost.
+      jump_cost, voicing_cost: of the step from one frame to the next.
+    """
+    batch, _, count = cost.shape
+    of_frame = jnp.pad(cost, [(0, 0), (0, 0), (0, 1)], constant_values=unvoiced_cost)
+    padding = jnp.where(jnp.arange(count + 1) < count, jnp.inf, 0.0)[None, None]
+    of_frame = jnp.where(mask[..., None], of_frame, padding)
+    is_unvoiced = jnp.arange(count + 1) == count
+    changes = jnp.where(is_unvoiced[:, None] != is_unvoiced[None, :], voicing_cost, 0.0)[None]
+
+    def forward(state, frame):
+        """The least cost of a path to each state of this frame, and the state that it comes from."""
+        so_far, before = state
+        own, now, valid = frame
+        jumps = jump_cost * jnp.abs(before[:, :, None] - now[:, None, :])
+        step = changes + jnp.pad(jumps, [(0, 0), (0, 1), (0, 1)])
+        total = so_far[:, :, None] + jnp.where(valid[:, None, None], step, 0.0)
+        return (total.min(axis=1) + own, now), total.argmin(axis=1).astype(jnp.int32)
+
+    def backward(state, origin):
+        """The state of the frame before, on the best path to ``state`` of this frame."""
+        return jnp.take_along_axis(origin, state[:, None], axis=1)[:, 0], state
+
+    frames = [jnp.moveaxis(x, 1, 0) for x in (of_frame, octaves, mask)]
+    start = (of_frame[:, 0], octaves[:, 0])
+    (total, _), origins = jax.lax.scan(forward, start, [x[1:] for x in frames])
+    last = total.argmin(axis=1).astype(jnp.int32)
+    first, later = jax.lax.scan(backward, last, origins, reverse=True)
+    return jnp.concatenate([first[None], later]).T
 
 
 def _vertex(left, middle, right):

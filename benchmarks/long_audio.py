@@ -1,7 +1,7 @@
 """How well recordings of minutes are transcribed by windows: words, times, memory, speed and latency.
 
     python -m benchmarks.long_audio runs/speech_recognition
-    python -m benchmarks.long_audio runs/speech_recognition --minutes 3 30 --windows 4,2 2,1 --noise-db -60
+    python -m benchmarks.long_audio runs/speech_recognition --minutes 3 30 --windows 4,2 2,1 --noise-level-db -60
 
 The run is one of experiments/speech_recognition.py on the data set ``shapes``. The recordings are sentences of its
 split ``voices`` (voices that are not in training) with random pauses, spoken here by eSpeak NG, which tells when each
@@ -56,7 +56,7 @@ class Arguments:
     """Silence at which recordings are cut in seconds; inf: overlapping windows cover everything."""
     pauses: tuple[float, float] = (0.3, 2.5)
     """Shortest and longest pause between sentences in seconds."""
-    noise_db: tuple[float, ...] = (-200.0, -60.0, -40.0)
+    noise_level_db: tuple[float, ...] = (-200.0, -60.0, -40.0)
     """White noise through all of the recording, in dB relative to the speech; -200: the pauses are zeros."""
     seed: int = 0
     """Random seed of sentences, pauses and noise."""
@@ -139,16 +139,16 @@ def speak_sentences(seconds: float, arguments: Arguments) -> Iterator[Sentence]:
         k += 1
 
 
-def make_recording(sentences: list[Sentence], seconds: float, noise_db: float, seed: int) -> Recording:
+def make_recording(sentences: list[Sentence], seconds: float, noise_level_db: float, seed: int) -> Recording:
     """The sentences with noise, float32 ``[T]``."""
     wave = np.zeros(int(seconds * RATE), np.float32)
     for sentence in sentences:
         first = round(sentence.start * RATE)
         wave[first : first + len(sentence.wave)] = sentence.wave
     level = np.sqrt(np.mean(np.square(np.concatenate([s.wave for s in sentences]))))
-    if noise_db > -200:
+    if noise_level_db > -200:
         rng = np.random.default_rng(seed)
-        wave += level * 10 ** (noise_db / 20) * rng.standard_normal(len(wave), np.float32)
+        wave += level * 10 ** (noise_level_db / 20) * rng.standard_normal(len(wave), np.float32)
     return Recording(wave.clip(-1, 1), sentences)
 
 
@@ -184,14 +184,14 @@ def measure_words(recogniser: SpeechRecognizer, sentences: list[Sentence], argum
         print(f"The {len(texts)} sentences one by one, {name}: {100 * wer:.1f}% WER")
     columns = "noise dB|window, overlap s|cut at s|WER %|bias s|error s|95% s|worst s|words|in pauses"
     print(f"\n|{columns}|\n|{'---:|' * 10}")
-    for noise_db in arguments.noise_db:
-        recording = make_recording(sentences, 60 * arguments.minutes[0], noise_db, arguments.seed)
+    for noise_level_db in arguments.noise_level_db:
+        recording = make_recording(sentences, 60 * arguments.minutes[0], noise_level_db, arguments.seed)
         for window in arguments.windows:
             for cut in arguments.cuts:
                 options = window_options(window) | {"pause_seconds": cut}
                 (transcript,) = recogniser.transcribe_long((recording.wave, RATE), **options)
                 scores = [f"{value:.4g}" for value in score(transcript, sentences).values()]
-                print("|", " | ".join([f"{noise_db:g}", window, f"{cut:g}", *scores]), "|", flush=True)
+                print("|", " | ".join([f"{noise_level_db:g}", window, f"{cut:g}", *scores]), "|", flush=True)
 
 
 def measure_speed(
@@ -254,7 +254,7 @@ def main(arguments: Arguments) -> None:
     recogniser = load(arguments.run)
     seconds = 60 * arguments.minutes[0]
     sentences = list(speak_sentences(seconds, arguments))
-    recording = make_recording(sentences, seconds, arguments.noise_db[-1], arguments.seed).wave
+    recording = make_recording(sentences, seconds, arguments.noise_level_db[-1], arguments.seed).wave
     with tempfile.TemporaryDirectory() as folder:
         measure_speed(recogniser, recording, arguments, pathlib.Path(folder))
     measure_latency(recogniser, recording, arguments)

@@ -73,17 +73,17 @@ def main(config: Config) -> None:
         frames = to_frames(splits.train.batch([0]))["audio"].shape[1]
         sentences = ReferenceTexts(splits.tests["test"], tokenize.clean, limit=config.examples, exclude=known)
         examples, recorded = speech.read_recorded(sentences.source, config.examples, model)
-        validation, validation_recorded = speech.read_recorded(splits.validation, 24, model)
+        validation, validation_speech = speech.read_recorded(splits.validation, 24, model)
 
     # The method: durations are learned beside the frames.
     sizes = dict(vocab_size=tokenizer.vocab_size, length=tokenize.max_length, speakers=len(voices))
     method = pretrained.attach(make_speech(model, **sizes), tokenizer)
     optimizer = pretrained.set_learning_rates(config.optimizer, method)
-    synthesize = speech.Synthesizer(model, tokenize, frames=frames, speakers=len(voices), vocoder=vocoder)
+    synthesize = speech.Synthesizer(model, tokenize, frames=frames, speakers=len(voices))
 
     def validate(params):
         """Mel distance to the recordings, and its negative, which is higher for better checkpoints."""
-        distance = float(speech.mel_distances(synthesize(params, validation), validation_recorded).mean())
+        distance = float(speech.mel_distances(synthesize.frames(params, validation), validation_speech).mean())
         return {"validation/mel_distance": distance, "validation/closeness": -distance}
 
     metadata = dict(length=tokenize.max_length, frames=frames, speakers=voices, tokenizer=tokenizer.files())
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
     vocoded = speech.copy_synthesis(recorded, model, frames=frames, vocoder=vocoder)
 
     def test(params):
-        synthesized = synthesize(params, examples)
+        synthesized = synthesize(params, examples, vocoder=vocoder)
         comparison = speech.compare_speech(synthesized, recorded, model)
         utterances = {"recordings": recorded, "vocoded": vocoded, "test": synthesized}
         recognized = speech.recognize(recognise, sentences.texts, **utterances)

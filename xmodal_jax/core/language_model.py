@@ -60,7 +60,8 @@ def fit_ngrams(texts: Iterable[Sequence[int]], *, order: int, vocab_size: int) -
     .. math:: p(w | h) = \frac{c(h, w) + T(h)\, p(w | h')}{c(h) + T(h)}
 
     Here :math:`c` counts occurrences, :math:`T(h)` is the number of different tokens after the context :math:`h`, and
-    :math:`h'` is the context without its first token; without any context :math:`p` is uniform over the vocabulary.
+    :math:`h'` is the context without its first token. Below the distribution of single tokens, whose context is empty,
+    stands the uniform one over the vocabulary.
     Witten and Bell 1991, method C; Chen and Goodman 1999, eq. 17.
 
     Args:

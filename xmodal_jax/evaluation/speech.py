@@ -163,8 +163,8 @@ def read_recorded(source: Source, count: int, config: SpeechConfig) -> tuple[Arr
 
 
 class Vocoder:
-    """Copy synthesis: turns log-mel frames of recordings back into waveforms. No synthesis with this vocoder can be
-    better.
+    """Copy synthesis by Griffin-Lim: log-mel frames of recordings, turned back into waveforms. It shows what
+    Griffin-Lim alone loses.
 
     Args:
       config: of the model.
@@ -200,7 +200,7 @@ CONTROLS = ("speed", "pitch_shift", "energy_shift")
 class Synthesizer:
     """Speech for the texts of a data set in the voices of its speakers, and its recordings in other voices.
 
-    Both are compiled once, for all values of the controls: examples may have the fields ``speed``, ``pitch_shift`` (in
+    Each is compiled once, for all values of the controls: examples may have the fields ``speed``, ``pitch_shift`` (in
     semitones) and ``energy_shift`` (in decibels), float32 ``[B]``.
 
     Args:
@@ -208,7 +208,6 @@ class Synthesizer:
       tokenize: turns texts into tokens.
       frames: the largest number of frames; longer speech is cut.
       speakers: number of speakers that the model was trained with.
-      vocoder: makes the waveforms, see `decode_frames`; None: Griffin-Lim, in the same compiled program.
       batch_size: texts at a time.
       few_shapes: see `predict_all`.
     """
@@ -220,16 +219,16 @@ class Synthesizer:
         *,
         frames: int,
         speakers: int,
-        vocoder: Any = None,
         batch_size: int = 50,
         few_shapes: bool = False,
     ):
-        """Builds the model's synthesizer and converter for the tokenizer's vocabulary."""
+        """Builds the model's synthesizer and converter for the tokenizer's vocabulary, with Griffin-Lim and without."""
         sizes = dict(vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length, frames=frames)
-        options = dict(speakers=speakers, waveforms=vocoder is None, **sizes)
-        self._synthesize = make_synthesizer(config, **options)
-        self._convert = make_converter(config, **options)
-        self.vocoder = vocoder
+        self._functions = {
+            (name, waveforms): make(config, speakers=speakers, waveforms=waveforms, **sizes)
+            for name, make in (("synthesize", make_synthesizer), ("convert", make_converter))
+            for waveforms in (False, True)
+        }
         self.tokenize, self._batches = tokenize, dict(batch_size=batch_size, few_shapes=few_shapes)
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,27 +238,40 @@ class Synthesizer:
         fields = {k: batch[k] for k in ("text", "text_mask", "speaker", *CONTROLS) if k in batch}
         return {**fields, "index": np.arange(len(batch["text"]), dtype=np.int32)}
 
-    def __call__(self, params: Any, source: Source) -> Utterances:
-        """Speech for each text of ``source``, without padding."""
-        return self._speak(self._synthesize, params, source, self.inputs)
+    def __call__(self, params: Any, source: Source, *, vocoder: Any = None) -> Utterances:
+        """Speech for each text of ``source``, without padding.
 
-    def convert(self, params: Any, source: Source) -> Utterances:
+        ``vocoder``: makes the waveforms, see `decode_frames`; None: Griffin-Lim, in the same compiled program.
+        """
+        return self._speak("synthesize", params, source, self.inputs, vocoder)
+
+    def frames(self, params: Any, source: Source) -> Utterances:
+        """The same without waveforms, which saves their computation."""
+        return self._run("synthesize", params, source, self.inputs, waveforms=False)
+
+    def convert(self, params: Any, source: Source, *, vocoder: Any = None) -> Utterances:
         """Each recording of ``source``, which says its text, in the voice of its ``speaker``, without padding."""
         recordings = lambda batch: {k: batch[k] for k in ("audio", "audio_mask")}
-        return self._speak(self._convert, params, source, lambda b: self.inputs(b) | recordings(b))
+        return self._speak("convert", params, source, lambda b: self.inputs(b) | recordings(b), vocoder)
 
-    def _speak(self, function: Callable, params: Any, source: Source, transform: Callable) -> Utterances:
-        """``function(params, batch)`` of all batches of ``source``, without padding."""
+    def _speak(self, name: str, params: Any, source: Source, transform: Callable, vocoder: Any) -> Utterances:
+        """The utterances of one of the functions, with waveforms by ``vocoder`` or by Griffin-Lim."""
+        utterances = self._run(name, params, source, transform, waveforms=vocoder is None)
+        return utterances if vocoder is None else decode_frames(utterances, vocoder)
+
+    def _run(
+        self, name: str, params: Any, source: Source, transform: Callable, *, waveforms: bool
+    ) -> Utterances:
+        """The result of one of the functions for all batches of ``source``, without padding."""
+        function = self._functions[name, waveforms]
         speech = predict_all(function, params, source, transform=transform, **self._batches)
-        frames = [x[valid] for x, valid in zip(speech.log_mel, speech.frame_mask, strict=True)]
-        utterances = Utterances([], frames, list(speech.durations))
-        if speech.pitch is not None:
-            pitch = [x[valid] for x, valid in zip(speech.pitch, speech.frame_mask, strict=True)]
-            utterances = utterances._replace(pitch=pitch)
-        if self.vocoder is not None:
-            return decode_frames(utterances, self.vocoder)
-        waves = [wave[valid] for wave, valid in zip(speech.waveform, speech.mask, strict=True)]
-        return utterances._replace(waves=waves)
+        valid = lambda rows, mask: [row[own] for row, own in zip(rows, mask, strict=True)]
+        return Utterances(
+            waves=valid(speech.waveform, speech.mask) if waveforms else [],
+            frames=valid(speech.log_mel, speech.frame_mask),
+            durations=list(speech.durations),
+            pitch=None if speech.pitch is None else valid(speech.pitch, speech.frame_mask),
+        )
 
 
 class PitchTracker:

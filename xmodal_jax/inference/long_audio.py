@@ -2,8 +2,8 @@
 
 The recogniser's CTC head gives a label or a blank for every token of its encoder, at a known time. Of each window
 (`windows.split_windows`) the tokens of its middle are kept, those that have enough context on both sides. What is kept
-are the tokens of the whole recording, each once, so that no word is lost or doubled where two windows meet.
-`WordDecoder` turns them into words with times.
+are the tokens of the whole recording, each once: where two windows meet, words are right as far as both windows agree
+on their labels. `WordDecoder` turns them into words with times.
 
 Everything here takes samples and labels as they come, and holds one batch of windows at most.
 """
@@ -23,7 +23,7 @@ from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.inference.windows import Window, WindowLayout, split_windows
 
 BLANK = 0
-"""The label of CTC between words."""
+"""CTC's label of a token at which no label is said."""
 
 
 class Word(NamedTuple):

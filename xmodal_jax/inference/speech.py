@@ -46,7 +46,6 @@ class SpeechSynthesizer(TrainedModel):
         """The names of the voices."""
         self.sample_rate: int = self.config.features.sample_rate
         """Samples per second of the speech."""
-        self._synthesizers: dict[Any, Synthesizer] = {}  # by vocoder
 
     def describe(self) -> str:
         """What the run is, what it takes and what it gives, as text."""
@@ -82,12 +81,13 @@ class SpeechSynthesizer(TrainedModel):
         texts = as_list("text", texts)
         speakers = self._voice_positions(voices, len(texts))
         controls = self._controls(len(texts), speed=speed, pitch=pitch, energy=energy)
+        self._check_vocoder(vocoder)
         if not texts:
             return []
         captions = self.read({"text": texts}).batch(np.arange(len(texts)))["caption"]
         self._check_lengths(captions.tolist())
         source = ArraySource({"caption": captions, "speaker": speakers, **controls})
-        return self._with_rate(self._synthesizer(vocoder)(self.params, source))
+        return self._with_rate(self._synthesizer(self.params, source, vocoder=vocoder))
 
     def convert(
         self,
@@ -100,7 +100,8 @@ class SpeechSynthesizer(TrainedModel):
         energy: Any = 0.0,
         vocoder: Any = None,
     ) -> list[tuple[np.ndarray, int]]:
-        """Each recording spoken again in another voice, with the durations, the melody and the energy of the recording.
+        """Each recording spoken again in another voice, with the duration, the pitch and the energy of each token as in
+        the recording.
 
         The learned alignment finds the text in the recording. The pitch is moved by the ratio of the mean pitch of the
         voice to that of the recording, over voiced frames; it is not moved where the run does not know the pitch of its
@@ -124,6 +125,7 @@ class SpeechSynthesizer(TrainedModel):
             raise ValueError(f"there are {len(recordings)} recordings and {len(texts)} texts")
         speakers = self._voice_positions(voices, len(texts))
         controls = self._controls(len(texts), speed=speed, pitch=pitch, energy=energy)
+        self._check_vocoder(vocoder)
         if not texts:
             return []
         format = self.format._replace(modalities=("text", "audio"), max_seconds=None)
@@ -131,9 +133,9 @@ class SpeechSynthesizer(TrainedModel):
         self._check_lengths(batch["caption"].tolist())
         audio, mask = self._pad_recordings(batch["audio"], batch["audio_mask"])
         if self.config.pitch and self.config.statistics.voice_pitch:
-            controls["pitch_shift"] += self._pitch_ratios(audio, mask, speakers)
+            controls["pitch_shift"] += self._pitch_shifts(audio, mask, speakers)
         fields = {"caption": batch["caption"], "audio": audio, "audio_mask": mask, "speaker": speakers}
-        speech = self._synthesizer(vocoder).convert(self.params, ArraySource(fields | controls))
+        speech = self._synthesizer.convert(self.params, ArraySource(fields | controls), vocoder=vocoder)
         for index, wave in enumerate(speech.waves):
             if not len(wave):
                 raise ValueError(f"audio {index} is too short for its text: {batch['caption'][index]!r}")
@@ -190,7 +192,7 @@ class SpeechSynthesizer(TrainedModel):
         width = [(0, 0), (0, max(longest - audio.shape[1], 0))]
         return np.pad(audio, width)[:, :longest], np.pad(mask, width)[:, :longest]
 
-    def _pitch_ratios(self, audio: np.ndarray, mask: np.ndarray, speakers: np.ndarray) -> np.ndarray:
+    def _pitch_shifts(self, audio: np.ndarray, mask: np.ndarray, speakers: np.ndarray) -> np.ndarray:
         """The semitones ``[N]`` from the mean pitch of each recording to that of its new voice; 0 where the recording
         has no voiced frame."""
         waves = [wave[valid] for wave, valid in zip(audio, mask, strict=True)]
@@ -206,23 +208,25 @@ class SpeechSynthesizer(TrainedModel):
         """The pitch of recordings."""
         return PitchTracker(self.config)
 
-    def _synthesizer(self, vocoder: Any) -> Synthesizer:
-        """The compiled synthesiser whose frames ``vocoder`` turns into waveforms; one for all calls.
+    @functools.cached_property
+    def _synthesizer(self) -> Synthesizer:
+        """The compiled synthesiser."""
+        return Synthesizer(
+            self.config,
+            self.format.transform.tokenize,
+            frames=self.metadata["frames"],
+            speakers=len(self.voices),
+            batch_size=BATCH_SIZE,
+            few_shapes=True,
+        )
 
-        Raises:
-          ValueError: the vocoder is for another spectrogram.
-        """
-        config, made = self.config, self._synthesizers
-        if vocoder not in made:
-            if vocoder is not None and (
-                differences := spectrogram_differences(vocoder.config, config.features, config.floor)
-            ):
-                raise ValueError(f"the vocoder is for other spectrograms, with {', '.join(differences)}")
-            made[vocoder] = Synthesizer(
-                config, self.format.transform.tokenize, frames=self.metadata["frames"],
-                speakers=len(self.voices), vocoder=vocoder, batch_size=BATCH_SIZE, few_shapes=True,
-            )  # fmt: skip
-        return made[vocoder]
+    def _check_vocoder(self, vocoder: Any) -> None:
+        """Raises ValueError for a vocoder of another spectrogram."""
+        config = self.config
+        if vocoder is None:
+            return
+        if differences := spectrogram_differences(vocoder.config, config.features, config.floor):
+            raise ValueError(f"the vocoder is for other spectrograms, with {', '.join(differences)}")
 
     def _check_lengths(self, texts: Sequence[str]) -> None:
         """Raises ValueError for a text that is too long to be spoken whole."""

@@ -208,8 +208,8 @@ class SpeechRecognizer(TextModel):
           blocks: samples as they come, in pieces of any lengths: int16, or floats in [-1, 1], ``[t]`` or ``[t,
             channels]``.
           sample_rate: samples per second.
-          window_seconds, overlap_seconds, pause_seconds: see `transcribe_long`. A shorter window, or a longer overlap,
-            means a shorter latency.
+          window_seconds, overlap_seconds, pause_seconds: see `transcribe_long`; they determine the latency
+            (`latency_seconds`).
 
         Raises:
           ValueError: see `transcribe_long`.
@@ -228,10 +228,14 @@ class SpeechRecognizer(TextModel):
     def latency_seconds(
         self, *, window_seconds: float | None = None, overlap_seconds: float | None = None
     ) -> float:
-        """How long after its end a word of `stream` is given at most: the window must be complete (the window without
-        half of the overlap), and a word ends with the next one or after `PAUSE_SECONDS`."""
+        """How long after its end a word of `stream` is given at most.
+
+        A word of the first window waits until this window is complete. Later ones wait for a window without half of the
+        overlap, and a word ends with the next one or after `PAUSE_SECONDS`.
+        """
         recogniser = self._label_predictor(window_seconds, overlap_seconds)
-        return recogniser.layout.wait / recogniser.sample_rate + PAUSE_SECONDS
+        layout, rate = recogniser.layout, recogniser.sample_rate
+        return max(layout.window / rate, layout.wait / rate + PAUSE_SECONDS)
 
     def align(self, audio: Any, texts: str | Sequence[str]) -> list[Transcript]:
         """When the words of known texts are said: of a recording and its transcript, or of subtitles without times.

@@ -21,7 +21,8 @@ class WindowLayout:
     Example::
 
         layout = WindowLayout.from_seconds(window=4.0, overlap=2.0, stride=800, sample_rate=16_000)
-        [window.first_token for window in split_windows([np.zeros(160_000, np.int16)], layout)]  # [0, 40, 80, ...]
+        windows = split_windows([np.zeros(160_000, np.int16)], layout, sample_rate=16_000)
+        [window.start for window in windows]  # [0, 32000, 64000, 96000]
     """
 
     window: int
@@ -61,7 +62,7 @@ class WindowLayout:
     @property
     def wait(self) -> int:
         """Samples that follow a token, at most, until the window that it is kept from is complete: the step, and the
-        context on the right."""
+        context on the right. Tokens of the first window wait for as long as it lasts."""
         return self.window - self.overlap // 2
 
 
@@ -83,9 +84,9 @@ class Window(NamedTuple):
 FRAMES_PER_SECOND = 100
 """Rate at which `PauseDetector` measures the level."""
 FLOOR_SECONDS = 10.0
-"""Seconds over which it takes the lowest level as that of the background."""
+"""Seconds over which `PauseDetector` takes the lowest level as that of the background."""
 SMOOTHED_FRAMES = 5
-"""Frames over which the power is averaged for that."""
+"""Frames over which the power is averaged to find the background."""
 LOWEST_DB = -85.0
 """The lowest level of a background, in dB relative to full scale: digital silence counts as this."""
 SPEECH_DB = 12.0
@@ -99,8 +100,8 @@ class PauseDetector:
 
     A frame of 10 ms is speech if it is at least `SPEECH_DB` louder than the background: the lowest level, averaged over
     50 ms, of the last `FLOOR_SECONDS` (as the noise floor of Martin 2001, IEEE Transactions on Speech and Audio
-    Processing 9(5), without its smoothing). What precedes a recording counts as silent. So where there is no pause, or
-    a noise that begins, all is speech for that long.
+    Processing 9(5), without its smoothing). What precedes a recording counts as silent. So for the first
+    `FLOOR_SECONDS` of a steady noise, or of a recording without a pause, every frame is speech.
     """
 
     def __init__(self):
@@ -205,17 +206,14 @@ class _Splitter:
             yield self._end_speech()
 
     def _begin_speech(self, position: int) -> None:
-        """Speech begins a little before a position, but behind what has been recognised."""
+        """Speech begins a little before a position, but not before what has been recognised."""
         self.speech_start = self.next_start = max(position - self.padding, self.held_from)
         self.token_count = 0
 
     def _end_speech(self) -> Window:
         """The last window of this speech, as long as the others if the speech is."""
         end, stride = min(self.speech_end + self.padding, self.now), self.layout.stride
-        missing = max(
-            0, self.layout.window - end + self.speech_start
-        )  # if the speech is shorter than a window
-        excess = end - self.speech_start - self.layout.window + missing
+        excess = max(0, end - self.speech_start - self.layout.window)  # of the speech over a window
         start = self.speech_start + -(-excess // stride) * stride
         # Samples before the last window but one are not held.
         oldest = self.speech_start if not self.token_count else self.next_start - self.layout.step

@@ -120,6 +120,8 @@ class SpeechConfig:
     def __post_init__(self):
         if self.floor <= 0 or self.scale <= 0:
             raise ValueError(f"floor and scale must be above 0, got {self.floor} and {self.scale}")
+        if self.features.kind != "log_mel":
+            raise ValueError(f"speech synthesis needs features.kind 'log_mel', got {self.features.kind!r}")
         if self.pitch and not 0 < self.min_pitch < self.max_pitch <= self.features.sample_rate / 4:
             raise ValueError(
                 f"min_pitch and max_pitch must rise from above 0 to at most a quarter of the sample rate of "
@@ -463,7 +465,7 @@ class _Model:
         if not waveforms:
             return SynthesizedSpeech(None, None, log_mel, frame_mask, durations, pitch)
         waveform = vocode(log_mel, config)
-        # A sample of the waveform is valid if its frame is: frames begin every ``hop`` samples.
+        # Griffin-Lim's waveform has ``hop`` samples for each frame; a sample is valid if its frame is.
         frame_of_sample = jnp.arange(waveform.shape[1]) // config.features.hop
         valid = frame_of_sample[None, :] < frame_mask.sum(axis=1)[:, None]
         waveform = jnp.where(valid, waveform, 0.0)

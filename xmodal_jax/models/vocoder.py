@@ -175,13 +175,14 @@ class _Model:
         """A random crop of each recording: ``(log_mel [B, F, mels], frame_mask, waveform [B, (F - 1) * hop], mask,
         pitch, voiced)``, where F is ``config.crop``.
 
-        The frames and the pitch are those of the whole recording, so that the ends of a crop sound like its middle.
+        Frames and pitch are computed with the samples beside the crop, so that its ends sound like its middle.
         """
         c, hop = self.config, self.config.features.hop
         audio, mask = recordings(batch)
         inner = (c.crop - 1) * hop
-        # Frames that overlap the crop's ends; those of the pitch are less than four of its longest periods long.
-        longest = max(c.features.window, 4 * c.features.sample_rate / c.pitch_range[0])
+        # Frames that overlap the crop's ends; those of the pitch are about 40 ms and a period long, or two periods.
+        period = c.features.sample_rate / c.pitch_range[0]
+        longest = max(c.features.window, 0.04 * c.features.sample_rate + 2 * period, 4 * period)
         margin = math.ceil(longest / (2 * hop))
         length = mask.sum(axis=1)
         audio = jnp.pad(audio, [(0, 0), (margin * hop, margin * hop + inner)])
@@ -255,7 +256,7 @@ def recordings(batch: Batch) -> tuple[Float[Array, "batch time"], Bool[Array, "b
 def spectral_envelope(
     log_mel: Float[Array, "batch frames mels"], features: AudioFeatures, *, bins: int
 ) -> Float[Array, "batch frames bins"]:
-    """The logarithm of the spectrum's magnitude that log-mel frames tell, of a filter for a source of variance 1.
+    """Logarithm of the magnitude of the filter that gives a source of variance 1 the band powers of log-mel frames.
 
     A mel band's power divided by the sum of its filter is the mean power of the bins in it; between the centres of
     bands its logarithm is interpolated linearly in mels. ``bins``: frequencies from 0 to half the sample rate.
@@ -268,7 +269,7 @@ def spectral_envelope(
     interpolate = np.stack([np.interp(frequency, centres, row) for row in np.eye(features.mels)])
     # The power of noise of variance 1 in a bin is the sum of the squared window. A filter can be too narrow to hold a
     # bin: its sum is then that of the continuous filter, whose area is 1.
-    gain = np.maximum(filters.sum(axis=0), 1e-3) * np.square(hann(window).astype(np.float64)).sum()
+    gain = np.maximum(filters.sum(axis=0), window / rate) * np.square(hann(window).astype(np.float64)).sum()
     return 0.5 * (log_mel - np.log(gain).astype(np.float32)[None, None]) @ interpolate.astype(np.float32)
 
 
@@ -288,7 +289,7 @@ def make_vocoder(config: VocoderConfig) -> Method:
 
     and an inverse STFT makes the waveform of S. Harmonics and noise as sources: Wang et al. 2019, arXiv:1904.12088;
     with an inverse STFT and a predicted pitch: Li et al. 2023, arXiv:2309.09493. The pulses carry the phase from one
-    frame to the next, which the network would otherwise have to find in frames that hardly show it.
+    frame to the next, which log-mel frames hardly tell.
 
     The batch holds ``audio`` ``[B, T]``, int16 or floats in [-1, 1], and optionally ``audio_mask`` ``[B, T]``. Each
     step draws a crop of ``config.crop`` frames from each recording and compares it with its resynthesis, which takes

@@ -91,7 +91,8 @@ class VocoderFrames(NamedTuple):
 class VocoderNet(nn.Module):
     """Log-mel frames ``[B, F, mels]`` to `VocoderFrames`: a convolution, `ConvNeXtStack` and a dense layer.
 
-    The dense layer of the filters begins at zero, so that both filters are those that it is added to.
+    The dense layer of the filters is initialised to zero. Its logarithms of magnitudes are added to the spectral
+    envelope of the frames, so that both filters begin as this envelope.
     """
 
     bins: int

@@ -73,7 +73,7 @@ def main(config: Config) -> None:
         frames = to_frames(splits.train.batch([0]))["audio"].shape[1]
         sentences = ReferenceTexts(splits.tests["test"], tokenize.clean, limit=config.examples, exclude=known)
         examples, recorded = speech.read_recorded(sentences.source, config.examples, model)
-        validation, validation_speech = speech.read_recorded(splits.validation, 24, model)
+        validation, validation_audio = speech.read_recorded(splits.validation, 24, model)
 
     # The method: durations are learned beside the frames.
     sizes = dict(vocab_size=tokenizer.vocab_size, length=tokenize.max_length, speakers=len(voices))
@@ -83,7 +83,7 @@ def main(config: Config) -> None:
 
     def validate(params):
         """Mel distance to the recordings, and its negative, which is higher for better checkpoints."""
-        distance = float(speech.mel_distances(synthesize.frames(params, validation), validation_speech).mean())
+        distance = float(speech.mel_distances(synthesize.frames(params, validation), validation_audio).mean())
         return {"validation/mel_distance": distance, "validation/closeness": -distance}
 
     metadata = dict(length=tokenize.max_length, frames=frames, speakers=voices, tokenizer=tokenizer.files())

@@ -82,7 +82,7 @@ def main(config: Config) -> None:
 
     # Test: the same recordings through the vocoder and through Griffin-Lim.
     few = speech.Utterances(recorded.waves[:8], recorded.frames[:8])
-    griffin_lim = speech.Vocoder(settings, frames=frames, batch_size=8)
+    griffin_lim = speech.GriffinLimVocoder(settings, frames=frames, batch_size=8)
     baseline = griffin_lim(recorded)
     baseline_scores = vocoder_scores(baseline, recorded, model, prefix="griffin_lim/")
     baseline_scores["griffin_lim/real_time_factor"] = real_time_factor(griffin_lim, few, sample_rate=rate)

@@ -6,7 +6,7 @@ import librosa
 import numpy as np
 import pytest
 
-from xmodal_jax.models.speech import SpeechConfig, vocode
+from xmodal_jax.models.speech import SpeechConfig, griffin_lim_waveform
 from xmodal_jax.models.towers import AudioFeatures, compute_log_mel
 from xmodal_jax.preprocess.audio import log_mel, mel_filters, stft
 from xmodal_jax.preprocess.vocoder import griffin_lim, istft, log_mel_to_waveform, mel_to_power
@@ -98,6 +98,6 @@ def test_the_upper_end_of_the_bands_reaches_features_and_vocoder():
     heard, deaf = (compute_log_mel(high, None, f)[0][0, 16].max() for f in (AudioFeatures(mels=32), narrow))
     assert deaf < heard - 10  # nats: what lies above is not heard
     frames, _ = compute_log_mel(jnp.asarray(chirp())[None], None, narrow)
-    back = vocode(frames, SpeechConfig(features=narrow, vocoder_iterations=8))
+    back = griffin_lim_waveform(frames, SpeechConfig(features=narrow, vocoder_iterations=8))
     energy = np.abs(np.fft.rfft(np.asarray(back[0]))) ** 2
     assert energy[np.fft.rfftfreq(back.shape[1], 1 / RATE) > 2100].sum() < 0.01 * energy.sum()

@@ -27,9 +27,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "learning": "ImageClassifier LabelledImages LearningEvaluation LearningEvaluator LearningScores image_learning",
         "matching_density": "fit_flow_matching",
         "scene_factors": "SceneResults SceneTests factor_scores",
-        "speech": "PitchTracker RecognizedSpeech SynthesisComparison Synthesizer Utterances Vocoder compare_speech "
-        "copy_synthesis decode_frames first_examples measure_prosody mel_distances read_recorded recognize "
-        "recordings_of with_statistics",
+        "speech": "GriffinLimVocoder PitchTracker RecognizedSpeech SynthesisComparison Synthesizer Utterances "
+        "compare_speech copy_synthesis decode_frames first_examples measure_prosody mel_distances read_recorded "
+        "recognize recordings_of with_statistics",
         "vocoder": "NeuralVocoder real_time_factor vocoder_scores",
         "text_only_captions": "TextOnlyCaptioner",
         "text": "LanguageModelConfig ReferenceTexts TextGenerationConfig TextGenerator read_language_model "

@@ -19,11 +19,11 @@ from xmodal_jax.metrics.text import error_rates
 from xmodal_jax.models.speech import (
     ProsodyStatistics,
     SpeechConfig,
+    griffin_lim_waveform,
     log_mel_transform,
     make_converter,
     make_synthesizer,
     recorded_prosody,
-    vocode,
 )
 from xmodal_jax.preprocess.pitch import track_pitch
 
@@ -82,8 +82,8 @@ def pad_waves(waves: Sequence[np.ndarray], samples: int) -> dict[str, np.ndarray
 def decode_frames(utterances: Utterances, vocoder: Any) -> Utterances:
     """The utterances with waveforms that a vocoder makes of their log-mel frames.
 
-    ``vocoder``: has ``decode(list of frames)``, pairs of a waveform and its rate, as `inference.vocoder.Vocoder`.
-    Utterances of fewer than two frames are silent.
+    ``vocoder``: has ``decode(frames, pitch)``, pairs of a waveform and its rate, as `inference.Vocoder`. Utterances of
+    fewer than two frames are silent.
     """
     silence = np.zeros((2, vocoder.config.features.mels), np.float32) + np.log(vocoder.config.floor)
     frames = [x if len(x) > 1 else silence for x in utterances.frames]
@@ -162,7 +162,7 @@ def read_recorded(source: Source, count: int, config: SpeechConfig) -> tuple[Arr
     return examples, recordings_of(examples, config)
 
 
-class Vocoder:
+class GriffinLimVocoder:
     """Copy synthesis by Griffin-Lim: log-mel frames of recordings, turned back into waveforms. It shows what
     Griffin-Lim alone loses.
 
@@ -174,7 +174,7 @@ class Vocoder:
 
     def __init__(self, config: SpeechConfig, *, frames: int, batch_size: int = 50):
         self.config, self.frames, self.batch_size = config, frames, batch_size
-        self._vocode = lambda params, batch: vocode(batch["audio"], config)
+        self._vocode = lambda params, batch: griffin_lim_waveform(batch["audio"], config)
 
     def __call__(self, recordings: Utterances) -> Utterances:
         """The recordings with waveforms that the vocoder computes from their log-mel frames."""
@@ -186,10 +186,10 @@ class Vocoder:
 
 
 def copy_synthesis(recordings: Utterances, config: SpeechConfig, *, frames: int, vocoder: Any) -> Utterances:
-    """The recordings with waveforms that a vocoder makes of their log-mel frames; None: Griffin-Lim. See `Vocoder` and
-    `decode_frames`."""
+    """The recordings with waveforms that a vocoder makes of their log-mel frames; None: Griffin-Lim. See
+    `GriffinLimVocoder` and `decode_frames`."""
     if vocoder is None:
-        return Vocoder(config, frames=frames)(recordings)
+        return GriffinLimVocoder(config, frames=frames)(recordings)
     return decode_frames(recordings, vocoder)
 
 

@@ -464,7 +464,7 @@ class _Model:
         log_mel = jnp.where(frame_mask[:, :, None], standardized * config.scale + config.mean, silence)
         if not waveforms:
             return SynthesizedSpeech(None, None, log_mel, frame_mask, durations, pitch)
-        waveform = vocode(log_mel, config)
+        waveform = griffin_lim_waveform(log_mel, config)
         # Griffin-Lim's waveform has ``hop`` samples for each frame; a sample is valid if its frame is.
         frame_of_sample = jnp.arange(waveform.shape[1]) // config.features.hop
         valid = frame_of_sample[None, :] < frame_mask.sum(axis=1)[:, None]
@@ -654,7 +654,9 @@ def make_converter(
     return lambda params, batch: model.convert(params, batch, frames, waveforms)
 
 
-def vocode(frames: Float[Array, "batch frames mels"], config: SpeechConfig) -> Float[Array, "batch time"]:
+def griffin_lim_waveform(
+    frames: Float[Array, "batch frames mels"], config: SpeechConfig
+) -> Float[Array, "batch time"]:
     """Log-mel frames (in nats, as `SynthesizedSpeech` holds them) to a waveform in [-1, 1] by Griffin-Lim, which
     estimates the phases. A waveform that exceeds the range is scaled down."""
     f = config.features

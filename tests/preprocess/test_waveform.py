@@ -146,7 +146,7 @@ def test_recognition_is_trained_on_waveforms_that_are_augmented():
         ({"speed": 1.0}, r"\[0, 1\)"),
         ({"noise": 1.5}, "noise"),
         ({"room_seconds": 0.0}, "positive"),
-        ({"snr_db": (9.0, 1.0)}, "range"),
+        ({"noise_db": (9.0, 1.0)}, "range"),
         ({"gain_db": -1.0}, "0 or more"),
         ({"silence_seconds": -1.0}, "0 or more"),
     ],

@@ -39,8 +39,8 @@ class WaveformAugmentConfig:
     """Longest time in which the sound of a room decays by 60 dB (RT60)."""
     noise: float = 0.0
     """Probability that noise is added to a recording; 0: never."""
-    snr_db: tuple[float, float] = (0.0, 30.0)
-    """Range of the ratio of the speech's power to the noise's, in dB."""
+    noise_db: tuple[float, float] = (0.0, 30.0)
+    """Range of the signal-to-noise ratio: of the speech's power to the noise's, in dB."""
     silence_seconds: float = 0.0
     """Longest silence that is put before a recording, and after it; 0: none. Without it recognisers learn that speech
     begins with the first sample, and fail on recordings with pauses. What then is too long is cut."""
@@ -57,8 +57,8 @@ class WaveformAugmentConfig:
             raise ValueError(f"speed must lie in [0, 1), got {self.speed}")
         if self.room_seconds <= 0.0:
             raise ValueError(f"room_seconds must be positive, got {self.room_seconds}")
-        if self.snr_db[0] > self.snr_db[1]:
-            raise ValueError(f"snr_db must be a range, the smaller value first, got {self.snr_db}")
+        if self.noise_db[0] > self.noise_db[1]:
+            raise ValueError(f"noise_db must be a range, the smaller value first, got {self.noise_db}")
         for name in ("gain_db", "silence_seconds"):
             if getattr(self, name) < 0.0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -66,7 +66,7 @@ class WaveformAugmentConfig:
     @property
     def is_identity(self) -> bool:
         """Whether nothing is changed."""
-        return self == WaveformAugmentConfig(room_seconds=self.room_seconds, snr_db=self.snr_db)
+        return self == WaveformAugmentConfig(room_seconds=self.room_seconds, noise_db=self.noise_db)
 
 
 def augment_waveform(
@@ -105,7 +105,7 @@ def augment_waveform(
         echoed = reverberate(waveform, keys, sample_rate=sample_rate, seconds=config.room_seconds)
         waveform = _with_probability(config.reverberation, echoed, waveform, fold_in_name(keys, "room?"))
     if config.noise:
-        noisy = add_noise(waveform, mask, keys, decibels=config.snr_db)
+        noisy = add_noise(waveform, mask, keys, decibels=config.noise_db)
         waveform = _with_probability(config.noise, noisy, waveform, fold_in_name(keys, "noise?"))
     if config.telephone:
         narrow = telephone(waveform, keys, sample_rate=sample_rate)
@@ -207,7 +207,7 @@ def add_noise(
     coloured = jnp.fft.irfft(jnp.fft.rfft(white) * frequency**-slope, size)[:, : waveform.shape[1]]
     coloured = jnp.where(mask, coloured, 0.0)
     norm = lambda x: jnp.linalg.norm(x, axis=1, keepdims=True)
-    ratio = 10.0 ** (-_uniform(fold_in_name(keys, "snr_db"), *decibels) / 20.0)[:, None]
+    ratio = 10.0 ** (-_uniform(fold_in_name(keys, "noise_db"), *decibels) / 20.0)[:, None]
     return waveform + coloured * ratio * norm(waveform) / jnp.maximum(norm(coloured), 1e-9)
 
 

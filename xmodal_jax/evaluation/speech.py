@@ -265,7 +265,7 @@ class Synthesizer:
         """The result of one of the functions for all batches of ``source``, without padding."""
         function = self._functions[name, waveforms]
         speech = predict_all(function, params, source, transform=transform, **self._batches)
-        valid = lambda rows, mask: [row[own] for row, own in zip(rows, mask, strict=True)]
+        valid = lambda rows, masks: [row[mask] for row, mask in zip(rows, masks, strict=True)]
         return Utterances(
             waves=valid(speech.waveform, speech.mask) if waveforms else [],
             frames=valid(speech.log_mel, speech.frame_mask),

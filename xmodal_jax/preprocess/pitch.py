@@ -281,11 +281,11 @@ def _best_path(
     def forward(state, frame):
         """The least cost of a path to each state of this frame, and the state that it comes from."""
         so_far, before = state
-        own, now, valid = frame
+        frame_cost, now, valid = frame
         jumps = jump_cost * jnp.abs(before[:, :, None] - now[:, None, :])
         step = changes + jnp.pad(jumps, [(0, 0), (0, 1), (0, 1)])
         total = so_far[:, :, None] + jnp.where(valid[:, None, None], step, 0.0)
-        return (total.min(axis=1) + own, now), total.argmin(axis=1).astype(jnp.int32)
+        return (total.min(axis=1) + frame_cost, now), total.argmin(axis=1).astype(jnp.int32)
 
     def backward(state, origin):
         """The state of the frame before, on the best path to ``state`` of this frame."""

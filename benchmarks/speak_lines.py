@@ -32,6 +32,8 @@ import tyro
 from tqdm import tqdm
 
 RATE = 16_000
+LETTERS = {"en": "a-z", "es": "a-zñáéíóúü"}
+"""Letters of the words that the voices of a language can read."""
 SILENCE = 0.01
 """Samples below this share of the largest are silence."""
 
@@ -127,7 +129,8 @@ def read_words(args: Arguments) -> list[str]:
 
     unheard = words_of(args.without) - words_of(args.keep)
     words = dict.fromkeys(args.words.read_text(encoding="utf-8").split())
-    return [w for w in words if w.isalpha() and w.islower() and len(w) <= args.longest and w not in unheard]
+    spelled = re.compile(f"[{LETTERS[args.language]}]{{1,{args.longest}}}")
+    return [word for word in words if spelled.fullmatch(word) and word not in unheard]
 
 
 def installed_voices(language: str) -> dict[str, float]:
@@ -180,21 +183,33 @@ def write_split(
         "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
     )
     print(
-        f"{folder}: {len(lines)} utterances; {count - len(lines)} were left out, because a voice lacks their sounds"
+        f"{folder.name}: {len(lines)} utterances; {count - len(lines)} left out, because a voice lacks their sounds"
     )
 
 
 def main(args: Arguments) -> None:
     """Writes the splits ``train`` and ``test``; a fortieth of the words is in the test."""
     words = read_words(args)
+    if args.out.exists():
+        raise SystemExit(f"{args.out} exists already: give another folder, or delete it")
+    if len(words) < 2 or min(args.utterances, args.words_each) < 1:
+        raise SystemExit(
+            f"{args.words} has {len(words)} words of lower-case letters that may be spoken, and 2 are needed at least; "
+            "utterances and words_each must be 1 or more"
+        )
     order = np.random.default_rng(args.seed).permutation(len(words))
     shuffled = [words[i] for i in order]
     held_out = max(1, len(words) // 40)
     weights = installed_voices(args.language)
-    write_split(
-        args.out / "test", shuffled[:held_out], max(1, args.utterances // 20), weights, args, (args.seed, 1)
-    )
-    write_split(args.out / "train", shuffled[held_out:], args.utterances, weights, args, (args.seed, 0))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as folder:  # nothing is left if this is interrupted
+        written = pathlib.Path(folder) / "data"
+        for name, own_words, count, seed in (
+            ("test", shuffled[:held_out], max(1, args.utterances // 20), 1),
+            ("train", shuffled[held_out:], args.utterances, 0),
+        ):
+            write_split(written / name, own_words, count, weights, args, (args.seed, seed))
+        written.rename(args.out)
 
 
 if __name__ == "__main__":

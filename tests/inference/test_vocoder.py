@@ -117,3 +117,20 @@ def test_a_translator_speaks_by_the_vocoder(vocoder, tmp_path):
     voice = VoiceOptions(pitch=2.0, vocoder=vocoder.path)
     (translator,) = load_translators(path, TranslationOptions(voice=voice))
     np.testing.assert_array_equal(translator.apply(["red blue"])[0], expected)
+
+
+def test_frames_and_pitch_are_checked(vocoder):
+    """Silence of power 0 is the floor, an unknown pitch is interpolated, and NaN is refused."""
+    frames = log_mels(1)[0]
+    silent, floor = frames.copy(), frames.copy()
+    silent[3, 2], floor[3, 2] = -np.inf, np.log(vocoder.config.floor)
+    np.testing.assert_array_equal(vocoder.decode(silent)[0][0], vocoder.decode(floor)[0][0])
+    pitch = np.linspace(100.0, 200.0, len(frames))
+    gap = np.where((pitch > 120) & (pitch < 160), 0.0, pitch)
+    expected, found = (vocoder.decode(frames, x)[0][0] for x in (pitch, gap))
+    np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="array 0 of log-mel frames has values that are NaN"):
+        vocoder.decode(np.full((5, 8), np.nan))
+    for wrong in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="pitch must be in Hz"):
+            vocoder.decode(frames, np.full(len(frames), wrong))

@@ -117,11 +117,24 @@ def test_without_costs_the_track_is_yin():
     waves = waves.astype(np.float32)
     expected = yin(waves)
     track = jax.jit(
-        functools.partial(pitch.track_pitch, **SIZES, jump_cost=0.0, voicing_cost=0.0, candidates=40)
+        functools.partial(
+            pitch.track_pitch, **SIZES, octave_cost=0.0, jump_cost=0.0, voicing_cost=0.0, candidates=40
+        )
     )
     found = track(waves)
     np.testing.assert_array_equal(found.voiced, expected.voiced)
     np.testing.assert_allclose(found.frequency, expected.frequency, rtol=1e-5)
+
+
+def test_a_jump_upwards_is_followed():
+    """Twice the period is a period too: the track must not stay with it."""
+    wave = np.concatenate(
+        [tone(f, harmonics=8, seconds=0.4) for f in (110.0, 220.0, 165.0, 330.0, 131.0, 390.0)]
+    )
+    found = np.asarray(track_pitch(wave[None]).frequency[0])
+    for note, true in enumerate((110.0, 220.0, 165.0, 330.0, 131.0, 390.0)):
+        inside = found[32 * note + 9 : 32 * note + 27]
+        assert cents(inside, true).max() < 20
 
 
 def test_the_path_is_the_cheapest_of_all():
@@ -240,8 +253,11 @@ def test_mistakes_are_named():
         (dict(f_max=5000.0), "a quarter of the sample rate"),
         (dict(hop=0), "hop and window"),
     ]:
-        with pytest.raises(ValueError, match=message):
-            pitch.yin(jnp.asarray(wave), **options)
+        for function in (pitch.yin, pitch.track_pitch):
+            with pytest.raises(ValueError, match=message):
+                function(jnp.asarray(wave), **options)
+    with pytest.raises(ValueError, match="threshold must be below voicing_threshold"):
+        pitch.track_pitch(jnp.asarray(wave), threshold=0.5)
     with pytest.raises(ValueError, match="floor above 0"):
         pitch.log_energy(jnp.asarray(wave), floor=0.0)
 

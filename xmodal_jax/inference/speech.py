@@ -68,6 +68,8 @@ class SpeechSynthesizer(TrainedModel):
           voices: the name of one voice, or of a voice for each text; None: the first voice.
           speed: factor of the speed of speech, or one for each text; above 1 it is faster.
           pitch: semitones by which the pitch is higher (or lower, if negative), up to 24, or a number for each text.
+            Exact with a vocoder, within its range of pitches (``vocoder.config.pitch_range``); Griffin-Lim follows it
+            poorly.
           energy: decibels by which the speech is louder (or softer, if negative), up to 40, or a number for each text.
             The waveform is scaled down where it exceeds the range [-1, 1].
           vocoder: a trained vocoder of the same spectrogram (`load_vocoder`), which makes the waveforms; None:

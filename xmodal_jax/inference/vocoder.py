@@ -54,10 +54,12 @@ class Vocoder(TrainedModel):
           log_mel: a list of arrays ``[F, mels]``, or one of them: natural logarithms of the power of mel bands, with
             the settings of ``config.features`` (see `load_vocoder`).
           pitch: the pitch of voiced frames in Hz, such as a synthesiser's: an array ``[F]`` for each of ``log_mel``.
-            None: what the network finds in the frames.
+            Where it is 0 it is interpolated, and it is limited to ``config.pitch_range``. None: what the network finds
+            in the frames.
 
         Raises:
-          ValueError: an array has another shape, or fewer than two frames, or not as many as its pitch.
+          ValueError: an array has another shape, fewer than two frames, not as many as its pitch, or NaN; powers below
+            ``config.floor`` are raised to it.
         """
         is_one = getattr(log_mel, "ndim", None) == 2  # a list may hold arrays of different lengths
         arrays = [np.asarray(x) for x in ([log_mel] if is_one else log_mel)]
@@ -67,8 +69,11 @@ class Vocoder(TrainedModel):
                 raise ValueError(
                     f"log-mel frames have the shape [frames, {mels}] with two frames or more, array {k} has {x.shape}"
                 )
+            if np.isnan(x).any() or (x == np.inf).any():
+                raise ValueError(f"array {k} of log-mel frames has values that are NaN or infinite")
         if not arrays:
             return []
+        arrays = [np.maximum(x, np.log(self.config.floor)) for x in arrays]
         contours = None
         if pitch is not None:
             contours = [np.asarray(x, np.float32) for x in ([pitch] if is_one else pitch)]
@@ -77,6 +82,11 @@ class Vocoder(TrainedModel):
                     f"pitch must have one number for each frame, {[len(x) for x in arrays]}, got arrays of the shapes "
                     f"{[x.shape for x in contours]}"
                 )
+            if any(not np.isfinite(x).all() or (x < 0).any() for x in contours):
+                raise ValueError(
+                    "pitch must be in Hz, 0 where it is not known, got negative or infinite values, or NaN"
+                )
+            contours = [_fill_unknown(x) for x in contours]
         # To whole seconds, so that few lengths occur and few programs are compiled.
         second = -(-self.sample_rate // self.config.features.hop)
         frames = -(-max(map(len, arrays)) // second) * second
@@ -108,6 +118,12 @@ class Vocoder(TrainedModel):
         compiled program of one's own, such as a synthesiser's; see `models.make_vocode`. `decode` is for everything
         else."""
         return self._vocode(self.params, log_mel, mask, pitch)[0]
+
+
+def _fill_unknown(pitch: np.ndarray) -> np.ndarray:
+    """A pitch ``[F]`` whose zeros are interpolated between its other values; unchanged if it has none."""
+    known = np.flatnonzero(pitch > 0)
+    return np.interp(np.arange(len(pitch)), known, pitch[known]) if len(known) else pitch
 
 
 def load_vocoder(

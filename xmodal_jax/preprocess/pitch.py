@@ -101,6 +101,7 @@ def track_pitch(
     threshold: float = 0.1,
     voicing_threshold: float = 0.5,
     silence_db: float = -40.0,
+    octave_cost: float = 0.02,
     jump_cost: float = 0.35,
     voicing_cost: float = 0.14,
     candidates: int = 6,
@@ -111,33 +112,42 @@ def track_pitch(
     The lags at which YIN's ``d'`` (see `yin`) has a local minimum are the candidates of a frame. Of all sequences of
     candidates, this is the one of the smallest sum over frames of
 
-    - ``max(d', threshold)`` of a voiced frame, ``voicing_threshold`` of an unvoiced one;
+    - ``max(d', threshold) + octave_cost log2(lag / smallest lag)`` of a voiced frame, ``voicing_threshold`` of an
+      unvoiced one: twice the period has nearly the same ``d'`` as the period;
     - ``jump_cost |log2(f_t / f_{t-1})|`` between two voiced frames;
     - ``voicing_cost`` between a voiced and an unvoiced frame,
 
     found by dynamic programming. The path finder and its costs are Boersma's (1993, Proc. IFA 17, pp. 97-110, sec. 5),
-    for frames every 10 ms; of other ``hop`` both costs are multiplied by 10 ms / hop. Of candidates that cost the same,
-    the smallest lag is taken. With both costs zero the result is that of `yin`, up to ``candidates``.
+    for frames every 10 ms; of other ``hop`` the last two are multiplied by 10 ms / hop. Of candidates that cost the
+    same, the smallest lag is taken. Without these costs the result is that of `yin`, up to ``candidates``. After a
+    jump of an octave upwards the new pitch is found if it lasts for 0.2 s or more.
 
     Args:
       waveform, mask, sample_rate, hop, f_min, f_max, window, threshold, voicing_threshold, silence_db: as for `yin`.
+      octave_cost: of an octave downwards, in each frame.
       jump_cost: of an octave from one frame to the next.
       voicing_cost: of a change between voiced and unvoiced.
       candidates: how many lags of each frame are considered.
 
     Raises:
-      ValueError, TypeError: as `yin`.
+      ValueError, TypeError: as `yin`; ``threshold`` is not below ``voicing_threshold``.
 
     Example::
 
         time = jnp.arange(16000) / 16000
         track_pitch(jnp.sin(2 * jnp.pi * 200 * time)[None]).frequency[0, 40]  # 200.0
     """
+    if threshold >= voicing_threshold:
+        raise ValueError(
+            f"threshold must be below voicing_threshold, got {threshold} and {voicing_threshold}"
+        )
     analysis = _analyse(waveform, mask, sample_rate, hop, f_min, f_max, window, silence_db)
     period, difference = _candidate_periods(analysis, threshold, candidates)
     usable = analysis.may_be_voiced[..., None] & (difference < jnp.inf)
     # The tiny cost of the lag decides between candidates that are alike.
-    cost = jnp.where(usable, jnp.maximum(difference, threshold) + 1e-6 * period, jnp.inf)
+    lower = jnp.log2(jnp.maximum(period / analysis.shortest, 1.0))  # octaves below the highest pitch
+    own_cost = jnp.maximum(difference, threshold) + octave_cost * lower + 1e-6 * period
+    cost = jnp.where(usable, own_cost, jnp.inf)
     frequency = jnp.clip(sample_rate / period, f_min, f_max)
     per_frame = 0.01 * sample_rate / hop
     chosen = _best_path(

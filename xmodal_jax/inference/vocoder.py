@@ -86,7 +86,6 @@ class Vocoder(TrainedModel):
                 raise ValueError(
                     "pitch must be in Hz, 0 where it is not known, got negative or infinite values, or NaN"
                 )
-            contours = [_fill_unknown(x) for x in contours]
         # To whole seconds, so that few lengths occur and few programs are compiled.
         second = -(-self.sample_rate // self.config.features.hop)
         frames = -(-max(map(len, arrays)) // second) * second
@@ -118,12 +117,6 @@ class Vocoder(TrainedModel):
         compiled program of one's own, such as a synthesiser's; see `models.make_vocode`. `decode` is for everything
         else."""
         return self._vocode(self.params, log_mel, mask, pitch)[0]
-
-
-def _fill_unknown(pitch: np.ndarray) -> np.ndarray:
-    """A pitch ``[F]`` whose zeros are interpolated between its other values; unchanged if it has none."""
-    known = np.flatnonzero(pitch > 0)
-    return np.interp(np.arange(len(pitch)), known, pitch[known]) if len(known) else pitch
 
 
 def load_vocoder(

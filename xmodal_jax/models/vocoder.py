@@ -23,7 +23,7 @@ from xmodal_jax.models.towers import AudioFeatures, compute_log_mel, presence_ma
 from xmodal_jax.nets.vocoder import VocoderFrames, VocoderNet
 from xmodal_jax.preprocess.audio import hann, hz_to_mel, mel_filters, stft, to_float_waveform
 from xmodal_jax.preprocess.excitation import harmonic_source, noise_source
-from xmodal_jax.preprocess.pitch import track_pitch
+from xmodal_jax.preprocess.pitch import fill_gaps, track_pitch
 from xmodal_jax.preprocess.vocoder import istft
 from xmodal_jax.types import Batch, ExampleKeys, Key, Method, Params
 
@@ -139,7 +139,10 @@ class _Model:
     def vocode(self, params: Params, log_mel, mask, pitch=None):
         """``(waveform, mask)`` of log-mel frames in nats; see `make_vocode`."""
         frames = self.frames_of(params, log_mel, mask)
-        pitch = self.predicted_pitch(frames) if pitch is None else jnp.clip(pitch, *self.config.pitch_range)
+        if pitch is None:
+            pitch = self.predicted_pitch(frames)
+        else:
+            pitch = jnp.clip(fill_gaps(pitch, mask & (pitch > 0)), *self.config.pitch_range)
         waveform, valid = self.synthesize(frames, mask, pitch, frames.voicing_logit > 0, keys=None)
         return waveform / jnp.maximum(jnp.abs(waveform).max(axis=1, keepdims=True), 1.0), valid
 
@@ -321,12 +324,12 @@ def make_vocode(
     """``vocode(params, log_mel, mask, pitch=None)``: the waveforms of log-mel frames by a trained `make_vocoder`.
 
     ``log_mel`` are frames ``[B, F, mels]`` in nats with the settings of ``config.features``, F at least 2; ``mask``
-    ``[B, F]`` is True on valid frames, which come first. ``pitch`` ``[B, F]`` in Hz is that of the voiced frames, such
-    as a synthesiser predicts it, limited to ``config.pitch_range``; None: the pitch that the network finds in the
-    frames (the harmonics of a synthesised spectrogram are often too blurred for it). The network decides which frames
-    are voiced. The results are waveforms ``[B, (F - 1) * hop]`` in [-1, 1] and the mask of their valid samples. Padding
-    has no influence, and the same frames always give the same waveform. A waveform that exceeds the range is scaled
-    down.
+    ``[B, F]`` is True on valid frames, which come first. ``pitch`` ``[B, F]`` in Hz is that of the voiced frames,
+    such as a synthesiser predicts it, limited to ``config.pitch_range``, and interpolated where it is 0; None: the
+    pitch that the network finds in the frames (the harmonics of a synthesised spectrogram are often too blurred for
+    it). The network decides which frames are voiced. The results are waveforms ``[B, (F - 1) * hop]`` in [-1, 1]
+    and the mask of their valid samples. Padding has no influence, and the same frames always give the same
+    waveform. A waveform that exceeds the range is scaled down.
 
     Example::
 

@@ -143,11 +143,10 @@ def track_pitch(
         )
     analysis = _analyse(waveform, mask, sample_rate, hop, f_min, f_max, window, silence_db)
     period, difference = _candidate_periods(analysis, threshold, candidates)
-    usable = analysis.may_be_voiced[..., None] & (difference < jnp.inf)
     # The tiny cost of the lag decides between candidates that are alike.
     lower = jnp.log2(jnp.maximum(period / analysis.shortest, 1.0))  # octaves below the highest pitch
     own_cost = jnp.maximum(difference, threshold) + octave_cost * lower + 1e-6 * period
-    cost = jnp.where(usable, own_cost, jnp.inf)
+    cost = jnp.where(analysis.may_be_voiced[..., None], own_cost, jnp.inf)
     frequency = jnp.clip(sample_rate / period, f_min, f_max)
     per_frame = 0.01 * sample_rate / hop
     chosen = _best_path(
@@ -199,7 +198,7 @@ def _analyse(waveform, mask, sample_rate, hop, f_min, f_max, window, silence_db)
     power = jnp.square(frames).mean(axis=-1)
     loudest = jnp.max(jnp.where(frame_mask, power, 0.0), axis=1, keepdims=True)
     is_loud = (power > 0) & (power >= loudest * 10 ** (silence_db / 10))
-    return _Analysis(normalised, max(shortest, 1), longest, frame_mask, frame_mask & is_loud)
+    return _Analysis(normalised, shortest, longest, frame_mask, frame_mask & is_loud)
 
 
 def _normalised_difference(frames: Float[Array, "batch frames time"], window: int, longest: int):
@@ -281,7 +280,7 @@ def _best_path(
       mask: valid frames; the others are unvoiced, at no cost.
       jump_cost, voicing_cost: of the step from one frame to the next.
     """
-    batch, _, count = cost.shape
+    count = cost.shape[-1]
     of_frame = jnp.pad(cost, [(0, 0), (0, 0), (0, 1)], constant_values=unvoiced_cost)
     padding = jnp.where(jnp.arange(count + 1) < count, jnp.inf, 0.0)[None, None]
     of_frame = jnp.where(mask[..., None], of_frame, padding)

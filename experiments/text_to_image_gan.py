@@ -59,9 +59,9 @@ class Config(FrozenNetworksConfig):
     )  # fmt: skip
     """Networks and losses of the GAN."""
     optimizer: GANOptimizer = GANOptimizer(
-        pretrain_fraction=0.5, discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0),
-        generator=Optimizer(name="muon", learning_rate=5e-3, warmup=0.01, final_scale=0.15, b1=0.5, clip_norm=5.0,
-                            ema=0.99),
+        discriminator=Optimizer(name="muon", learning_rate=1e-3, b1=0.5, clip_norm=5.0), pretrain_fraction=0.5,
+        pretrain_restarts=3, generator=Optimizer(name="muon", learning_rate=5e-3, warmup=0.01, final_scale=0.15,
+                                                 b1=0.5, clip_norm=5.0, ema=0.99),
     )  # fmt: skip
     """Optimizers of generator and discriminator."""
 

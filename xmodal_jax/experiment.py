@@ -301,6 +301,7 @@ def write_report(
             "diverged": result.diverged,
             "steps": result.steps,
             "resumed": result.resumed,
+            "restarts": None if result.restarts is None else result.restarts._asdict(),
             "parameters": trees.count(result.params[0]),
         } | entries
     entries = {"experiment": experiment_file(run.config).stem} | entries
@@ -317,6 +318,9 @@ def write_report(
             yield report
         except Exception as error:
             _add_failure(report, error)
+        if result is not None and result.restarts is not None:
+            sentences = result.restarts.describe(sorted(result.seeds + result.diverged))
+            report.add_text("Random restarts", " ".join(f"S{sentence[1:]}." for sentence in sentences))
         add_bad_examples(report, bad_examples, run.path)
         report.add_config(run.read_config())
         report.add_timing(timer.report())

@@ -14,6 +14,7 @@ from PIL import Image
 
 from xmodal_jax.core.cluster import agree
 from xmodal_jax.report.page import Report
+from xmodal_jax.train.restarts import Choice
 from xmodal_jax.train.run import format_value, read_config_file
 
 COSTS = {"steps": "steps", "step_ms": "ms per step, all seeds", "train_seconds": "training in s, all seeds"}
@@ -76,9 +77,13 @@ def read_run(folder: Path, scores: Collection[str] = tuple(IMAGE_SCORES)) -> Com
     prefixes = {name: "learning/" if name in LEARNING_SCORES else "test/" for name in scores}
     values = {name: metrics[prefix + name] for name, prefix in prefixes.items() if prefix + name in metrics}
     steps = result["steps"] + _first_stage_steps(folder)
-    seconds = (result["timing"]["train"] or math.nan) / max(steps - result["resumed"], 1)
+    # Steps of the initialisations that were not chosen take time as well.
+    restarts = result.get("restarts")  # not in results of earlier versions
+    extra = Choice(**restarts).dropped_steps if restarts else 0
+    timed_steps = steps - result["resumed"] if result["resumed"] else steps + extra
+    seconds = (result["timing"]["train"] or math.nan) / max(timed_steps, 1)
     values |= {"diverged": float(len(result["diverged"])), "steps": steps, "step_ms": 1e3 * seconds}
-    return ComparedRun(folder.name, values | {"train_seconds": steps * seconds})
+    return ComparedRun(folder.name, values | {"train_seconds": (steps + extra) * seconds})
 
 
 def _first_stage_steps(folder: Path) -> int:

@@ -15,6 +15,7 @@ from xmodal_jax.core import collectives, trees
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.core.schedules import half_cosine
 from xmodal_jax.train.optim import Optimizer, learning_rate_schedule, make_optimizer
+from xmodal_jax.train.restarts import Restarts
 from xmodal_jax.train.schedule import StepPlan, plan_of, progress_schedule
 from xmodal_jax.train.step import Training, check_params
 from xmodal_jax.types import GAN, Batch, Key, Params
@@ -36,6 +37,11 @@ class GANOptimizer:
     pretrain_fraction: float = 0.0
     """Fraction of all steps, at the start, in which the generator is trained to reconstruct images, without the
     discriminator. The discriminator's learning-rate schedule begins after these steps."""
+    pretrain_restarts: int = 1
+    """Number of initialisations that are pretrained, each for ``restart_fraction`` of these steps. The one with the
+    lowest loss in the last quarter of them goes on; the steps of the others come on top."""
+    restart_fraction: float = 0.25
+    """Fraction of the pretraining's steps after which one of several initialisations is chosen."""
     ema_half_life: float | None = None
     """Half-life of the moving average of the generator's parameters at the end of the training: a fraction of all steps
     if below 1, else a number of steps. It grows from 0 along half a cosine, so that the average soon forgets the first
@@ -45,6 +51,11 @@ class GANOptimizer:
         if not 0.0 <= self.pretrain_fraction < 1.0:
             raise ValueError(
                 f"pretrain_fraction is a fraction of the steps, 0 to below 1, got {self.pretrain_fraction}"
+            )
+        if self.pretrain_restarts < 1 or not 0.0 < self.restart_fraction <= 1.0:
+            raise ValueError(
+                "pretrain_restarts must be at least 1 and restart_fraction a fraction, above 0 and up to 1, got "
+                f"{self.pretrain_restarts} and {self.restart_fraction}"
             )
         if self.ema_half_life is not None and not 0 < self.ema_half_life < float("inf"):
             raise ValueError(f"ema_half_life must be positive and finite, got {self.ema_half_life}")
@@ -357,6 +368,10 @@ def make_training(
         raise ValueError(
             "optimizer.pretrain_fraction trains the generator to reconstruct images: choose model.reconstruction"
         )
+    restarts = Restarts()
+    if optimizer.pretrain_restarts > 1 and pretrain_steps:
+        trial_steps = max(round(optimizer.restart_fraction * pretrain_steps), 1)
+        restarts = Restarts(optimizer.pretrain_restarts, trial_steps)
     first_step = {"discriminator": pretrain_steps, "generator": 0}
     updates_per_step = {"discriminator": gan.d_steps, "generator": 1}
     tx = {
@@ -379,6 +394,7 @@ def make_training(
         eval_params=eval_params,
         initial_steps=pretrain_steps,
         make_initial_step=lambda axis: make_pretrain_step(gan, tx, optimizer, axis_name=axis, steps=plan),
+        restarts=restarts,
         load_pretrained=gan.load_pretrained,
         ema_params=lambda params: params["generator"],
         frozen=gan.frozen,

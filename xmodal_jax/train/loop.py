@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from xmodal_jax.core.interrupts import TERMINATED
+from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.core.runtime import Timer, free_memory
 from xmodal_jax.core.trees import leaf_names
 from xmodal_jax.data.pipeline import Loader, numeric_fields
@@ -33,6 +34,7 @@ from xmodal_jax.train.feed import BatchFeed
 from xmodal_jax.train.optim import Optimizer
 from xmodal_jax.train.parallel import DeviceData, Engine, make_engine
 from xmodal_jax.train.preemption import termination
+from xmodal_jax.train.restarts import Choice, Trial, better_trial, make_choice, trial_loss
 from xmodal_jax.train.run import Run, stack_scores, to_json
 from xmodal_jax.train.schedule import StepPlan, explain_resume
 from xmodal_jax.train.step import Training, describe_non_finite, make_training
@@ -67,6 +69,9 @@ class TrainingResult(NamedTuple):
     """The seeds that were dropped because a loss or a gradient became non-finite (``config.on_divergence``)."""
     resumed: int = 0
     """The step of the checkpoint that training went on from; 0 if it began anew."""
+    restarts: Choice | None = None
+    """With random restarts, which initialisation each seed went on with, also of those that diverged; None: there was
+    no choice."""
     frozen: Any = None
     """Parameters of frozen networks, on the devices; None: there are none."""
 
@@ -124,18 +129,18 @@ def fit(
     loop.set_up()
     with contextlib.closing(loop), termination() as stop_requested:
         while loop.step < config.steps:
-            loop.dispatch()
+            if loop.step == 0 and loop.training.restarts.count > 1:
+                loop.choose_initialisation(stop_requested)
+            else:
+                loop.dispatch()
             stops_early = loop.evaluate()
             finished = stops_early or loop.step >= config.steps
             # Called after every dispatch: several processes agree here on the step at which they stop.
-            preempted = stop_requested(loop.step)
+            preempted = stop_requested(loop.executed_steps)
             loop.save(now=finished or preempted)
             # A run that stops early has to end here: resumed, it would train on.
             if preempted and not stops_early:
-                message = f"stopped at step {loop.step} as asked; go on with:\n  {resume_command(run)}"
-                run.close()
-                tqdm.write(message, sys.stderr)
-                raise Preempted(message)
+                loop.stop(f"stopped at step {loop.step} as asked")
             if finished:
                 break
         loop.wait_for_checkpoints()
@@ -199,6 +204,7 @@ class TrainingLoop:
             "encoders": [encoder_slot._asdict() for encoder_slot in encoders],
             "frozen": None if training.frozen is None else describe(training.frozen),
             "frozen_by_seed": list(training.frozen_by_seed),
+            "restarts": None,
         }
         """The metadata that all checkpoints of the run share; `_checkpoint_metadata` adds that of one step."""
         self.state: Any = None
@@ -216,6 +222,10 @@ class TrainingLoop:
         """The learning rate of every step, by optimizer."""
         self._param_names: list[str] = []
         """Names of the parameters, in the order of the flags ``finite`` in a step's metrics."""
+        self._dropped_steps = 0
+        """Number of steps whose results were dropped, of initialisations that were not chosen."""
+        self._choice: Choice | None = None
+        """The choice of an initialisation; None: there was one."""
         self._bar: tqdm | None = None
         self._called: list[Callable] = []
         """The compiled programs that have been called."""
@@ -243,8 +253,7 @@ class TrainingLoop:
     def set_up(self) -> None:
         """Initialises the state (with ``config.resume``, restores it from the newest checkpoint) and what `dispatch`
         needs beside it: learning rates for the log, names of the parameters and a progress bar."""
-        seeds = np.array(self.seeds)
-        keys = jax.vmap(jax.random.key)(seeds) if self.engine.seeds else jax.random.key(self.config.seed)
+        keys = self._seed_keys()
         if self.config.resume:
             with self.timer("restore"):
                 self._restore(keys)
@@ -252,22 +261,33 @@ class TrainingLoop:
             self._checkpoints.save_frozen(self.training.frozen)
         self.run.truncate_metrics(self.start)  # the steps after the checkpoint are logged again
         if self.state is None:
-            with self.timer("train"):
-                self.state = self.engine.init(keys, self._example)
-                if self.training.load_pretrained is not None:
-                    self.state = load_pretrained_params(self.state, self.engine, self.training, self._example)
+            self.state = self._initial_state(keys)
         self._steps_per_dispatch = choose_steps_per_dispatch(
-            self.config, self.start, self.training.initial_steps
+            self.config, self.start, self.training.initial_steps, self.training.restarts.steps
         )
         self._learning_rates = tabulate(self.training.learning_rates, self.config.steps)
         # `Engine.fetch`: the state with one copy of each array, without the axis of devices that pmap adds.
         self._param_names = leaf_names(self.engine.fetch(self.state).params)
         self._bar = self._make_progress_bar()
 
+    def _initial_state(self, keys: jax.Array) -> Any:
+        """The state before the first step, on the devices; ``keys``: of the seeds."""
+        with self.timer("train"):
+            state = self.engine.init(keys, self._example)
+            if self.training.load_pretrained is None:
+                return state
+            return load_pretrained_params(state, self.engine, self.training, self._example)
+
+    def _seed_keys(self) -> jax.Array:
+        """The key of the seed, with several seeds an array of keys."""
+        if self.engine.seeds:
+            return jax.vmap(jax.random.key)(np.array(self.seeds))
+        return jax.random.key(self.config.seed)
+
     def _make_progress_bar(self) -> tqdm:
         """A progress bar of steps on stderr, shown by one of all processes."""
         return tqdm(
-            total=self.config.steps,
+            total=self.config.steps + (0 if self.start else self.training.restarts.extra_steps),
             initial=self.start,
             desc="train",
             unit="step",
@@ -307,6 +327,8 @@ class TrainingLoop:
         self._best_score = -math.inf if metadata["best"] is None else metadata["best"]
         self._evaluations_since_best = metadata["waited"]
         self._feed.restore(metadata["position"])
+        self._metadata["restarts"] = choice = metadata.get("restarts")
+        self._choice = None if choice is None else Choice(**choice)
 
     def _resume_plan(self, metadata: Mapping[str, Any]) -> None:
         """Goes on with the plan of a checkpoint with this ``metadata``; if the number of steps is another, changes it
@@ -336,6 +358,17 @@ class TrainingLoop:
     def dispatch(self) -> None:
         """Starts the next steps in one compiled call (`jax.lax.scan`); meanwhile logs the metrics of the dispatch
         before."""
+        metrics = self._run_steps()
+        # An accelerator computes while this process goes on: only now, with the next steps under way, does it wait
+        # for the metrics of the dispatch before.
+        with self.timer("train"):
+            loss = self._finish_dispatch()
+        self._pending_metrics = self.step, metrics
+        if loss is not None and self.run.writes:
+            self._show(loss)
+
+    def _run_steps(self) -> dict[str, jax.Array]:
+        """Starts the next steps in one compiled call; their metrics, which the device may still be computing."""
         with self.timer("data_wait"):
             scan_inputs = self._feed.next(self.step, self._steps_per_dispatch)
         with self.timer("train"):
@@ -347,14 +380,70 @@ class TrainingLoop:
             run_steps = self._run_initial if in_initial_stage else self.engine.run
             with self._show_compilation(run_steps):
                 self.state, metrics = run_steps(self.state, self._device_data, scan_inputs)
-            # An accelerator computes while this process goes on: only now, with the next steps under way, does it wait
-            # for the metrics of the dispatch before.
-            loss = self._finish_dispatch()
         self.step += self._steps_per_dispatch
-        self._pending_metrics = self.step, metrics
         self._bar.update(self._steps_per_dispatch)
-        if loss is not None and self.run.writes:
-            self._show(loss)
+        return metrics
+
+    # -- the choice of an initialisation --------------------------------------------------------------
+
+    @property
+    def executed_steps(self) -> int:
+        """Number of steps taken, those of initialisations that were not chosen included. It never decreases."""
+        return self.step + self._dropped_steps
+
+    def choose_initialisation(self, stop_requested: Callable[[int], bool]) -> None:
+        """Takes the first steps with several initialisations, each on the same batches, and goes on with the one of
+        the lowest `restarts.trial_loss`; each seed chooses its own.
+
+        The first initialisation is that of a training without a choice. Only the chosen one's metrics are logged, and
+        no checkpoint is written before the choice: a run that is stopped in these steps begins anew.
+
+        ``stop_requested``: see `preemption.termination`.
+        """
+        restarts, position = self.training.restarts, self._feed.position()
+        best, losses = None, []
+        for number in range(restarts.count):
+            if number:
+                self._feed.restore(position)
+                self.step, self._dropped_steps = 0, number * restarts.steps
+                self.state = self._initial_state(fold_in_name(self._seed_keys(), f"restart {number}"))
+            self._bar.set_description(f"initialisation {number + 1} of {restarts.count}")
+            trial = self._try_initialisation(number, stop_requested)
+            losses.append(trial_loss(trial.metrics))
+            best = trial if best is None else better_trial(best, trial)
+        self._bar.set_description("train")
+        self.state = self.engine.put_state(best.state)
+        self._choice = make_choice(losses, best, restarts.steps)
+        self._metadata["restarts"] = self._choice._asdict()  # for a run that is resumed
+        for sentence in self._choice.describe(self.seeds):
+            self.run.print(sentence)
+        for n, metrics in enumerate(best.metrics):
+            self._log_dispatch((n + 1) * self._steps_per_dispatch, metrics)
+
+    def _try_initialisation(self, number: int, stop_requested: Callable[[int], bool]) -> Trial:
+        """Takes the first steps from the current state, which is that of the ``number``-th initialisation."""
+        metrics: list[Any] = []
+        while self.step < self.training.restarts.steps:
+            metrics.append(self._run_steps())
+            if len(metrics) > 1:  # those of the dispatch before: the device has the next one to compute
+                metrics[-2] = jax.tree.map(np.asarray, metrics[-2])
+                self._show(float(metrics[-2]["loss"].mean()))
+            if stop_requested(self.executed_steps):
+                self.stop(
+                    f"stopped as asked while initialisation {number + 1} was tried, so training begins anew"
+                )
+        metrics[-1] = jax.tree.map(np.asarray, metrics[-1])
+        numbers = np.full((len(self.seeds),) if self.engine.seeds else (), number)
+        return Trial(self.engine.fetch(self.state), metrics, numbers)
+
+    def stop(self, message: str) -> None:
+        """Ends a run that was asked to stop, by Preempted; ``message``: where it has stopped."""
+        message = f"{message}; go on with:\n  {resume_command(self.run)}"
+        self.run.close()
+        tqdm.write(message, sys.stderr)
+        raise Preempted(message)
+
+    # -- what a dispatch has computed -----------------------------------------------------------------
 
     @contextlib.contextmanager
     def _show_compilation(self, program: Callable) -> Iterator[None]:
@@ -391,8 +480,11 @@ class TrainingLoop:
         if self._pending_metrics is None:
             return None
         (step, metrics), self._pending_metrics = self._pending_metrics, None
-        # Waits for the device. The arrays are [K steps] or [K steps, N seeds].
-        metrics = jax.tree.map(np.asarray, metrics)
+        return self._log_dispatch(step, jax.tree.map(np.asarray, metrics))  # waits for the device
+
+    def _log_dispatch(self, step: int, metrics: dict[str, np.ndarray]) -> float:
+        """Checks the losses and gradients of a dispatch that ended at ``step``, and logs the means of its metrics,
+        arrays ``[K steps]`` or ``[K steps, N seeds]``; returns the mean loss."""
         first_step = step - len(metrics["finite"]) + 1
         # The flags of a step are [1 + parameters] or [N, 1 + parameters]: is the loss finite, is each gradient finite?
         for k, flags in enumerate(metrics["finite"]):
@@ -401,7 +493,7 @@ class TrainingLoop:
                     continue
                 if non_finite_names := describe_non_finite(finite, self._param_names):
                     self._handle_divergence(first_step + k, seed, non_finite_names, last_step=step)
-        del metrics["finite"]
+        metrics = {name: value for name, value in metrics.items() if name != "finite"}
         if self.diverged:
             is_kept = np.array([seed not in self.diverged for seed in self.seeds])
             metrics = {name: value[:, is_kept] for name, value in metrics.items()}
@@ -526,6 +618,7 @@ class TrainingLoop:
             seeds=[seed for seed in self.seeds if seed not in self.diverged],
             diverged=self.diverged,
             resumed=self.start,
+            restarts=self._choice,
             frozen=self._device_data.frozen,
         )
 
@@ -639,12 +732,15 @@ def describe_interruption(run: Run) -> str:
     return f"interrupted {where} of {run.path}; {checkpoint}; go on with:\n  {resume_command(run)}"
 
 
-def choose_steps_per_dispatch(config: RunConfig, start: int, initial_steps: int) -> int:
+def choose_steps_per_dispatch(config: RunConfig, start: int, initial_steps: int, trial_steps: int = 0) -> int:
     """The largest number of steps per dispatch, up to ``config.dispatch``, with which a dispatch ends at every step
     where the loop must act: at each evaluation and checkpoint, after the ``initial_steps`` (where another program
-    takes over) and at the end. ``start``: the step that training begins at."""
+    takes over), after the ``trial_steps`` of each initialisation that is tried, and at the end. ``start``: the step
+    that training begins at."""
     # The number of steps per dispatch must also divide ``start`` (not 0 in a resumed run): only then do dispatches that
     # begin there end at the multiples of the intervals.
-    intervals = (config.steps, config.eval_every, config.checkpoint_every, start, initial_steps)
+    intervals = (
+        config.steps, config.eval_every, config.checkpoint_every, start, initial_steps, trial_steps
+    )  # fmt: skip
     divisor = math.gcd(*(n for n in intervals if n))  # 0 means never
     return max(k for k in range(1, min(config.dispatch, divisor) + 1) if divisor % k == 0)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 from xmodal_jax.core import accumulation, collectives, trees
 from xmodal_jax.core.random import fold_in_name
 from xmodal_jax.train import optim
+from xmodal_jax.train.restarts import Restarts
 from xmodal_jax.train.schedule import StepPlan, plan_of
 from xmodal_jax.types import Batch, Key, Method, Params
 
@@ -54,6 +55,8 @@ class Training(NamedTuple):
     make_initial_step: Callable[[str | None], Callable] | None = None
     """As ``make_step``, for the initial stage; None: there is no such stage. It is a separate program, because a branch
     in one program is slower on a CPU."""
+    restarts: Restarts = Restarts()
+    """Initialisations that are tried before the training goes on with one of them."""
     load_pretrained: Callable[[Params, Batch], Params] | None = None
     """``load_pretrained(params, batch) -> params``: puts trained parameters in place of initial ones; None: training
     starts from the initial ones (see `types.Method`)."""

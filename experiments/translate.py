@@ -85,8 +85,10 @@ def main(config: Config) -> None:
         options = TranslationOptions(*args, further, candidates, config.class_name, config.subtitles)
         loaded = [load_translators(path, options, bad_examples=bad_examples) for path in config.runs]
         translators = [translator for of_run in loaded for translator in of_run]
-        constraints = dict(further_inputs=further, class_name=config.class_name, times=config.subtitles)
-        steps = translate.find_chain(translators, source_inputs.modality, target, **constraints)
+        constraints = dict(class_name=config.class_name, times=config.subtitles, voice=config.voice)
+        steps = translate.find_chain(
+            translators, source_inputs.modality, target, further_inputs=further, **constraints
+        )
     run = Run.create(config.run_dir, config)
     with timer("data"):
         names, inputs = translate.read_inputs(source_inputs, steps[0], bad_examples)

@@ -4,6 +4,7 @@ import dataclasses
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +22,7 @@ from xmodal_jax.models.flow import AdaptiveSampler, FlowConfig, HeunSampler, Wor
 from xmodal_jax.models.gan import ClassCondition, make_gan
 from xmodal_jax.models.gan.conditions import NoCondition
 from xmodal_jax.models.seq2seq import SamplingConfig
-from xmodal_jax.models.speech import ProsodyStatistics, SpeechConfig, make_speech
+from xmodal_jax.models.speech import ProsodyStatistics, SpeechConfig, make_speech, make_synthesizer
 from xmodal_jax.models.towers import AudioFeatures
 from xmodal_jax.nets.dit import DiTConfig
 from xmodal_jax.nets.encoders import MLPEncoderConfig, TextTransformerConfig
@@ -123,6 +124,35 @@ def test_controls_are_those_of_each_text(speaker):
     ((alone, _),) = speaker.synthesize("red", "bert", pitch=5.0)
     np.testing.assert_allclose(alone, high, atol=0.01)
     assert len(high) == len(plain) <= len(slow) and np.abs(high - plain).max() > 0.01
+
+
+def test_speech_longer_than_that_of_training_is_whole(speaker):
+    """Slow speech has more frames than the longest recording of training, 20; the texts beside it stay as they are."""
+    texts, speed = ["red", "red blue green", "blue"], [1.0, 0.1, 1.0]
+    slow = speaker.synthesize(texts, "bert", speed=speed)
+    hop, longest = speaker.config.features.hop, speaker.metadata["frames"]
+    tokenize = speaker.format.transform.tokenize
+    sizes = dict(vocab_size=tokenize.tokenizer.vocab_size, length=tokenize.max_length, speakers=2)
+    synthesize = make_synthesizer(speaker.config, frames=1000, waveforms=False, **sizes)  # more than enough
+    ids, mask = tokenize.tokenizer.encode_batch(texts, tokenize.max_length)
+    batch = {"text": ids, "text_mask": mask, "speaker": np.ones(3, np.int32), "index": np.arange(3)}
+    batch = jax.tree.map(jnp.asarray, batch | {"speed": np.float32(speed)})
+    expected = synthesize(speaker.params, batch).frame_mask.sum(axis=1).tolist()
+    assert longest < expected[1] <= 8 * longest
+    assert [len(wave) // hop for wave, _ in slow] == expected
+    plain = speaker.synthesize(texts, "bert")
+    for row in (0, 2):
+        np.testing.assert_array_equal(slow[row][0], plain[row][0])
+    with pytest.warns(UserWarning, match=r"the speech of text 1 is longer than 2\.0 s, 8 times the longest"):
+        (_, (cut, _)) = speaker.synthesize(texts[:2], "bert", speed=[1.0, 0.001])
+    assert len(cut) == (8 * longest - 1) * hop  # a waveform ends in the middle of its last frame
+
+
+def test_unknown_words_are_spoken_with_a_warning(speaker):
+    with pytest.warns(UserWarning, match=r"has words that the run was not trained on \('zebra'\)"):
+        speaker.synthesize("red zebra")
+    with pytest.raises(ValueError, match="vocoder is a loaded one"):
+        speaker.synthesize("red", vocoder="runs/vocoder")
 
 
 def test_a_recording_is_spoken_by_another_voice(speaker):
@@ -284,8 +314,29 @@ def test_a_recogniser_writes_what_its_language_model_says(tmp_path):
     run = mock.create_autospec(Run, instance=True, path=saved)
     run.write_later.side_effect = lambda write: write()
     language.fit(tokenize, run)
+    run.print.assert_not_called()
     (tmp_path / "lines.txt").unlink()  # the run does not need it any more
     sounds = [np.random.default_rng(k).normal(0, 0.1, 1600).astype(np.float32) for k in range(3)]
     assert load(saved).transcribe([(sound, 16_000) for sound in sounds]) == ["green"] * 3
     plain = load(save_text_run(tmp_path / "plain", "audio", "speech_recognition", example))
     assert plain.transcribe([(sound, 16_000) for sound in sounds]) != ["green"] * 3
+
+
+def test_a_language_model_says_which_lines_it_cannot_learn_whole(tmp_path):
+    (tmp_path / "lines.txt").write_text("green\nzebra green\nred red red red red red\n")
+    run = mock.create_autospec(Run, instance=True, path=tmp_path)
+    LanguageModelConfig(tmp_path / "lines.txt").fit(
+        TokenizeTransform(train_tokenizer(COLOURS, "word"), 5), run
+    )
+    printed = [call.args[0] for call in run.print.call_args_list]
+    assert len(printed) == 2 and all("of 3 lines of --language.lines" in line for line in printed)
+    assert printed[0].endswith("have words that the tokenizer does not know") and printed[0].startswith(
+        "note: 1 "
+    )
+    assert printed[1].endswith("are cut to 5 tokens") and printed[1].startswith("note: 1 ")
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_the_weight_of_a_language_model_is_a_number(weight):
+    with pytest.raises(ValueError, match="must be finite and 0 or more"):
+        LanguageModelConfig(weight=weight)

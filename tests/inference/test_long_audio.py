@@ -151,6 +151,16 @@ def test_pauses_have_no_windows():
     assert not list(split_windows([silence], layout, sample_rate=RATE, pause=0.3))
 
 
+def test_pauses_of_a_recording_with_an_offset_have_no_windows():
+    """The level is that of the samples without their mean, which some sound cards add."""
+    samples, sentences = say_sentences(20)
+    layout = make_recogniser().layout
+    windows = list(split_windows([samples + np.int16(700)], layout, sample_rate=RATE, pause=0.3))
+    expected = list(split_windows([samples], layout, sample_rate=RATE, pause=0.3))
+    places = lambda windows: [(w.start, w.length) for w in windows]
+    assert places(windows) == places(expected) and len(windows) >= len(sentences)
+
+
 @pytest.mark.parametrize("noise", [1.0, 30.0])
 def test_speech_is_told_from_a_background_that_lasts(noise):
     """After the first seconds, in which all is speech, the background is known."""
@@ -276,6 +286,9 @@ def test_a_known_text_is_aligned(recogniser):
     assert [word.text for word in other.words] == list(COLOURS)
     assert all(a.end <= b.start + 1e-9 for a, b in itertools.pairwise(other.words))
     assert math.prod(word.confidence for word in other.words) < 1
+    with pytest.warns(UserWarning, match=r"has words that the run was not trained on \('zebra'\)"):
+        (known,) = recogniser.align(sound, "red zebra blue")
+    assert [word.text for word in known.words] == ["red", "blue"]
     with pytest.raises(ValueError, match="too few for the"):
         recogniser.align((make_noise(0.3), 16_000), "red green " * 40)
     with pytest.raises(ValueError, match="1 recordings and 2 texts"):

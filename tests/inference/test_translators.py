@@ -31,6 +31,7 @@ from xmodal_jax.inference.translate import (
 from xmodal_jax.inference.translators import (
     TranslationOptions,
     Translator,
+    VoiceOptions,
     load_translator,
     load_translators,
 )
@@ -149,6 +150,26 @@ def test_a_conditional_autoencoder_reconstructs_a_class(tmp_path):
 def test_a_class_is_of_some_run():
     with pytest.raises(ValueError, match="--class cat: none of the runs from image to text is conditional"):
         find_chain([Translator("image", "text", list, 0)], "image", "text", class_name="cat")
+
+
+def test_options_of_the_voice_are_of_a_run_that_speaks():
+    captioner = Translator("image", "text", list, 0)
+    with pytest.raises(ValueError, match="--pitch: none of the runs from image to text synthesises speech"):
+        find_chain([captioner], "image", "text", voice=VoiceOptions(pitch=2.0))
+    speaker = Translator("text", "audio", list, 16_000, speakers=("anna",))
+    chain = find_chain([captioner, speaker], "image", "audio", voice=VoiceOptions(pitch=2.0))
+    assert chain == [captioner, speaker]
+
+
+def test_a_text_that_a_recording_is_too_short_for_is_not_shown(tmp_path):
+    """Its words and its text agree: those of CTC's best path."""
+    example = {"audio": np.zeros((1, 1600), np.int16), "audio_mask": np.ones((1, 1600), bool)}
+    run = save_text_run(tmp_path / "run", "audio", "speech_recognition", example, objective=JointObjective())
+    model, sound = load(run), np.random.default_rng(0).integers(-9000, 9000, 8000).astype(np.int16)
+    whole = translators_module._with_times(model, (sound, 16_000), "red green")
+    assert str(whole) == "red green" and [word.text for word in whole.words] == ["red", "green"]
+    cut = translators_module._with_times(model, (sound, 16_000), "red green " * 40)
+    assert str(cut) == " ".join(word.text for word in cut.words) != "red green " * 40
 
 
 def test_a_shared_space_finds_the_nearest_candidate(run, tmp_path):

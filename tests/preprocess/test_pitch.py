@@ -91,7 +91,7 @@ def test_noise_and_silence_have_no_pitch():
         ]
     )
     found = yin(waves)
-    assert np.asarray(found.voiced[0]).mean() < 0.05 and not found.voiced[1].any()
+    assert np.asarray(found.voiced[0]).mean() < 0.05 and not found.voiced[1:].any()
     assert np.isfinite(found.frequency).all() and np.isfinite(found.aperiodicity).all()
     # Hum that is 50 dB softer than the speech beside it is silence; alone it has a pitch.
     hum = np.concatenate([tone(200.0), 10 ** (-50 / 20) * tone(100.0)])
@@ -106,6 +106,16 @@ def test_int16_is_the_same_and_loudness_does_not_matter():
     for other in (as_integers, softer):
         np.testing.assert_array_equal(other.voiced, expected.voiced)
         np.testing.assert_allclose(other.frequency, expected.frequency, rtol=1e-3)
+
+
+@pytest.mark.parametrize("offset", [0.3, -1.0])
+@pytest.mark.parametrize("function", [yin, track_pitch])
+def test_an_offset_changes_nothing_inside(function, offset):
+    wave = np.concatenate([tone(150.0, harmonics=3), np.zeros(RATE // 2, np.float32)])
+    expected, found = function(wave[None]), function(wave[None] + np.float32(offset))
+    inside = slice(6, -6)
+    np.testing.assert_array_equal(found.voiced[0, inside], expected.voiced[0, inside])
+    np.testing.assert_allclose(found.frequency[0, inside], expected.frequency[0, inside], rtol=1e-3)
 
 
 def test_without_costs_the_track_is_yin():

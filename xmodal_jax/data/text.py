@@ -115,6 +115,12 @@ class Tokenizer:
         """The ids of a caption's tokens without the special ones, such as begin and end."""
         return self._backend.encode(caption, add_special_tokens=False).ids
 
+    @property
+    def has_unknown_token(self) -> bool:
+        """Whether there are words that the tokenizer does not know. Byte-level ones know all; some call their end token
+        the unknown one."""
+        return self.unk_id not in (-1, self.pad_id, self.bos_id, self.eos_id)
+
     def unknown_words(self, caption: str) -> list[str]:
         """The parts of a caption whose token is ``unk``, as they are written in it."""
         encoding = self._backend.encode(caption)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -39,7 +40,7 @@ class LanguageModelConfig:
     """An n-gram language model that the decoder's search uses beside the decoder (shallow fusion).
 
     Raises:
-      ValueError: a negative weight.
+      ValueError: the weight is negative or not finite.
     """
 
     lines: pathlib.Path | None = None
@@ -51,12 +52,15 @@ class LanguageModelConfig:
 
     def __post_init__(self):
         """Checks the weight."""
-        if self.weight < 0:
-            raise ValueError(f"the weight of a language model must be 0 or more, got {self.weight}")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(
+                f"the weight of a language model must be finite and 0 or more, got {self.weight}"
+            )
 
     def fit(self, tokenize: TokenizeTransform, run: Run) -> LanguageModelFusion | None:
         """The language model of the lines, as the tokenizer cleans and splits them, which is kept in the folder of the
-        ``run``; None: there is none.
+        ``run``; None: there is none. Prints how many lines have words that the tokenizer does not know, which are all
+        the same word to it, and how many are cut.
 
         Raises:
           ValueError: the file is not UTF-8, or has no lines.
@@ -67,11 +71,22 @@ class LanguageModelConfig:
         lines = [tokenize.clean(line) if tokenize.clean else line for line in stripped if line]
         if not lines:
             raise ValueError(f"--language.lines {self.lines} has no lines")
-        ids, mask = tokenize.tokenizer.encode_batch(lines, max_length=tokenize.max_length)
+        tokenizer = tokenize.tokenizer
+        ids, mask = tokenizer.encode_batch(lines, max_length=tokenize.max_length)
+        is_unknown = (ids == tokenizer.unk_id) & mask & tokenizer.has_unknown_token
+        problems = {
+            "have words that the tokenizer does not know": is_unknown.any(axis=1).sum(),
+            f"are cut to {tokenize.max_length} tokens": (
+                tokenizer.lengths(lines) > tokenize.max_length
+            ).sum(),
+        }
+        for problem, count in problems.items():
+            if count:
+                run.print(f"note: {count} of {len(lines)} lines of --language.lines {self.lines} {problem}")
         texts = [
             row[valid][1:].tolist() for row, valid in zip(ids, mask, strict=True)
         ]  # without the begin token
-        model = fit_ngrams(texts, order=self.order, vocab_size=tokenize.tokenizer.vocab_size)
+        model = fit_ngrams(texts, order=self.order, vocab_size=tokenizer.vocab_size)
         run.write_later(lambda: model.save(run.path / LANGUAGE_MODEL_FILE))
         return LanguageModelFusion(model, self.weight)
 

@@ -208,8 +208,7 @@ def warn_unknown_words(texts: Iterable[Any], tokenize: TokenizeTransform) -> Non
     """A `UserWarning` that names the first of ``texts`` with a word that the tokenizer does not know, and such words.
     It points at the line that called the package."""
     tokenizer = tokenize.tokenizer
-    # Byte-level tokenizers know all words; some call their end token the unknown one.
-    if tokenizer.unk_id in (-1, tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id):
+    if not tokenizer.has_unknown_token:
         return
     texts = [text for text in texts if isinstance(text, str) and not surrogate_in(text)]
     cleaned = [text if tokenize.clean is None else tokenize.clean(text) for text in texts]
@@ -219,13 +218,13 @@ def warn_unknown_words(texts: Iterable[Any], tokenize: TokenizeTransform) -> Non
         others = f" (and {len(which) - 1} further texts)" if len(which) > 1 else ""
         words = list(dict.fromkeys(word for k in which for word in tokenizer.unknown_words(cleaned[k])))
         names = ", ".join(map(shorten, words[:MAX_WORDS])) + (", ..." if len(words) > MAX_WORDS else "")
-        _warn_user(
+        warn_user(
             f"the text {shorten(texts[which[0]])}{others} has words that the run was not trained on ({names}), which "
             "it cannot tell apart: use words of the training texts"
         )
 
 
-def _warn_user(message: str) -> None:
+def warn_user(message: str) -> None:
     """A `UserWarning` that points at the line that called the package."""
     frame, level = sys._getframe(), 1
     while (

@@ -10,7 +10,7 @@ import numpy as np
 
 from xmodal_jax.data.sources.arrays import ArraySource
 from xmodal_jax.evaluation.speech import PitchTracker, Synthesizer, Utterances
-from xmodal_jax.inference.inputs import InputSource, as_list, positions_of
+from xmodal_jax.inference.inputs import InputSource, as_list, positions_of, warn_unknown_words, warn_user
 from xmodal_jax.inference.model import BATCH_SIZE, RestoredRun, TrainedModel
 from xmodal_jax.models.speech import SEMITONE, SpeechConfig
 from xmodal_jax.models.vocoder import spectrogram_differences
@@ -20,6 +20,8 @@ LARGEST_PITCH = 24.0
 """Largest shift of the pitch up or down, in semitones."""
 LARGEST_ENERGY = 40.0
 """Largest shift of the energy up or down, in decibels."""
+LENGTH_FACTORS = (1, 2, 4, 8)
+"""Lengths that speech is synthesised with, in lengths of the longest speech of training: a compiled program each."""
 
 
 class SpeechSynthesizer(TrainedModel):
@@ -46,6 +48,8 @@ class SpeechSynthesizer(TrainedModel):
         """The names of the voices."""
         self.sample_rate: int = self.config.features.sample_rate
         """Samples per second of the speech."""
+        self._synthesizers: dict[int, Synthesizer] = {}
+        """Compiled synthesisers by their largest number of frames."""
 
     def describe(self) -> str:
         """What the run is, what it takes and what it gives, as text."""
@@ -62,6 +66,9 @@ class SpeechSynthesizer(TrainedModel):
         vocoder: Any = None,
     ) -> list[tuple[np.ndarray, int]]:
         """Speech of each text: pairs of a waveform, float32 ``[T]`` in [-1, 1], and its samples per second.
+
+        Speech may be longer than that of training, up to 8 times, for example if it is slow; what is longer still is
+        cut, with a warning.
 
         Args:
           texts: the texts.
@@ -88,8 +95,9 @@ class SpeechSynthesizer(TrainedModel):
             return []
         captions = self.read({"text": texts}).batch(np.arange(len(texts)))["caption"]
         self._check_lengths(captions.tolist())
+        warn_unknown_words(captions.tolist(), self.format.transform.tokenize)
         source = ArraySource({"caption": captions, "speaker": speakers, **controls})
-        return self._with_rate(self._synthesizer(self.params, source, vocoder=vocoder))
+        return self._with_rate(self._speak("synthesize", source, vocoder))
 
     def convert(
         self,
@@ -137,11 +145,45 @@ class SpeechSynthesizer(TrainedModel):
         if self.config.pitch and self.config.statistics.voice_pitch:
             controls["pitch_shift"] += self._pitch_shifts(audio, mask, speakers)
         fields = {"caption": batch["caption"], "audio": audio, "audio_mask": mask, "speaker": speakers}
-        speech = self._synthesizer.convert(self.params, ArraySource(fields | controls), vocoder=vocoder)
+        warn_unknown_words(fields["caption"].tolist(), self.format.transform.tokenize)
+        speech = self._speak("convert", ArraySource(fields | controls), vocoder)
         for index, wave in enumerate(speech.waves):
             if not len(wave):
                 raise ValueError(f"audio {index} is too short for its text: {batch['caption'][index]!r}")
         return self._with_rate(speech)
+
+    def _speak(self, action: str, source: ArraySource, vocoder: Any) -> Utterances:
+        """The utterances of all examples, by the action "synthesize" or "convert" of `Synthesizer`.
+
+        Those that are longer than the speech of training are computed again with more frames, so that none is cut;
+        warns of one that is longer than eight times that.
+        """
+        longest = self.metadata["frames"]
+        speech = self._synthesize_frames(action, source, longest, vocoder)
+        for factor in LENGTH_FACTORS[1:]:
+            cut = np.flatnonzero(_total_frames(speech) > longest * factor // 2)
+            if not len(cut):
+                return speech
+            rows = ArraySource({name: values[cut] for name, values in source.arrays.items()})
+            speech = _replace(speech, cut, self._synthesize_frames(action, rows, longest * factor, vocoder))
+        for index in np.flatnonzero(_total_frames(speech) > longest * LENGTH_FACTORS[-1])[:1]:
+            seconds = longest * LENGTH_FACTORS[-1] * self.config.features.hop / self.sample_rate
+            warn_user(
+                f"the speech of text {index} is longer than {seconds:.1f} s, {LENGTH_FACTORS[-1]} times the longest of "
+                "training, and is cut there: raise the speed, or split the text"
+            )
+        return speech
+
+    def _synthesize_frames(self, action: str, source: ArraySource, frames: int, vocoder: Any) -> Utterances:
+        """The utterances of all examples, cut at ``frames``; the program of each number of frames is kept."""
+        if frames not in self._synthesizers:
+            self._synthesizers[frames] = Synthesizer(
+                self.config, self.format.transform.tokenize, frames=frames, speakers=len(self.voices),
+                batch_size=BATCH_SIZE, few_shapes=True,
+            )  # fmt: skip
+        synthesizer = self._synthesizers[frames]
+        function = {"synthesize": synthesizer, "convert": synthesizer.convert}[action]
+        return function(self.params, source, vocoder=vocoder)
 
     def _with_rate(self, speech: Utterances) -> list[tuple[np.ndarray, int]]:
         """Pairs of each waveform and its samples per second."""
@@ -210,23 +252,13 @@ class SpeechSynthesizer(TrainedModel):
         """The pitch of recordings."""
         return PitchTracker(self.config)
 
-    @functools.cached_property
-    def _synthesizer(self) -> Synthesizer:
-        """The compiled synthesiser."""
-        return Synthesizer(
-            self.config,
-            self.format.transform.tokenize,
-            frames=self.metadata["frames"],
-            speakers=len(self.voices),
-            batch_size=BATCH_SIZE,
-            few_shapes=True,
-        )
-
     def _check_vocoder(self, vocoder: Any) -> None:
-        """Raises ValueError for a vocoder of another spectrogram."""
+        """Raises ValueError for what is no vocoder, and for a vocoder of another spectrogram."""
         config = self.config
         if vocoder is None:
             return
+        if not hasattr(vocoder, "decode"):
+            raise ValueError(f"vocoder is a loaded one, load_vocoder(RUN, features), got {vocoder!r}")
         if differences := spectrogram_differences(vocoder.config, config.features, config.floor):
             raise ValueError(f"the vocoder is for other spectrograms, with {', '.join(differences)}")
 
@@ -239,6 +271,22 @@ class SpeechSynthesizer(TrainedModel):
                 raise ValueError(
                     f"{self.path} speaks texts of up to {tokenize.max_length} tokens, this one has {tokens}: {text!r}"
                 )
+
+
+def _total_frames(speech: Utterances) -> np.ndarray:
+    """The number of frames ``[N]`` that each utterance has if it is not cut."""
+    return np.array([durations.sum() for durations in speech.durations])
+
+
+def _replace(speech: Utterances, rows: np.ndarray, replacements: Utterances) -> Utterances:
+    """The utterances with ``replacements`` in place of those at ``rows``."""
+    fields = {}
+    for name, old in speech._asdict().items():
+        if old is not None:
+            fields[name] = list(old)
+            for row, new in zip(rows.tolist(), getattr(replacements, name), strict=True):
+                fields[name][row] = new
+    return speech._replace(**fields)
 
 
 def _one_for_each(name: str, value: Any, count: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from xmodal_jax.core.text_files import printable
 from xmodal_jax.data.media import BLOCK_SECONDS, decode_audio_blocks, resample_blocks
 from xmodal_jax.data.open import DataOptions
 from xmodal_jax.evaluation.text import LanguageModelConfig, TextGenerator, read_language_model
-from xmodal_jax.inference.inputs import as_list, check_sound, to_float_samples
+from xmodal_jax.inference.inputs import as_list, check_sound, to_float_samples, warn_unknown_words
 from xmodal_jax.inference.long_audio import (
     BLANK,
     LabelPredictor,
@@ -241,7 +241,8 @@ class SpeechRecognizer(TextModel):
         """When the words of known texts are said: of a recording and its transcript, or of subtitles without times.
 
         The most probable path of CTC for the labels of each text (`core.alignment.ctc_alignment`) through the tokens
-        that `transcribe_long` would decode. Texts are normalised as those of training were. Memory and time grow with
+        that `transcribe_long` would decode. Texts are normalised as those of training were. A word that the tokenizer
+        does not know is left out, with a warning. Memory and time grow with
         the product of the lengths of recording and text: recordings of minutes.
 
         Args:
@@ -267,6 +268,7 @@ class SpeechRecognizer(TextModel):
             )
         recogniser = self._label_predictor()
         tokenize = self.format.transform.tokenize
+        warn_unknown_words(texts, tokenize)
         transcripts = []
         for k, (recording, text) in enumerate(zip(recordings, texts, strict=True)):
             clean = text if tokenize.clean is None else tokenize.clean(text)

@@ -25,7 +25,7 @@ from xmodal_jax.data.media import (
 from xmodal_jax.inference.index import Index
 from xmodal_jax.inference.long_audio import Transcript
 from xmodal_jax.inference.subtitles import SUBTITLE_WRITERS
-from xmodal_jax.inference.translators import SpokenText, Translator
+from xmodal_jax.inference.translators import SpokenText, Translator, VoiceOptions
 from xmodal_jax.report.page import Audio, png
 from xmodal_jax.train.run import write_atomic
 from xmodal_jax.types import kind_of
@@ -134,6 +134,7 @@ def find_chain(
     further_inputs: Sequence[Any] = (),
     class_name: str | None = None,
     times: bool = False,
+    voice: VoiceOptions | None = None,
 ) -> list[Translator]:
     """The shortest chain of translators from one modality to another, by breadth-first search; each is used at most
     once.
@@ -141,7 +142,8 @@ def find_chain(
     ``source`` may be the kind of a modality with another name, such as image of image_sketch, if no translator takes
     the kind itself. ``further_inputs``: all of which some translator of the chain must take. ``class_name``: of
     the examples, on which some translator of the chain must be conditional. ``times``: whether the first translator
-    must say when words are said (`Translator.has_times`).
+    must say when words are said (`Translator.has_times`). ``voice``: if it is not the default, some translator of the
+    chain must synthesise speech; None: the default.
 
     Raises:
       ValueError: there is none.
@@ -161,6 +163,13 @@ def find_chain(
                 if class_name is not None and not any(t.classes for t in chain):
                     raise ValueError(
                         f"--class {class_name}: none of the runs from {source} to {target} is conditional on a class"
+                    )
+                options = vars(VoiceOptions() if voice is None else voice)
+                changed = [name for name, value in options.items() if value != getattr(VoiceOptions, name)]
+                if changed and not any(t.speakers for t in chain):
+                    raise ValueError(
+                        f"--{changed[0]}: none of the runs from {source} to {target} synthesises speech: give a run of "
+                        "speech_synthesis.py"
                     )
                 if times and not chain[0].has_times:
                     raise ValueError(

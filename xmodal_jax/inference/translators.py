@@ -258,14 +258,15 @@ def _recognition_translators(model: Any, options: TranslationOptions) -> list[Tr
 
 
 def _with_times(model: Any, recording: tuple[np.ndarray, int], text: str) -> SpokenText:
-    """A text with the times of its words in a recording; those of CTC's words, if the text has more labels than the
-    recording has tokens."""
+    """A text with the times of its words in a recording. If the text has more labels than the recording has tokens,
+    it cannot have been said, and the words of CTC's best path take its place."""
     if not text:
         return SpokenText(text, ())
     try:
         (transcript,) = model.align(recording, text)
     except ValueError:
         (transcript,) = model.transcribe_long(recording)
+        return SpokenText(*transcript)
     return SpokenText(text, transcript.words)
 
 

@@ -96,7 +96,8 @@ PADDING_SECONDS = 0.02
 
 
 class PauseDetector:
-    """Tells speech from pauses by the level of the samples.
+    """Tells speech from pauses by the level of the samples: the mean power of a frame without its mean, as some
+    recordings have an offset.
 
     A frame of 10 ms is speech if it is at least `SPEECH_DB` louder than the background: the lowest level, averaged over
     50 ms, of the last `FLOOR_SECONDS` (as the noise floor of Martin 2001, IEEE Transactions on Speech and Audio
@@ -114,7 +115,7 @@ class PauseDetector:
 
     def is_speech(self, frame: np.ndarray) -> bool:
         """Whether the next frame, int16 ``[sample_rate / 100]``, is speech."""
-        power = max(float(np.mean(np.square(frame, dtype=np.float64))) / 32768**2, 10 ** (LOWEST_DB / 10))
+        power = max(float(np.var(frame, dtype=np.float64)) / 32768**2, 10 ** (LOWEST_DB / 10))
         self._powers.append(power)
         average = sum(self._powers) / SMOOTHED_FRAMES
         while self._lowest and self._lowest[-1][1] >= average:

@@ -56,8 +56,10 @@ def yin(
     Am. 111(4), eq. 6 to 8 and steps 2 to 5. A frame is voiced if ``d'`` at the period is below ``voicing_threshold``
     and the frame is not silent.
 
-    Frame t is centred on sample ``t * hop``, as in `audio.stft`; beyond its ends the waveform is zero. The difference
-    function is computed by an FFT.
+    Frame t, of ``W`` samples and the longest period, is centred on sample ``t * hop``, as in `audio.stft`; beyond its
+    ends the waveform is zero. The sums begin with the frame, so that a short period is measured early, by half the
+    difference to the longest one: 6 ms at 200 Hz if ``f_min`` is 60 Hz. The difference function is computed by an FFT.
+    A constant added to the waveform changes nothing but the frames at its ends.
 
     Args:
       waveform: int16 PCM, or floats in [-1, 1].
@@ -69,7 +71,8 @@ def yin(
       window: ``W``, in samples; None: 40 ms, or a period of ``f_min`` if that is longer.
       threshold: of ``d'``, for the choice of the lag.
       voicing_threshold: of ``d'`` at the chosen lag. The larger it is, the more frames are voiced.
-      silence_db: frames this far (in dB of mean power) below the loudest frame of the waveform are not voiced.
+      silence_db: frames this far (in dB of mean power, without their mean) below the loudest frame of the waveform
+        are not voiced.
 
     Raises:
       ValueError: the frequencies are not ``0 < f_min < f_max <= sample_rate / 4``, or ``hop`` or ``window`` is not
@@ -193,11 +196,15 @@ def _analyse(waveform, mask, sample_rate, hop, f_min, f_max, window, silence_db)
         raise ValueError(f"hop and window must be at least 1 sample, got {hop} and {window}")
     samples, frame_mask = valid_samples(waveform, mask, hop)
     frames = split_frames(samples, window + longest + 1, hop)
+    total_power = jnp.square(frames).mean(axis=-1)
+    # Differences do not depend on the mean, but lose digits by it.
+    frames = frames - frames.mean(axis=-1, keepdims=True)
     # Lags from 0 to the longest period and one more, so that both ends of the range can be a local minimum.
     normalised = _normalised_difference(frames, window, longest + 1)
     power = jnp.square(frames).mean(axis=-1)
     loudest = jnp.max(jnp.where(frame_mask, power, 0.0), axis=1, keepdims=True)
-    is_loud = (power > 0) & (power >= loudest * 10 ** (silence_db / 10))
+    # A frame of one value is silent: what is left of it is rounding, far below 1e-9 of its power.
+    is_loud = (power > 1e-9 * total_power) & (power >= loudest * 10 ** (silence_db / 10))
     return _Analysis(normalised, shortest, longest, frame_mask, frame_mask & is_loud)
 
 

@@ -36,6 +36,8 @@ LETTERS = {"en": "a-z", "es": "a-zñáéíóúü"}
 """Letters of the words that the voices of a language can read."""
 SILENCE = 0.01
 """Samples below this share of the largest are silence."""
+ATTEMPTS = 20
+"""Texts that are drawn for an utterance until its voice can speak one: MBROLA's voices lack some sounds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,8 @@ def draw_text(words: list[str], args: Arguments, rng: np.random.Generator) -> st
 def write_split(
     folder: pathlib.Path, words: list[str], count: int, weights: dict, args: Arguments, seed
 ) -> None:
-    """Writes ``count`` utterances of ``words``. What a voice cannot speak is left out, and their number printed."""
+    """Writes ``count`` utterances of ``words``. Where a voice cannot speak a text it speaks another one, so that each
+    voice speaks as often as ``weights`` say; the number of those that are left out after `ATTEMPTS` is printed."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     chances = np.array(list(weights.values())) / sum(weights.values())
@@ -167,15 +170,20 @@ def write_split(
     silences = rng.uniform(0, 0.2, (count, 2))
 
     def utter(i: int) -> dict | None:
-        """Writes utterance i, and returns its line of metadata.jsonl."""
-        try:
-            samples = speak(args.language, str(speakers[i]), texts[i], *varied[i])
-        except ValueError:
+        """Writes utterance i, and returns its line of metadata.jsonl; None: its voice can speak none of the texts."""
+        text, redraw = texts[i], np.random.default_rng((*seed, i))
+        for _ in range(ATTEMPTS):
+            try:
+                samples = speak(args.language, str(speakers[i]), text, *varied[i])
+                break
+            except ValueError:
+                text = draw_text(words, args, redraw)
+        else:
             return None
         padded = np.pad(samples * (0.7 / np.abs(samples).max()), (silences[i] * RATE).astype(int))
         name = f"{i:06d}.wav"
         soundfile.write(folder / name, padded, RATE, subtype="PCM_16")
-        return {"file_name": name, "text": texts[i], "speaker": str(speakers[i])}
+        return {"file_name": name, "text": text, "speaker": str(speakers[i])}
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         lines = [line for line in tqdm(pool.map(utter, range(count)), total=count, desc=folder.name) if line]

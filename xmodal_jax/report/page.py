@@ -484,7 +484,9 @@ def _td(value: Any) -> str:
     """The HTML of a table cell: media, a number or words."""
     if isinstance(value, Item):
         return f"<td>{_cell(*value)}</td>"  # content and caption
-    if isinstance(value, Audio | MarkedText) or (isinstance(value, np.ndarray) and value.ndim in (3, 4)):
+    if isinstance(value, MarkedText):
+        return f'<td class="words">{_cell(value)}</td>'
+    if isinstance(value, Audio) or (isinstance(value, np.ndarray) and value.ndim in (3, 4)):
         return f"<td>{_cell(value)}</td>"
     if isinstance(value, Highlighted):
         return f'<td class="number best">★ {_escape(value.text)}</td>'
@@ -636,7 +638,7 @@ td.best{font-weight:700;color:var(--right)}
 .beside .query{grid-template-columns:minmax(0,1fr);gap:.6rem}
 .beside .hits{grid-template-columns:repeat(auto-fill,minmax(86px,1fr))}
 td .tile{width:84px}
-td .audio{width:176px}
+td .audio{width:132px}
 td.words{min-width:9rem;overflow-wrap:anywhere;white-space:pre-line}
 mark{background:none;color:var(--wrong);font-weight:650;text-decoration:underline wavy 1px}
 del{color:var(--muted)}
